@@ -1,0 +1,1 @@
+"""Asyncio building blocks: named background tasks and cleanup that survives cancellation."""

@@ -1,0 +1,153 @@
+"""The node's configuration: one TOML file, checked once, with a default for everything.
+
+`kindling run` reads it (by default /etc/kindling/kindling.toml), resolves paths and writes the
+result as JSON for the supervisor and the worker. Every path, port and socket can be changed, so
+that two agents fit on one host. A wrong value is refused with its field and the way out.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agent.errors import InvalidSpec, Problem
+
+DEFAULT_FILE = Path("/etc/kindling/kindling.toml")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Paths(_Section):
+    """Where things lie. `run` must be on tmpfs; `lib` holds the private binaries."""
+
+    data: Path = Path("/var/lib/kindling")
+    run: Path = Path("/run/kindling")
+    lib: Path = Path("/usr/lib/kindling")
+    slots: Path = Path("/var/lib/kindling/slots")
+
+
+class Node(_Section):
+    """Who this node says it is; the names go into headers and environments of the contracts."""
+
+    name: str = Field(default="node", pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
+    region: str = "local"
+    account_id: str = "0"
+    app_id: str = "0"
+    uin: str = "0"
+
+
+class Invoke(_Section):
+    """The callers' door. An empty `listen` closes TCP; an empty `domain` turns Host routing off."""
+
+    listen: str = "127.0.0.1:8080"
+    socket: str = "invoke.sock"
+    domain: str = ""
+    max_connections: int = Field(default=10_000, ge=1)
+    idle_timeout_s: float = Field(default=75.0, gt=0)
+    head_timeout_s: float = Field(default=30.0, gt=0)
+
+
+class Admin(_Section):
+    """The operators' door: health and metrics."""
+
+    listen: str = "127.0.0.1:8081"
+    socket: str = "admin.sock"
+
+
+class Grpc(_Section):
+    """The scheduler's door: two unix sockets, full authority and read-only."""
+
+    socket: str = "kindling.sock"
+    readonly_socket: str = "kindling-ro.sock"
+    max_connections: int = Field(default=256, ge=1)
+
+
+class Network(_Section):
+    """Function networks: one veth per instance on a bridge inside the detached namespace."""
+
+    subnet: str = "172.30.0.0/16"
+    bridge: str = Field(default="kd0", pattern=r"^[a-z][a-z0-9]{0,11}$")
+    warm_slots: int = Field(default=8, ge=0, le=512)
+    mtu: int = Field(default=1500, ge=576, le=65520)
+
+
+class Storage(_Section):
+    """The writable layer of instances: provisioned slots, or tmpfs counted as their memory."""
+
+    writable: Literal["slots", "tmpfs"] = "slots"
+    inodes: int = Field(default=65536, ge=1024)
+
+
+class Runtime(_Section):
+    """How containers are made. `shims` 0 means two anchored shims per core."""
+
+    binary: Literal["auto", "crun", "runc"] = "auto"
+    shims: int = Field(default=0, ge=0, le=64)
+    anchored: bool = True
+    create_timeout_s: float = Field(default=20.0, gt=0)
+    max_instances: int = Field(default=512, ge=1, le=1023)
+    parallel_starts: int = Field(default=8, ge=1, le=64)
+
+
+class Limits(_Section):
+    """Bounds on what the node keeps and how long it waits."""
+
+    max_functions: int = Field(default=1000, ge=1)
+    memory_mb: int = Field(default=0, ge=0)
+    stop_timeout_s: float = Field(default=20.0, gt=0, le=600)
+    zombie_s: float = Field(default=30.0, gt=0)
+    log_bytes: int = Field(default=1 << 20, ge=4096)
+    calls_kept: int = Field(default=10_000, ge=1)
+
+
+class NodeConfig(_Section):
+    """The whole configuration of one agent."""
+
+    paths: Paths = Paths()
+    node: Node = Node()
+    invoke: Invoke = Invoke()
+    admin: Admin = Admin()
+    grpc: Grpc = Grpc()
+    network: Network = Network()
+    storage: Storage = Storage()
+    runtime: Runtime = Runtime()
+    limits: Limits = Limits()
+    volumes: dict[str, Path] = Field(default_factory=dict)
+
+    def socket_path(self, name: str) -> Path:
+        """Return the absolute path of a socket given relative to the run directory."""
+        return self.paths.run / name
+
+
+def load(path: Path | None) -> NodeConfig:
+    """Read and check a configuration file.
+
+    With None the default file is read if it exists, else everything has its default. Raises
+    InvalidSpec naming each wrong field, or the file and line that is not TOML.
+    """
+    if path is None:
+        if not DEFAULT_FILE.exists():
+            return NodeConfig()
+        path = DEFAULT_FILE
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise InvalidSpec([Problem(str(path), f"cannot be read: {reason}")]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSpec([Problem(str(path), f"is not TOML: {error}")]) from error
+    try:
+        return NodeConfig.model_validate(data)
+    except ValidationError as error:
+        raise InvalidSpec(
+            [
+                Problem(".".join(str(part) for part in item["loc"]), item["msg"])
+                for item in error.errors()
+            ]
+        ) from error

@@ -1,0 +1,1 @@
+"""Platform dialects, pure: nothing outside this room knows a platform by name."""

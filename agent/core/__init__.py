@@ -1,0 +1,1 @@
+"""The rules, pure: they take `now` and plain values and return what should happen."""

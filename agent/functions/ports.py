@@ -1,0 +1,127 @@
+"""What the gateway sees of the functions room, and what the functions room needs from above.
+
+The warm path is synchronous: `Target.acquire` returns a lease at once when an instance has room.
+Otherwise the waiter is queued and told by callback; no task exists per waiting call. Connections to
+instances are made by whoever composes the agent (`Connector`), so that this room needs no HTTP.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agent.contracts.base import Call, CallReport, Contract, Headers, Reply
+from agent.model.failure import Failure
+from agent.model.records import ColdStart, FunctionVersion
+
+
+class Connection(Protocol):
+    """A keep-alive HTTP/1.1 connection to one instance, idle or in a call."""
+
+    @property
+    def usable(self) -> bool:
+        """False once either side has closed it."""
+
+    def close(self) -> None:
+        """Close it; safe to call twice."""
+
+    async def roundtrip(
+        self, head: bytes, body: bytes, deadline: float
+    ) -> tuple[int, Headers, bytes]:
+        """Send one request and return status, headers and the whole body (bounded).
+
+        Used for hooks. `deadline` is absolute loop time. Raises FunctionFailed(BAD_RESPONSE) when
+        the connection breaks or the answer is no HTTP, TimeoutError past the deadline.
+        """
+
+
+class Connector(Protocol):
+    """Makes connections out of sockets that live in the functions' network."""
+
+    async def adopt(self, sock: socket.socket) -> Connection:
+        """Take over a connected, non-blocking socket."""
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """An instance as the gateway uses it. `idle` holds its idle connections, newest last."""
+
+    id: str
+    address: str
+    port: int
+    idle: list[Connection] = field(default_factory=list)
+    single: bool = False
+    """True once the instance proved to serve one connection only."""
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The right to send one request to one instance; released exactly once.
+
+    `cold_start` is set only on the lease of the call that caused the start.
+    """
+
+    endpoint: Endpoint
+    taken_at: float
+    cold_start: ColdStart | None = None
+
+
+class Waiter(Protocol):
+    """A call that waits for an instance. Exactly one of the two is called, once."""
+
+    def granted(self, lease: Lease) -> None:
+        """An instance is free for this call now."""
+
+    def refused(self, failure: Failure) -> None:
+        """There will be no instance for this call, and why."""
+
+
+class Target(Protocol):
+    """One function version as calls see it."""
+
+    version: FunctionVersion
+    contract: Contract
+
+    def acquire(self, waiter: Waiter) -> Lease | None:
+        """Return a lease at once, or queue the waiter and return None.
+
+        Raises FunctionFailed with the failure (QUEUE_FULL, DRAINING, NO_CAPACITY …) when it can
+        do neither. Queue deadlines are kept here: the waiter is refused in time.
+        """
+
+    def abandon(self, waiter: Waiter) -> None:
+        """Forget a waiter whose caller has gone. Unknown waiters are ignored."""
+
+    def release(
+        self, lease: Lease, call: Call, failure: Failure | None = None, *, recycle: bool = False
+    ) -> CallReport:
+        """Give the lease back; the next waiter may be granted within this call.
+
+        `recycle` ends the instance (a timed-out call at concurrency 1, a broken exchange).
+        Raises Bug on a second release.
+        """
+
+    def deliver_log_before(self, lease: Lease, call: Call) -> None:
+        """Write the platform's line before a call, where the contract has one."""
+
+    async def explain(self, lease: Lease, waited_s: float) -> Failure:
+        """Say why an exchange broke: waits up to 0.5 s for the instance's exit.
+
+        Returns EXITED or OUT_OF_MEMORY with exit code, signal and last log lines, or BAD_RESPONSE
+        when the instance lives.
+        """
+
+    async def run_job(self, call: Call, event: bytes) -> Reply:
+        """Run a job for this call and return the contract's reply.
+
+        Returns when it has started or ended, as the contract says. Only for kind `job`. Raises
+        FunctionFailed, Overloaded or InvalidSpec.
+        """
+
+
+class Catalog(Protocol):
+    """Finds what is deployed."""
+
+    def find(self, name: str, qualifier: str) -> Target:
+        """Return the target; raises NotFound naming the function and what is there instead."""
