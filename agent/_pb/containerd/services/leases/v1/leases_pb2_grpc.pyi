@@ -1,0 +1,26 @@
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+from agent._pb.containerd.services.leases.v1 import leases_pb2 as _containerd_services_leases_v1_leases_pb2
+from google.protobuf import empty_pb2 as _google_protobuf_empty_pb2
+
+class LeasesStub:
+    def __init__(self, channel: grpc.aio.Channel) -> None: ...
+    Create: grpc.aio.UnaryUnaryMultiCallable[_containerd_services_leases_v1_leases_pb2.CreateRequest, _containerd_services_leases_v1_leases_pb2.CreateResponse]
+    Delete: grpc.aio.UnaryUnaryMultiCallable[_containerd_services_leases_v1_leases_pb2.DeleteRequest, _google_protobuf_empty_pb2.Empty]
+    List: grpc.aio.UnaryUnaryMultiCallable[_containerd_services_leases_v1_leases_pb2.ListRequest, _containerd_services_leases_v1_leases_pb2.ListResponse]
+    AddResource: grpc.aio.UnaryUnaryMultiCallable[_containerd_services_leases_v1_leases_pb2.AddResourceRequest, _google_protobuf_empty_pb2.Empty]
+    DeleteResource: grpc.aio.UnaryUnaryMultiCallable[_containerd_services_leases_v1_leases_pb2.DeleteResourceRequest, _google_protobuf_empty_pb2.Empty]
+    ListResources: grpc.aio.UnaryUnaryMultiCallable[_containerd_services_leases_v1_leases_pb2.ListResourcesRequest, _containerd_services_leases_v1_leases_pb2.ListResourcesResponse]
+
+class LeasesServicer:
+    async def Create(self, request: _containerd_services_leases_v1_leases_pb2.CreateRequest, context: grpc.aio.ServicerContext[_containerd_services_leases_v1_leases_pb2.CreateRequest, _containerd_services_leases_v1_leases_pb2.CreateResponse]) -> _containerd_services_leases_v1_leases_pb2.CreateResponse: ...
+    async def Delete(self, request: _containerd_services_leases_v1_leases_pb2.DeleteRequest, context: grpc.aio.ServicerContext[_containerd_services_leases_v1_leases_pb2.DeleteRequest, _google_protobuf_empty_pb2.Empty]) -> _google_protobuf_empty_pb2.Empty: ...
+    async def List(self, request: _containerd_services_leases_v1_leases_pb2.ListRequest, context: grpc.aio.ServicerContext[_containerd_services_leases_v1_leases_pb2.ListRequest, _containerd_services_leases_v1_leases_pb2.ListResponse]) -> _containerd_services_leases_v1_leases_pb2.ListResponse: ...
+    async def AddResource(self, request: _containerd_services_leases_v1_leases_pb2.AddResourceRequest, context: grpc.aio.ServicerContext[_containerd_services_leases_v1_leases_pb2.AddResourceRequest, _google_protobuf_empty_pb2.Empty]) -> _google_protobuf_empty_pb2.Empty: ...
+    async def DeleteResource(self, request: _containerd_services_leases_v1_leases_pb2.DeleteResourceRequest, context: grpc.aio.ServicerContext[_containerd_services_leases_v1_leases_pb2.DeleteResourceRequest, _google_protobuf_empty_pb2.Empty]) -> _google_protobuf_empty_pb2.Empty: ...
+    async def ListResources(self, request: _containerd_services_leases_v1_leases_pb2.ListResourcesRequest, context: grpc.aio.ServicerContext[_containerd_services_leases_v1_leases_pb2.ListResourcesRequest, _containerd_services_leases_v1_leases_pb2.ListResourcesResponse]) -> _containerd_services_leases_v1_leases_pb2.ListResourcesResponse: ...
+
+def add_LeasesServicer_to_server(servicer: LeasesServicer, server: grpc.aio.Server) -> None: ...
+
