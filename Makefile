@@ -1,0 +1,73 @@
+# Every developer command of Kindling. `make` prints this list; only `setup/host.sh` needs root.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.locked
+
+.PHONY: help demo test check unit component conformance integration host bench proto fmt lock install images setup undo clean
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: ## set the host up, start the agent, deploy and call one function per contract
+	@setup/demo.sh
+
+test: ## the same set-up, then everything there is: checks, unit, component, conformance, integration
+	@setup/test.sh
+
+check: $(STAMP) ## formatting, lint, types, import rules; no root, no containerd, under a minute
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/style
+
+unit: $(STAMP) ## the rules: no loop, no files
+	@$(BIN)/python -m pytest -q tests/unit
+
+component: $(STAMP) ## one door at a time
+	@$(BIN)/python -m pytest -q tests/component
+
+conformance: $(STAMP) ## golden transcripts, one per documented behaviour of a platform
+	@$(BIN)/python -m pytest -q tests/conformance
+
+integration: $(STAMP) images ## the real containerd, netlink, cgroups and storage (root, host set up)
+	@$(BIN)/python -m pytest -q tests/integration
+
+host: ## the installed unit on a real systemd host in a VM
+	@echo "make host: [pending] comes with the hosts work; see SPECIFICATION.md" >&2; exit 1
+
+bench: $(STAMP) images ## cold start and warm path against peers (root, host set up with --dev)
+	@$(BIN)/python -m bench
+
+proto: $(STAMP) ## generate agent/_pb from proto/
+	@$(BIN)/python proto/generate.py
+
+fmt: $(STAMP) ## format and mend what ruff can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: ## pin the dependencies anew
+	@setup/lock.sh
+
+install: ## (re)install the agent below /usr/lib/kindling (root)
+	@setup/install.sh
+
+images: ## build the sample images from the host's own packages
+	@$(PYTHON) images/build.py
+
+setup: ## prepare this host (root); see setup/host.sh --help
+	@setup/host.sh --dev
+
+undo: ## take everything back that setup did (root)
+	@setup/host.sh --undo
+
+clean: ## remove what make made in this directory
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/.cache bench/out
+
+$(STAMP): requirements-dev.lock
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
