@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.locked
 
-.PHONY: help demo test check unit component conformance integration host bench proto fmt lock install images setup undo clean
+.PHONY: help demo test check unit component conformance integration bench proto fmt lock install images setup undo clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,9 +35,6 @@ conformance: $(STAMP) ## golden transcripts, one per documented behaviour of a p
 
 integration: $(STAMP) images ## the real containerd, netlink, cgroups and storage (root, host set up)
 	@$(BIN)/python -m pytest -q tests/integration
-
-host: ## the installed unit on a real systemd host in a VM
-	@echo "make host: [pending] comes with the hosts work; see SPECIFICATION.md" >&2; exit 1
 
 bench: $(STAMP) images ## cold start and warm path against peers (root, host set up with --dev)
 	@$(BIN)/python -m bench
