@@ -17,7 +17,7 @@ from pathlib import Path
 import google.rpc.status_pb2
 import grpc_tools  # type: ignore[import-untyped]
 from google.protobuf import descriptor_pb2
-from grpc_tools import protoc  # type: ignore[import-untyped]
+from grpc_tools import protoc
 
 SOURCE = Path(__file__).resolve().parent
 TARGET = SOURCE.parent / "agent" / "_pb"
