@@ -1,6 +1,7 @@
 """agent/_pb is what `make proto` makes of proto/ today."""
 
 import filecmp
+from collections.abc import Mapping
 from pathlib import Path
 
 from google.protobuf.descriptor import Descriptor
@@ -32,7 +33,7 @@ def test_generated_imports_stay_below_our_package() -> None:
             assert "\nfrom worker" not in path.read_text()
 
 
-def _messages(messages: dict[str, Descriptor]) -> list[Descriptor]:
+def _messages(messages: Mapping[str, Descriptor]) -> list[Descriptor]:
     nested = [found for one in messages.values() for found in _messages(one.nested_types_by_name)]
     return [*messages.values(), *nested]
 
