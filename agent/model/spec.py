@@ -1,0 +1,205 @@
+"""FunctionSpec: what a function is, with every default filled in, checked once at the border.
+
+`parse_spec` takes what TOML, JSON or proto gave (the names are the same in all three) and either
+returns a whole, frozen spec or raises InvalidSpec with every problem at once. `canonical` is its
+stable form: equal bytes mean an equal version. Types are checked by `model/spec_shape.py`, defaults
+filled by `spec_defaults.py`, rules kept in `spec_rules.py`, figures in `limits.py`; reading TOML is
+`spec_text.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent.errors import InvalidSpec
+from agent.model.spec_defaults import PLACEHOLDERS, with_defaults
+from agent.model.spec_rules import broken_rules
+from agent.model.spec_shape import plain, shaped
+
+Kind = Literal["event", "http", "job"]
+ContractName = Literal["fc", "fc2", "scf-web", "scf-job", "vercel"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+class Secret(_Table):
+    """An environment variable whose value is given once, or read from a file of the node."""
+
+    name: str
+    value: str | None = Field(default=None, repr=False)
+    file: str | None = None
+
+
+class Mount(_Table):
+    """A volume of the node's config, bound at `target` inside the container."""
+
+    volume: str
+    target: str
+    read_only: bool = False
+
+
+class Scaling(_Table):
+    """How many instances there are. `freeze_after_ms` None: idle instances are not frozen."""
+
+    min: int
+    max: int
+    standby: int
+    idle_s: float
+    freeze_after_ms: int | None
+
+
+class HookSpec(_Table):
+    """One hook: a path of the function's own server, and how long it may take."""
+
+    path: str
+    timeout_s: float
+
+
+class Hooks(_Table):
+    """The hooks that are turned on; None is off."""
+
+    initialize: HookSpec | None = None
+    pre_stop: HookSpec | None = None
+    pre_freeze: HookSpec | None = None
+
+
+class HealthCheck(_Table):
+    """A GET that the platform repeats while an instance runs."""
+
+    path: str
+    initial_delay_s: float
+    period_s: float
+    timeout_s: float
+    failure_threshold: int
+    success_threshold: int
+
+
+class Registry(_Table):
+    """How to reach the image. Name, password and token are never stored (see `canonical`)."""
+
+    username: str = ""
+    password: str = Field(default="", repr=False)
+    identity_token: str = Field(default="", repr=False)
+    ca_pem: str = Field(default="", repr=False)
+    credential_command: tuple[str, ...] = ()
+
+
+class AsyncCalls(_Table):
+    """Retries, age and destinations (HTTP URLs, empty for none) of accepted calls."""
+
+    max_retries: int
+    max_age_s: float
+    on_success: str = ""
+    on_failure: str = ""
+
+
+class FunctionSpec(_Table):
+    """A function as deployed. Made by `parse_spec` only: it fills defaults and checks the rules.
+
+    `version` is None unless the deploy names one. `port` is 0 for jobs. `command` and `args`
+    override the image's ENTRYPOINT and CMD when not None.
+    """
+
+    name: str
+    version: int | None
+    image: str
+    contract: ContractName
+    kind: Kind
+    command: tuple[str, ...] | None
+    args: tuple[str, ...] | None
+    env: dict[str, str]
+    secrets: tuple[Secret, ...]
+    mounts: tuple[Mount, ...]
+    port: int
+    user: str
+    memory_mb: int
+    cpu_millis: int
+    pids: int
+    disk_mb: int
+    timeout_s: float
+    startup_timeout_s: float
+    concurrency: int
+    max_queue: int
+    queue_timeout_s: float
+    environment: Literal["production", "preview"]
+    scaling: Scaling
+    hooks: Hooks
+    health_check: HealthCheck | None
+    egress: Literal["all", "none"] | tuple[str, ...]
+    acceleration: Literal["auto", "lazy", "eager"]
+    registry: Registry
+    async_calls: AsyncCalls
+    on_client_cancel: Literal["keep", "signal", "recycle"]
+    labels: dict[str, str]
+
+    @property
+    def memory_bytes(self) -> int:
+        """The hard memory limit."""
+        return self.memory_mb << 20
+
+
+_NEVER_STORED = {"username", "password", "identity_token"}
+
+
+def canonical(spec: FunctionSpec) -> bytes:
+    """Return the spec as stable JSON: what is stored, and what version equality compares.
+
+    Left out are the version number (it is the answer, not the question) and the registry's
+    credentials, which live in memory only. `parse_spec(json.loads(...))` gives the spec back.
+    """
+    data = spec.model_dump(mode="json", exclude={"version": True, "registry": _NEVER_STORED})
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest(spec: FunctionSpec) -> str:
+    """Return the SHA-256 of the canonical form, in hex."""
+    return hashlib.sha256(canonical(spec)).hexdigest()
+
+
+def public(spec: FunctionSpec) -> dict[str, object]:
+    """Return the spec as plain JSON values with every secret and credential left out."""
+    data: dict[str, object] = spec.model_dump(mode="json", exclude={"registry": _NEVER_STORED})
+    data["secrets"] = [{"name": secret.name} for secret in spec.secrets]
+    return data
+
+
+def restored(data: bytes, version: int) -> FunctionSpec:
+    """Read back what `canonical` wrote, as the version it became.
+
+    Defaults are those it was deployed with. Raises InvalidSpec if a newer or damaged store holds
+    something this agent would not deploy.
+    """
+    return parse_spec({**json.loads(data), "version": version})
+
+
+def parse_spec(data: object) -> FunctionSpec:
+    """Check what a deploy gave and return the whole spec.
+
+    Raises InvalidSpec with every problem at once.
+
+    `data` is a mapping of plain values (str, int, float, bool, list, mapping, None; None means
+    not given). Numbers are never taken from text, except `version`; in `env` and `labels` a whole
+    number becomes its text.
+    """
+    raw, problems = plain(data)
+    spec, wrong = shaped(FunctionSpec, raw, with_defaults, PLACEHOLDERS)
+    problems += wrong
+    told = {problem.field for problem in problems}
+    problems += [p for p in broken_rules(spec, told) if not _told(p.field, told)]
+    if problems:
+        raise InvalidSpec(problems)
+    return spec
+
+
+def _told(field: str, told: set[str]) -> bool:
+    """Say whether a problem at this field, or at a table above it, is already told."""
+    parts = field.replace("[", ".").split(".")
+    return any(".".join(parts[:n]) in told for n in range(1, len(parts) + 1))
