@@ -1,0 +1,84 @@
+"""containerd as the agent sees it: one object, one member per kind of thing.
+
+It owns the channel and hands it to the modules that hold the verbs. It starts nothing and decides
+nothing; `agent/sandbox` puts the verbs in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from google.protobuf import empty_pb2
+
+from agent._pb.containerd.services.namespaces.v1 import namespace_pb2
+from agent._pb.containerd.services.namespaces.v1 import namespace_pb2_grpc as namespace_rpc
+from agent._pb.containerd.services.version.v1 import version_pb2_grpc as version_rpc
+from agent.containerd.containers import Containers
+from agent.containerd.content import Content
+from agent.containerd.door import Door
+from agent.containerd.events import Subscription
+from agent.containerd.images import Images
+from agent.containerd.leases import Leases
+from agent.containerd.sandboxes import Sandboxes
+from agent.containerd.snapshots import Snapshots
+from agent.containerd.tasks import Tasks
+from agent.errors import AlreadyExists, RuntimeUnavailable
+
+NAMESPACE = "kindling"
+LOOK_EVERY_S = 0.05
+
+
+class Containerd:
+    """A containerd behind its unix socket, in one of its namespaces."""
+
+    def __init__(self, socket: Path, namespace: str = NAMESPACE) -> None:
+        self.door = Door(socket, namespace)
+        self.content = Content(self.door)
+        self.snapshots = Snapshots(self.door)
+        self.images = Images(self.door, self.content, self.snapshots)
+        self.containers = Containers(self.door)
+        self.tasks = Tasks(self.door)
+        self.sandboxes = Sandboxes(self.door)
+        self.leases = Leases(self.door)
+        self._version = version_rpc.VersionStub(self.door.channel)
+        self._namespaces = namespace_rpc.NamespacesStub(self.door.channel)
+
+    async def ready(self, deadline: float) -> str:
+        """Wait until containerd answers; returns its version and makes our namespace.
+
+        `deadline` is the loop's time. Raises RuntimeUnavailable with the last reason.
+        """
+        version = await self._first_answer(deadline)
+        namespace = namespace_pb2.Namespace(name=self.door.namespace)
+        request = namespace_pb2.CreateNamespaceRequest(namespace=namespace)
+        with contextlib.suppress(AlreadyExists):
+            await self.door.call(
+                self._namespaces.Create, request, "create the namespace", deadline=deadline
+            )
+        return version
+
+    def events(self) -> Subscription:
+        """Return a new subscription to events, not yet open."""
+        return Subscription(self.door)
+
+    async def close(self) -> None:
+        """Close the connection; close subscriptions before."""
+        await self.door.close()
+
+    async def _first_answer(self, deadline: float) -> str:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                reply = await self.door.call(
+                    self._version.Version,
+                    empty_pb2.Empty(),
+                    "ask containerd's version",
+                    deadline=deadline,
+                )
+                return str(reply.version)
+            except RuntimeUnavailable:
+                if loop.time() + LOOK_EVERY_S >= deadline:
+                    raise
+            await asyncio.sleep(LOOK_EVERY_S)

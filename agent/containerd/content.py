@@ -1,0 +1,141 @@
+"""Blobs by digest: small ones read whole, any written in pieces, checked by containerd.
+
+A blob stays only while a lease, a label of another blob or an image record refers to it; who
+writes one does so under a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+
+import grpc
+import grpc.aio
+
+from agent._pb.containerd.services.content.v1 import content_pb2 as pb
+from agent._pb.containerd.services.content.v1 import content_pb2_grpc as rpc
+from agent.aio.tasks import finish
+from agent.containerd.door import Door
+from agent.containerd.errors import convert
+from agent.errors import AgentError, AlreadyExists, NotFound, RuntimeUnavailable
+
+# containerd takes messages of up to 16 MiB; larger pieces gain nothing and hold the loop longer.
+PIECE_BYTES = 512 << 10
+ABORT_WITHIN_S = 10.0
+
+
+class Content:
+    """The content store."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._rpc = rpc.ContentStub(door.channel)
+
+    async def size_bytes(self, digest: str, *, deadline: float | None = None) -> int | None:
+        """Return the size of a blob, or None when it is not there."""
+        request = pb.InfoRequest(digest=digest)
+        try:
+            reply = await self._door.call(
+                self._rpc.Info, request, f"look for {digest}", deadline=deadline
+            )
+        except NotFound:
+            return None
+        return int(reply.info.size)
+
+    async def read(self, digest: str, max_bytes: int, *, deadline: float | None = None) -> bytes:
+        """Return a whole blob. Raises NotFound, or RuntimeUnavailable beyond `max_bytes`."""
+        request = pb.ReadContentRequest(digest=digest)
+        pieces: list[bytes] = []
+        length = 0
+        replies = self._door.stream(self._rpc.Read, request, f"read {digest}", deadline=deadline)
+        async for reply in replies:
+            length += len(reply.data)
+            if length > max_bytes:
+                raise RuntimeUnavailable(f"read {digest}: larger than {max_bytes} bytes")
+            pieces.append(reply.data)
+        return b"".join(pieces)
+
+    async def write(
+        self,
+        digest: str,
+        size_bytes: int,
+        pieces: AsyncIterator[bytes],
+        *,
+        lease: str,
+        deadline: float,
+    ) -> bool:
+        """Store a blob; containerd checks size and digest. False when it was there already.
+
+        Raises RuntimeUnavailable, also when the bytes do not have that digest.
+        """
+        what = f"store {digest}"
+        call = self._rpc.Write(
+            metadata=self._door.metadata(lease), timeout=self._door.left_s(deadline)
+        )
+        try:
+            await self._send(call, digest, size_bytes, pieces)
+        except grpc.aio.AioRpcError as error:
+            failure = convert(error, what, str(self._door.socket))
+            if isinstance(failure, AlreadyExists):
+                return False
+            raise failure from error
+        except asyncio.InvalidStateError as error:
+            raise RuntimeUnavailable(f"{what}: containerd closed the stream") from error
+        except asyncio.CancelledError as error:
+            raise self._door.ended(error, what) from error
+        finally:
+            if not call.done():
+                call.cancel()
+                await finish(f"abort {digest}", self._abort(digest), within_s=ABORT_WITHIN_S)
+        return True
+
+    async def _abort(self, digest: str) -> None:
+        """Forget an unfinished write, which would otherwise wait for its continuation."""
+        request = pb.AbortRequest(ref=_ref(digest))
+        with contextlib.suppress(AgentError):
+            await self._door.call(self._rpc.Abort, request, f"abort {digest}")
+
+    async def _send(
+        self,
+        call: grpc.aio.StreamStreamCall[pb.WriteContentRequest, pb.WriteContentResponse],
+        digest: str,
+        size_bytes: int,
+        pieces: AsyncIterator[bytes],
+    ) -> None:
+        # The answer to the first message is an error when the blob is there: ask before sending.
+        ask = pb.WriteContentRequest(
+            action=pb.STAT, ref=_ref(digest), total=size_bytes, expected=digest
+        )
+        await _say(call, ask)
+        offset = 0
+        async for piece in pieces:
+            await _say(call, pb.WriteContentRequest(action=pb.WRITE, offset=offset, data=piece))
+            offset += len(piece)
+        commit = pb.WriteContentRequest(
+            action=pb.COMMIT, offset=offset, total=size_bytes, expected=digest
+        )
+        await _say(call, commit)
+
+    async def labels(self, digest: str, *, deadline: float | None = None) -> Mapping[str, str]:
+        """Return the labels of a blob. Raises NotFound."""
+        request = pb.InfoRequest(digest=digest)
+        reply = await self._door.call(
+            self._rpc.Info, request, f"look for {digest}", deadline=deadline
+        )
+        return dict(reply.info.labels)
+
+
+def _ref(digest: str) -> str:
+    return f"kindling-{digest}"
+
+
+async def _say(
+    call: grpc.aio.StreamStreamCall[pb.WriteContentRequest, pb.WriteContentResponse],
+    message: pb.WriteContentRequest,
+) -> None:
+    """Send one message and take its answer, so that an error is seen at once."""
+    await call.write(message)
+    if await call.read() is grpc.aio.EOF:
+        # The status of an ended call is raised by its next read; EOF alone means status OK.
+        raise RuntimeUnavailable("containerd ended the write early")

@@ -1,0 +1,42 @@
+"""Turns gRPC's errors into the agent's, once, at this door.
+
+Callers ask the class, never the text. What containerd cannot do now is RuntimeUnavailable and may
+be tried again; what it says is missing, taken or not allowed keeps its meaning; a request it finds
+malformed is a bug of ours. The foreign error stays reachable as `__cause__`.
+"""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+
+from agent.errors import (
+    AgentError,
+    AlreadyExists,
+    Bug,
+    FailedPrecondition,
+    NotFound,
+    RuntimeUnavailable,
+)
+
+# containerd repeats the whole chain of causes; more than this helps nobody.
+MAX_DETAIL = 800
+
+_CLASSES: dict[grpc.StatusCode, type[AgentError]] = {
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.INVALID_ARGUMENT: Bug,
+    grpc.StatusCode.OUT_OF_RANGE: Bug,
+}
+
+
+def convert(error: grpc.aio.AioRpcError, what: str, socket: str) -> AgentError:
+    """Return the agent's error for a failed call; `what` says what was asked for."""
+    code = error.code()
+    detail = (error.details() or code.name)[:MAX_DETAIL]
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return RuntimeUnavailable(f"{what}: containerd does not answer at {socket} ({detail})")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return RuntimeUnavailable(f"{what}: containerd did not finish within the time allowed")
+    return _CLASSES.get(code, RuntimeUnavailable)(f"{what}: {detail}")

@@ -1,0 +1,63 @@
+"""Leases: what is being made stays out of the garbage collector's reach while it is made.
+
+Every lease has an end, so that one left by a crash protects nothing for ever; `hold` removes it as
+soon as the work is done. What must stay afterwards hangs on an image record or a gc.root label.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+from agent._pb.containerd.services.leases.v1 import leases_pb2 as pb
+from agent._pb.containerd.services.leases.v1 import leases_pb2_grpc as rpc
+from agent.aio.tasks import finish
+from agent.containerd.door import Door
+from agent.errors import NotFound
+
+EXPIRE_LABEL = "containerd.io/gc.expire"
+RELEASE_WITHIN_S = 10.0
+
+
+class Leases:
+    """Create, list and remove leases."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._rpc = rpc.LeasesStub(door.channel)
+
+    @contextlib.asynccontextmanager
+    async def hold(self, purpose: str, within_s: float) -> AsyncIterator[str]:
+        """Hold a lease, give its id, and remove it at the end even when cancelled.
+
+        It expires by itself a minute after `within_s` seconds should the agent die meanwhile.
+        """
+        id = f"kindling-{purpose}-{secrets.token_hex(6)}"
+        until = datetime.now(UTC) + timedelta(seconds=within_s + 60)
+        labels = {EXPIRE_LABEL: until.isoformat(timespec="seconds").replace("+00:00", "Z")}
+        request = pb.CreateRequest(id=id, labels=labels)
+        await self._door.call(self._rpc.Create, request, f"create lease {id}")
+        try:
+            yield id
+        finally:
+            await finish(f"release lease {id}", self.delete(id), within_s=RELEASE_WITHIN_S)
+
+    async def delete(self, id: str, *, deadline: float | None = None) -> bool:
+        """Remove a lease; False when there was none."""
+        request = pb.DeleteRequest(id=id)
+        try:
+            await self._door.call(
+                self._rpc.Delete, request, f"delete lease {id}", deadline=deadline
+            )
+        except NotFound:
+            return False
+        return True
+
+    async def list(self, *, deadline: float | None = None) -> list[str]:
+        """Return the ids of all leases."""
+        reply = await self._door.call(
+            self._rpc.List, pb.ListRequest(), "list leases", deadline=deadline
+        )
+        return [lease.id for lease in reply.leases]

@@ -1,0 +1,167 @@
+"""Unpacked layers, and the one read-only view per image that containers are built on.
+
+A view is made once per image and kept by a gc.root label; its mounts say which directories are the
+image's layers. The overlay of an instance is mounted by `agent/storage`, not here, so a start
+writes nothing into containerd's database.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from agent._pb.containerd.services.snapshots.v1 import snapshots_pb2 as pb
+from agent._pb.containerd.services.snapshots.v1 import snapshots_pb2_grpc as rpc
+from agent._pb.containerd.types import mount_pb2
+from agent.containerd.door import Door
+from agent.errors import AlreadyExists, Bug, NotFound
+
+SNAPSHOTTER = "overlayfs"
+# Without one of these labels (or a lease) a snapshot is collected within a second.
+ROOT_LABEL = "containerd.io/gc.root"
+VIEW_PREFIX = "view-"
+
+_UNESCAPED_COLON = re.compile(r"(?<!\\):")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount as a snapshotter asks for it."""
+
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot's record. `kind` is view, active or committed."""
+
+    key: str
+    parent: str
+    kind: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes and inodes of one snapshot alone, or of a whole chain."""
+
+    size_bytes: int
+    inodes: int
+
+
+_KINDS = {pb.VIEW: "view", pb.ACTIVE: "active", pb.COMMITTED: "committed"}
+
+
+def view_key(chain_id: str) -> str:
+    """Return the key of the one view of an image."""
+    return VIEW_PREFIX + chain_id
+
+
+def lower_dirs(mounts: Sequence[Mount]) -> tuple[str, ...]:
+    """Return the image's layer directories, topmost first, as overlay's `lowerdir` wants them.
+
+    A view of one layer is a bind mount, of several an overlay without upper. Raises Bug for
+    anything else, such as a snapshotter that mounts block devices.
+    """
+    if len(mounts) == 1 and mounts[0].type in ("bind", "rbind"):
+        return (mounts[0].source,)
+    if len(mounts) == 1 and mounts[0].type == "overlay":
+        for option in mounts[0].options:
+            name, _, value = option.partition("=")
+            if name == "lowerdir":
+                return tuple(part.replace("\\:", ":") for part in _UNESCAPED_COLON.split(value))
+    raise Bug(f"the snapshotter's mounts are no overlay and no bind of layers: {mounts!r}")
+
+
+class Snapshots:
+    """Views, and what is needed to look after them. One snapshotter per object."""
+
+    def __init__(self, door: Door, snapshotter: str = SNAPSHOTTER) -> None:
+        self._door = door
+        self._rpc = rpc.SnapshotsStub(door.channel)
+        self.snapshotter = snapshotter
+
+    async def view(
+        self, key: str, parent: str, *, deadline: float | None = None
+    ) -> tuple[Mount, ...]:
+        """Make a read-only view `key` of the committed snapshot `parent`, or find it made.
+
+        It stays until `remove`. Raises NotFound when the parent is not there.
+        """
+        request = pb.ViewSnapshotRequest(
+            snapshotter=self.snapshotter, key=key, parent=parent, labels={ROOT_LABEL: "kindling"}
+        )
+        try:
+            reply = await self._door.call(
+                self._rpc.View, request, f"view snapshot {parent}", deadline=deadline
+            )
+        except AlreadyExists:
+            return await self.mounts(key, deadline=deadline)
+        return _mounts(reply.mounts)
+
+    async def image_layers(
+        self, chain_id: str, *, deadline: float | None = None
+    ) -> tuple[str, ...]:
+        """Return the layer directories of an unpacked image, topmost first, through its view."""
+        return lower_dirs(await self.view(view_key(chain_id), chain_id, deadline=deadline))
+
+    async def mounts(self, key: str, *, deadline: float | None = None) -> tuple[Mount, ...]:
+        """Return the mounts of a view or an active snapshot. Raises NotFound."""
+        request = pb.MountsRequest(snapshotter=self.snapshotter, key=key)
+        reply = await self._door.call(
+            self._rpc.Mounts, request, f"read mounts of snapshot {key}", deadline=deadline
+        )
+        return _mounts(reply.mounts)
+
+    async def remove(self, key: str, *, deadline: float | None = None) -> bool:
+        """Remove a snapshot nothing builds on; False when there was none."""
+        request = pb.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key)
+        try:
+            await self._door.call(
+                self._rpc.Remove, request, f"remove snapshot {key}", deadline=deadline
+            )
+        except NotFound:
+            return False
+        return True
+
+    async def exists(self, key: str, *, deadline: float | None = None) -> bool:
+        """Tell whether a snapshot is there."""
+        request = pb.StatSnapshotRequest(snapshotter=self.snapshotter, key=key)
+        try:
+            await self._door.call(
+                self._rpc.Stat, request, f"read snapshot {key}", deadline=deadline
+            )
+        except NotFound:
+            return False
+        return True
+
+    async def usage(self, keys: Sequence[str], *, deadline: float | None = None) -> Usage:
+        """Return what the named snapshots take on disk together. Raises NotFound."""
+        size_bytes = inodes = 0
+        for key in keys:
+            request = pb.UsageRequest(snapshotter=self.snapshotter, key=key)
+            reply = await self._door.call(
+                self._rpc.Usage, request, f"measure snapshot {key}", deadline=deadline
+            )
+            size_bytes += int(reply.size)
+            inodes += int(reply.inodes)
+        return Usage(size_bytes, inodes)
+
+    async def list(self, *, deadline: float | None = None) -> list[Snapshot]:
+        """Return all snapshots of the snapshotter in this namespace."""
+        request = pb.ListSnapshotsRequest(snapshotter=self.snapshotter)
+        found: list[Snapshot] = []
+        replies = self._door.stream(self._rpc.List, request, "list snapshots", deadline=deadline)
+        async for reply in replies:
+            found.extend(
+                Snapshot(info.name, info.parent, _KINDS.get(info.kind, ""), dict(info.labels))
+                for info in reply.info
+            )
+        return found
+
+
+def _mounts(mounts: Sequence[mount_pb2.Mount]) -> tuple[Mount, ...]:
+    return tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in mounts)

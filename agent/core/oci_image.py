@@ -1,0 +1,328 @@
+"""Manifests, indexes and configs of container images: checked and turned into plain values.
+
+Pure: bytes in, values out. It picks linux/amd64 from an index, refuses everything the node cannot
+run by its name, and computes the chain id under which containerd keeps the unpacked layers. It
+never fetches or stores anything; `agent/containerd` reads the bytes and acts on the values.
+Shapes follow the OCI image specification 1.1 and Docker's "Image Manifest V 2, Schema 2".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.errors import InvalidSpec, Problem
+
+# A manifest or config larger than this is not one (registries bound manifests at 4 MiB).
+MAX_JSON_BYTES = 4 << 20
+# overlayfs takes at most 500 lower layers.
+MAX_LAYERS = 500
+MAX_ENTRIES = 1000
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+
+INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_INDEX})
+MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+CONFIG_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+LAYER_TYPES = frozenset(
+    {
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        DOCKER_LAYER,
+        DOCKER_LAYER + ".gzip",
+        DOCKER_LAYER + ".zstd",
+    }
+)
+
+# What the kernel runs as plain x86-64; v2 and v3 images need instructions not every host has.
+PLATFORM = "linux/amd64"
+BASELINE_VARIANTS = frozenset({"", "v1"})
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A typed reference to a blob. `platform` is "os/arch[/variant]", or "" where none is given."""
+
+    media_type: str
+    digest: str
+    size_bytes: int
+    platform: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_attestation(self) -> bool:
+        """Whether it is a build attestation beside the image (BuildKit), never runnable."""
+        return (
+            self.platform == "unknown/unknown"
+            or self.annotations.get("vnd.docker.reference.type") == "attestation-manifest"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One runnable image: its config and its layers, lowest first."""
+
+    media_type: str
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+    @property
+    def compressed_bytes(self) -> int:
+        """Bytes a pull of config and layers transfers when nothing is there yet."""
+        return self.config.size_bytes + sum(layer.size_bytes for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """What the image says about running it; `diff_ids` name its layers uncompressed."""
+
+    diff_ids: tuple[str, ...]
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    workdir: str = "/"
+    user: str = ""
+    stop_signal: str = "SIGTERM"
+    exposed_ports: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def chain_id(self) -> str:
+        """The key of the committed snapshot that holds all layers."""
+        return chain_id(self.diff_ids)
+
+
+def chain_id(diff_ids: Sequence[str]) -> str:
+    """Return the chain id of layers given lowest first (OCI image specification, "ChainID")."""
+    if not diff_ids:
+        raise InvalidSpec([Problem("image", "has no layers: nothing to run")])
+    chain = diff_ids[0]
+    for diff_id in diff_ids[1:]:
+        chain = digest_of(f"{chain} {diff_id}".encode())
+    return chain
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[str]:
+    """Return the chain id of every prefix of the layers, lowest first."""
+    chains: list[str] = []
+    for diff_id in diff_ids:
+        chains.append(digest_of(f"{chains[-1]} {diff_id}".encode()) if chains else diff_id)
+    return chains
+
+
+def digest_of(data: bytes) -> str:
+    """Return the sha256 digest of data as it is written in descriptors."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def valid_digest(text: str) -> bool:
+    """Tell whether the text is a sha256 digest, the only algorithm accepted here."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def parse_index(data: bytes, where: str) -> tuple[Descriptor, ...]:
+    """Return the entries of an OCI index or a Docker manifest list.
+
+    `where` names the image or file in errors. Raises InvalidSpec.
+    """
+    root = _root(data, where)
+    entries = root.get("manifests")
+    if not isinstance(entries, list) or len(entries) > MAX_ENTRIES:
+        raise _refusal(where, "its index has no list of manifests (or one beyond 1000)")
+    return tuple(_descriptor(entry, where, "manifests") for entry in entries)
+
+
+def choose(entries: Sequence[Descriptor], where: str) -> Descriptor:
+    """Return the entry of an index to follow for linux/amd64.
+
+    Attestations are ignored. An entry that says linux/amd64 wins; else a single one without any
+    platform is followed (its config decides later). Raises InvalidSpec naming what is offered.
+    """
+    images = [entry for entry in entries if not entry.is_attestation]
+    exact = [entry for entry in images if _runs_here(entry.platform)]
+    if exact:
+        return exact[0]
+    unsaid = [entry for entry in images if not entry.platform]
+    if len({entry.digest for entry in unsaid}) == 1:
+        return unsaid[0]
+    if unsaid:
+        names = ", ".join(sorted({_name_of(entry) for entry in unsaid}))
+        raise _refusal(where, f"holds several images ({names}) and none says {PLATFORM}")
+    offered = ", ".join(sorted({entry.platform for entry in images})) or "nothing"
+    raise _refusal(where, f"has no {PLATFORM} image (it offers {offered}); build it for {PLATFORM}")
+
+
+def check_runnable(entry: Descriptor, where: str) -> None:
+    """Refuse a descriptor that is neither an index nor a manifest of the two known formats."""
+    if entry.media_type not in INDEX_TYPES | MANIFEST_TYPES:
+        shown = entry.media_type or "no media type"
+        hint = ""
+        if shown.startswith("application/vnd.docker.distribution.manifest.v1"):
+            hint = " (Docker schema 1 is obsolete: push the image again with a current tool)"
+        raise _refusal(where, f"is of type {shown}, which is not a container image{hint}")
+
+
+def sniff_type(data: bytes, claimed: str, where: str) -> str:
+    """Return the media type of manifest bytes: the one claimed, else the one their shape shows."""
+    if claimed in INDEX_TYPES | MANIFEST_TYPES:
+        return claimed
+    root = _root(data, where)
+    written = root.get("mediaType")
+    if isinstance(written, str) and written:
+        return written
+    if "manifests" in root:
+        return OCI_INDEX
+    if "config" in root and "layers" in root:
+        return OCI_MANIFEST
+    return claimed
+
+
+def parse_manifest(data: bytes, media_type: str, where: str) -> Manifest:
+    """Return a manifest whose config and layers are of known types. Raises InvalidSpec by name."""
+    root = _root(data, where)
+    config = _descriptor(root.get("config"), where, "config")
+    if config.media_type not in CONFIG_TYPES:
+        raise _refusal(where, f"its config is of type {config.media_type}: not a container image")
+    layers = root.get("layers")
+    if not isinstance(layers, list) or not layers:
+        raise _refusal(where, "its manifest has no layers: nothing to run")
+    if len(layers) > MAX_LAYERS:
+        raise _refusal(where, f"has {len(layers)} layers; the kernel's overlay takes {MAX_LAYERS}")
+    parsed = tuple(_descriptor(layer, where, f"layers[{i}]") for i, layer in enumerate(layers))
+    for layer in parsed:
+        if layer.media_type not in LAYER_TYPES:
+            raise _refusal(
+                where, f"has a layer of type {layer.media_type}, which cannot be unpacked"
+            )
+    return Manifest(media_type, config, parsed)
+
+
+def parse_config(data: bytes, where: str) -> ImageConfig:
+    """Return what an image's config says, refusing any platform but linux/amd64 by name."""
+    root = _root(data, where)
+    platform = f"{root.get('os', '')}/{root.get('architecture', '')}"
+    variant = root.get("variant") or ""
+    if variant:
+        platform += f"/{variant}"
+    if not _runs_here(platform):
+        raise _refusal(where, f"is for {platform}; this node runs {PLATFORM} only")
+    rootfs = root.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if not isinstance(diff_ids, list) or not diff_ids:
+        raise _refusal(where, "its config lists no layers (rootfs.diff_ids)")
+    for diff_id in diff_ids:
+        if not isinstance(diff_id, str) or not valid_digest(diff_id):
+            raise _refusal(
+                where, f"its config names a layer by {diff_id!r}, which is no sha256 digest"
+            )
+    run = root.get("config") or {}
+    if not isinstance(run, dict):
+        raise _refusal(where, "its config section is not an object")
+    return ImageConfig(
+        diff_ids=tuple(diff_ids),
+        entrypoint=_strings(run, "Entrypoint", where),
+        cmd=_strings(run, "Cmd", where),
+        env=_strings(run, "Env", where),
+        workdir=_string(run, "WorkingDir", where) or "/",
+        user=_string(run, "User", where),
+        stop_signal=_string(run, "StopSignal", where) or "SIGTERM",
+        exposed_ports=tuple(sorted(_mapping(run, "ExposedPorts", where))),
+        labels={k: str(v) for k, v in _mapping(run, "Labels", where).items()},
+    )
+
+
+def check_layers(manifest: Manifest, config: ImageConfig, where: str) -> None:
+    """Refuse an image whose manifest and config disagree about the number of layers."""
+    have, said = len(manifest.layers), len(config.diff_ids)
+    if have != said:
+        raise _refusal(where, f"its manifest has {have} layers but its config lists {said}")
+
+
+def _runs_here(platform: str) -> bool:
+    name, _, variant = platform.partition("amd64")
+    return name == "linux/" and variant.lstrip("/") in BASELINE_VARIANTS
+
+
+def _name_of(entry: Descriptor) -> str:
+    return entry.annotations.get("org.opencontainers.image.ref.name") or entry.digest[:19]
+
+
+def _root(data: bytes, where: str) -> dict[str, Any]:
+    if len(data) > MAX_JSON_BYTES:
+        raise _refusal(where, f"its manifest or config is larger than {MAX_JSON_BYTES} bytes")
+    try:
+        root = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _refusal(where, f"its manifest or config is not JSON ({error})") from error
+    if not isinstance(root, dict):
+        raise _refusal(where, "its manifest or config is not a JSON object")
+    return root
+
+
+def _descriptor(value: object, where: str, at: str) -> Descriptor:
+    if not isinstance(value, dict):
+        raise _refusal(where, f"its {at} is not a descriptor")
+    digest, size, kind = value.get("digest"), value.get("size"), value.get("mediaType")
+    if not isinstance(digest, str) or not valid_digest(digest):
+        raise _refusal(
+            where, f"its {at} has the digest {digest!r}; only sha256 digests are accepted"
+        )
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise _refusal(where, f"its {at} has the size {size!r}")
+    annotations = value.get("annotations") or {}
+    if not isinstance(annotations, dict):
+        raise _refusal(where, f"its {at} has annotations that are not an object")
+    return Descriptor(
+        media_type=kind if isinstance(kind, str) else "",
+        digest=digest,
+        size_bytes=size,
+        platform=_platform(value.get("platform")),
+        annotations={str(k): str(v) for k, v in annotations.items()},
+    )
+
+
+def _platform(value: object) -> str:
+    if not isinstance(value, dict):
+        return ""
+    parts = [str(value.get(key) or "") for key in ("os", "architecture", "variant")]
+    if not parts[0] and not parts[1]:
+        return ""
+    return "/".join(parts if parts[2] else parts[:2])
+
+
+def _strings(section: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = section.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _refusal(where, f"its config's {key} is not a list of strings")
+    return tuple(value)
+
+
+def _string(section: Mapping[str, Any], key: str, where: str) -> str:
+    value = section.get(key) or ""
+    if not isinstance(value, str):
+        raise _refusal(where, f"its config's {key} is not a string")
+    return value
+
+
+def _mapping(section: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    value = section.get(key) or {}
+    if not isinstance(value, dict):
+        raise _refusal(where, f"its config's {key} is not an object")
+    return value
+
+
+def _refusal(where: str, why: str) -> InvalidSpec:
+    return InvalidSpec([Problem("image", f"{where}: {why}")])
