@@ -54,13 +54,10 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a task's output goes: two FIFOs a reader has open already, or "" for nowhere."""
+    """Where a task's output goes: two FIFOs which a reader has open. The shim wants both."""
 
-    stdout: Path | None = None
-    stderr: Path | None = None
-
-
-NOWHERE = Output()
+    stdout: Path
+    stderr: Path
 
 
 class Tasks:
@@ -73,21 +70,22 @@ class Tasks:
     async def create(
         self,
         id: str,
-        output: Output = NOWHERE,
+        output: Output | None = None,
         *,
         rootfs: Sequence[Mount] = (),
         deadline: float | None = None,
     ) -> int:
         """Create the task of container `id` and return the pid of its init, not yet executed.
 
-        `rootfs` stays empty when the spec's root.path is absolute. Raises AlreadyExists,
-        NotFound (no such container, or its sandbox's shim is gone), RuntimeUnavailable with the
-        runtime's own words when the container cannot be made.
+        Without `output` what it writes is lost. `rootfs` stays empty when the spec's root.path is
+        absolute. Raises AlreadyExists, NotFound (no such container, or its sandbox's shim is gone),
+        RuntimeUnavailable with the runtime's own words when the container cannot be made: then a
+        half-made one may be left in its cgroup and in the runtime's state directory.
         """
         request = pb.CreateTaskRequest(
             container_id=id,
-            stdout=_path(output.stdout),
-            stderr=_path(output.stderr),
+            stdout=str(output.stdout) if output else "",
+            stderr=str(output.stderr) if output else "",
             rootfs=[
                 mount_pb2.Mount(type=m.type, source=m.source, options=m.options) for m in rootfs
             ],
@@ -157,10 +155,6 @@ class Tasks:
             self._rpc.ListPids, request, f"list processes of task {id}", deadline=deadline
         )
         return tuple(int(process.pid) for process in reply.processes)
-
-
-def _path(path: Path | None) -> str:
-    return "" if path is None else str(path)
 
 
 def _task(process: task_pb2.Process) -> Task:
