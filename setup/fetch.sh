@@ -130,8 +130,8 @@ open_testing() {
   printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' \
     "$uri" "$SUITE" "$ring" >"$TMP/apt/testing.sources"
   if id _apt >/dev/null 2>&1; then chown -R _apt "$TMP/apt"; fi
-  downloading quietly testing_apt update ||
-    die "the mirror of this host's apt sources does not serve suite $SUITE: run setup with KINDLING_MIRROR=<a full Debian mirror>"
+  downloading quietly testing_apt -o APT::Update::Error-Mode=any update ||
+    die "the mirror of this host's apt sources cannot be reached or does not serve suite $SUITE: check the network, or run setup with KINDLING_MIRROR=<a full Debian mirror>"
 }
 
 # get_deb APT PACKAGE: downloads it with that apt into $TMP/apt/debs and prints the file.
@@ -200,7 +200,7 @@ fetch() {
   if file=$(get_deb host_apt "$package") && unpack "$file" "$package" "$least" "$binaries" host-suite; then
     return 0
   fi
-  die "no $package >= $least that runs on this host, neither in $SUITE nor in its own suite: upgrade to Debian 12 or newer"
+  die "no $package >= $least that runs on this host, neither in $SUITE nor in its own suite: see the lines above; Debian 12 is the oldest host that works"
 }
 
 private_binaries() {

@@ -193,9 +193,26 @@ directories() {
   directory "$STATE" root "$AGENT_USER" 1770
   directory "$RUNDIR" "$AGENT_USER" "$AGENT_USER" 750
   if [ "$DEV" = 1 ]; then directory "$TEST_STATE" root "$AGENT_USER" 1770; fi
-  if [ "$MODE" != boot ] && [ ! -e "$ETC/kindling.toml" ]; then
-    act "install $ETC/kindling.toml (all defaults)" install -m 0644 "$HERE/kindling.toml" "$ETC/kindling.toml"
+}
+
+# What was installed is kept, to tell an edited file from an earlier one of ours.
+CONFIG_KEPT=$LIB/setup/kindling.toml.installed
+
+configuration() {
+  step configuration "look at $ETC/kindling.toml"
+  if [ ! -e "$ETC/kindling.toml" ]; then
+    act "install $ETC/kindling.toml (all defaults)" install_configuration
+  elif ! same "$ETC/kindling.toml" "$CONFIG_KEPT"; then
+    note "$ETC/kindling.toml in place, edited"
+  elif ! same "$ETC/kindling.toml" "$HERE/kindling.toml"; then
+    act "renew $ETC/kindling.toml, which nobody edited" install_configuration
   fi
+}
+
+install_configuration() {
+  mkdir -p "$LIB/setup"
+  install -m 0644 "$HERE/kindling.toml" "$ETC/kindling.toml"
+  install -m 0644 "$HERE/kindling.toml" "$CONFIG_KEPT"
 }
 
 # device PATH MAJOR MINOR
@@ -205,7 +222,13 @@ device() {
   elif [ "$(stat -c %a "$1")" = 666 ]; then
     return 0
   fi
-  act "open $1 to users (0666)" chmod 0666 "$1"
+  act "open $1 to users (0666)" open_device "$1"
+}
+
+open_device() {
+  mkdir -p "$LIB/setup"
+  if ! grep -qs "^$1 " "$LIB/setup/devices-before"; then stat -c '%n %a' "$1" >>"$LIB/setup/devices-before"; fi
+  chmod 0666 "$1"
 }
 
 make_device() {
@@ -372,6 +395,7 @@ full() {
   private_binaries
   user
   directories
+  configuration
   devices
   limits
   cgroups

@@ -15,6 +15,9 @@ LOCK=/run/lock/kindling-setup.lock
 AGENT_USER=kindling
 }
 
+# sbin: a root shell may lack it. The locale: df, apt and mkfs are read by their English output.
+export PATH=/usr/local/sbin:/usr/sbin:/sbin:$PATH LC_ALL=C.UTF-8
+
 PRINT=${PRINT:-0}
 STEP=start
 MEND=

@@ -131,6 +131,9 @@ describe_slots() {
   if grep -qsF "\"classes\": [$classes]" "$file" || [ "$PRINT" = 1 ]; then return 0; fi
   free=$(($(free_kb "$dir") / 1024))
   overcommit=$(awk -v p="$promised" -v f="$free" 'BEGIN {printf "%.3f", p / (f > 0 ? f : 1)}')
+  if [ "$promised" -gt "$free" ]; then
+    warn "slots at $dir promise $promised MB, the disk has $free: when it is full, functions get write errors before their limit"
+  fi
   cat >"$file.new" <<JSON
 {
   "kind": "loop",

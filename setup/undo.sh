@@ -32,6 +32,13 @@ restore_limits() {
   done <"$LIB/setup/limits-before"
 }
 
+restore_devices() {
+  local path mode
+  while read -r path mode; do
+    if [ -e "$path" ]; then chmod "$mode" "$path"; fi
+  done <"$LIB/setup/devices-before"
+}
+
 sysctl_restore() { printf '%s' "$2" 2>/dev/null >"/proc/sys/${1//.//}"; }
 
 remove_units() {
@@ -60,7 +67,8 @@ undo() {
     fi
   done
   if [ -s "$LIB/setup/limits-before" ]; then act 'set kernel limits back to what they were' restore_limits; fi
-  if [ -e "$ETC/kindling.toml" ] && ! same "$HERE/kindling.toml" "$ETC/kindling.toml"; then
+  if [ -s "$LIB/setup/devices-before" ]; then act 'give devices the modes they had' restore_devices; fi
+  if [ -e "$ETC/kindling.toml" ] && ! same "$CONFIG_KEPT" "$ETC/kindling.toml"; then
     warn "$ETC/kindling.toml was edited and stays"
   elif [ -d "$ETC" ]; then
     act "remove $ETC" rm -rf "$ETC"
