@@ -130,7 +130,7 @@ def _service_text(
         )
         servicer.append(
             f"    {word} {method.name}(self, request: {given}, "
-            f"context: grpc.aio.ServicerContext[{request}, {reply}]) -> {result}: ..."
+            f"context: grpc.aio.ServicerContext[{request}, {reply}], /) -> {result}: ..."
         )
     add = (
         f"def add_{service.name}Servicer_to_server("

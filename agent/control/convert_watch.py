@@ -1,0 +1,99 @@
+"""From the node's values to the wire's messages for images, logs, events and the node itself.
+
+One way only: nothing of these comes in. Specs, versions and calls are in `convert.py`.
+"""
+
+from __future__ import annotations
+
+from agent._pb.worker.v1 import worker_pb2 as pb
+from agent.control.convert import timestamp
+from agent.control.node import CapacityView, Event, ImageStep, ImageView, LogEntry, NodeView
+
+
+def image_to_proto(view: ImageView) -> pb.Image:
+    """Return an image."""
+    return pb.Image(
+        name=view.name,
+        digest=view.digest,
+        size_bytes=view.size_bytes,
+        created_at=timestamp(view.created_ns),
+        used_by=sorted(view.used_by),
+    )
+
+
+def step_to_proto(step: ImageStep) -> pb.ImageProgress:
+    """Return a step of a pull."""
+    return pb.ImageProgress(
+        phase=step.phase,
+        name=step.name,
+        bytes=step.bytes_done,
+        total_bytes=step.bytes_total,
+        done=image_to_proto(step.done) if step.done else None,
+    )
+
+
+def log_to_proto(function: str, entry: LogEntry) -> pb.LogLine:
+    """Return a log line of `function`; bytes that were no UTF-8 come out as they went in."""
+    line = entry.line
+    return pb.LogLine(
+        time=timestamp(line.at_ns),
+        stream=f"LOG_STREAM_{line.stream.upper()}",
+        function=function,
+        version=line.version,
+        instance=line.instance,
+        text=line.text.encode("utf-8", "surrogateescape"),
+        partial=line.more,
+        call=entry.call,
+        shared=entry.shared,
+        dropped=entry.dropped,
+    )
+
+
+def event_to_proto(event: Event) -> pb.Event:
+    """Return an event."""
+    return pb.Event(
+        token=event.token,
+        time=timestamp(event.at_ns),
+        type=event.type,
+        function=event.function,
+        version=event.version,
+        instance=event.instance,
+        call=event.call,
+        message=event.message,
+        details=event.details,
+    )
+
+
+def node_to_proto(view: NodeView) -> pb.Node:
+    """Return who the node is."""
+    return pb.Node(
+        name=view.name,
+        region=view.region,
+        version=view.version,
+        started_at=timestamp(view.started_ns),
+        draining=view.draining,
+        capacity=capacity_to_proto(view.capacity),
+        components=view.components,
+        contracts=view.contracts,
+        features=view.features,
+        labels=view.labels,
+        summary=view.summary,
+    )
+
+
+def capacity_to_proto(view: CapacityView) -> pb.Capacity:
+    """Return what there is and what is taken."""
+    return pb.Capacity(
+        time=timestamp(view.at_ns),
+        memory_bytes=view.memory_bytes,
+        memory_used_bytes=view.memory_used_bytes,
+        cpu_millis=view.cpu_millis,
+        cpu_used_millis=view.cpu_used_millis,
+        instances=view.instances,
+        instances_used=view.instances_used,
+        free_layers=view.free_layers,
+        inflight=view.inflight,
+        queued=view.queued,
+        draining=view.draining,
+        image_free_bytes=view.image_free_bytes,
+    )

@@ -1,0 +1,75 @@
+"""The verbs for images: PrepareImage, ImportImage, ListImages, RemoveImage.
+
+An import passes the archive's bytes on as they come; it is never held whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import cast
+
+from agent._pb.worker.v1 import worker_pb2 as pb
+from agent.control.convert_watch import image_to_proto, step_to_proto
+from agent.control.deploying import named
+from agent.control.node import ImageStep
+from agent.control.verbs import Verbs
+from agent.errors import InvalidSpec, Problem
+
+CHUNK_BYTES = 1 << 20
+
+
+class ImageVerbs(Verbs):
+    """What there is to start from."""
+
+    async def prepare_image(
+        self, request: pb.PrepareImageRequest
+    ) -> AsyncGenerator[pb.ImageProgress, None]:
+        """Pull an image."""
+        if request.acceleration not in ("", "auto", "eager"):
+            raise NotImplementedError(f"acceleration {request.acceleration}")
+        if request.HasField("registry"):
+            raise NotImplementedError("PrepareImage with registry credentials")
+        steps = self.node.pull_image(named(request.image, "image"))
+        async with aclosing(cast("AsyncGenerator[ImageStep, None]", steps)):
+            async for step in steps:
+                yield step_to_proto(step)
+
+    async def import_image(
+        self, request: AsyncIterator[pb.ImportImageRequest]
+    ) -> pb.ImportImageResponse:
+        """Import an archive."""
+        first = await anext(request, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise InvalidSpec([Problem("header", "must be the first message")])
+        chunks = _chunks(request, first.header.size_bytes)
+        async with aclosing(chunks):
+            views = await self.node.import_image(chunks, first.header.name)
+        return pb.ImportImageResponse(images=[image_to_proto(view) for view in views])
+
+    async def list_images(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
+        """List images by name."""
+        views = sorted(await self.node.images(), key=lambda view: view.name)
+        return pb.ListImagesResponse(images=[image_to_proto(view) for view in views])
+
+    async def remove_image(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
+        """Remove an image's name."""
+        await self.node.remove_image(named(request.name))
+        return pb.RemoveImageResponse()
+
+
+async def _chunks(
+    messages: AsyncIterator[pb.ImportImageRequest], promised_bytes: int
+) -> AsyncGenerator[bytes, None]:
+    """Yield the archive's bytes; raises InvalidSpec when they are not what the header promised."""
+    came = 0
+    async for message in messages:
+        if message.WhichOneof("part") != "chunk":
+            raise InvalidSpec([Problem("part", "must be a chunk after the header")])
+        if len(message.chunk) > CHUNK_BYTES:
+            raise InvalidSpec([Problem("chunk", f"has over {CHUNK_BYTES} bytes")])
+        came += len(message.chunk)
+        yield message.chunk
+    if promised_bytes and came != promised_bytes:
+        text = f"says {promised_bytes}, but {came} came: send the whole archive"
+        raise InvalidSpec([Problem("header.size_bytes", text)])

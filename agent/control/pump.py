@@ -1,0 +1,219 @@
+"""Accepts on a socket that the supervisor holds and pumps bytes to one that grpcio listens on.
+
+grpcio cannot adopt a listening descriptor, and the held socket must outlive the worker: so that a
+caller who comes while workers change waits in the kernel's queue instead of being refused. The pump
+understands nothing of what it carries. One link is two protocols and no task; a link that cannot be
+written to stops being read; at the limit of links nothing is accepted until one ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import cast
+
+from agent.aio.tasks import spawn, stop
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 5.0  # the target is in this process: if it does not answer by then, it never will
+ACCEPTS_PER_TICK = 16  # other callbacks of the loop come in between
+PAUSE_S = 0.5  # after an error of accept, such as no descriptors left
+CLOSE_S = 5.0  # an aborted transport reports its end within one turn of the loop
+
+
+class _End(asyncio.Protocol):
+    """One end of a link; what comes in here goes out at `other`."""
+
+    def __init__(self, link: _Link) -> None:
+        self.link = link
+        self.transport: asyncio.Transport | None = None
+        self.other: _End
+        self.early: list[bytes] = []
+        self.early_eof = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        for data in self.early:
+            self.transport.write(data)
+        self.early.clear()
+        if self.early_eof:
+            self.transport.write_eof()
+
+    def data_received(self, data: bytes) -> None:
+        self.other.send(data)
+
+    def eof_received(self) -> bool:
+        """Pass a half-close on; the other direction stays open."""
+        self.other.send_eof()
+        return True
+
+    def pause_writing(self) -> None:
+        if self.other.transport is not None:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.other.transport is not None and not self.other.transport.is_closing():
+            self.other.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self.link.lost(self)
+
+    def send(self, data: bytes) -> None:
+        """Write, or keep the first bytes until this end is connected."""
+        if self.transport is None:
+            self.early.append(data)
+        elif not self.transport.is_closing():
+            self.transport.write(data)
+
+    def send_eof(self) -> None:
+        """Close this end's sending half after what was written."""
+        if self.transport is None:
+            self.early_eof = True
+        elif not self.transport.is_closing():
+            self.transport.write_eof()
+
+
+class _Link:
+    """A caller's connection and its twin to the target, ended together."""
+
+    def __init__(self, pump: Pump) -> None:
+        self.pump = pump
+        self.caller = _End(self)
+        self.target = _End(self)
+        self.caller.other, self.target.other = self.target, self.caller
+        self.broken = False
+
+    async def open(self, sock: socket.socket, path: str) -> None:
+        """Connect both ends; closes `sock` and ends the link when that fails."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await loop.create_unix_connection(lambda: self.target, path)
+                if not self.broken:
+                    await loop.connect_accepted_socket(lambda: self.caller, sock)
+        except (OSError, TimeoutError) as error:
+            log.warning("%s: no connection to %s: %r", self.pump.name, path, error)
+            self.broken = True
+        finally:
+            if self.caller.transport is None:
+                # Refused, cancelled, or the caller was faster gone than we were here.
+                sock.close()
+                self.broken = True
+            if self.broken:
+                self.abort()
+                self._ended()
+
+    def lost(self, end: _End) -> None:
+        """Let what was written at the other end still go out, then close it."""
+        self.broken = True
+        other = end.other
+        if other.transport is not None:
+            other.transport.close()
+        self._ended()
+
+    def abort(self) -> None:
+        """End both connections now; unsent bytes are dropped."""
+        for end in (self.caller, self.target):
+            if end.transport is not None:
+                end.transport.abort()
+
+    def _ended(self) -> None:
+        if self.caller.transport is None and self.target.transport is None:
+            self.pump.forget(self)
+
+
+class Pump:
+    """Every connection of one held socket. `start` begins to accept."""
+
+    def __init__(self, name: str, listener: socket.socket, path: str, max_links: int) -> None:
+        self.name = name
+        self._listener = listener
+        self._path = path
+        self._max_links = max_links
+        self._links: dict[_Link, asyncio.Task[None]] = {}
+        self._accepting = False
+        self._wanted = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __repr__(self) -> str:
+        """Return the name, how many links there are and whether it accepts."""
+        state = "accepting" if self._accepting else "full" if self._wanted else "closed"
+        return f"<Pump {self.name} {len(self._links)}/{self._max_links} {state}>"
+
+    @property
+    def links(self) -> int:
+        """How many connections are open."""
+        return len(self._links)
+
+    def start(self) -> None:
+        """Begin to accept. The socket stays the caller's: it is never closed here."""
+        self._listener.setblocking(False)
+        self._wanted = True
+        self._resume()
+
+    def stop_accepting(self) -> None:
+        """Accept no more; open connections go on. Others may accept on the same socket."""
+        self._wanted = False
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._pause()
+
+    async def close(self) -> None:
+        """Accept no more and end every connection; returns when they are gone."""
+        self.stop_accepting()
+        await stop(*self._links.values())
+        for link in list(self._links):
+            link.abort()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._empty.wait()
+        except TimeoutError:
+            log.warning("%s: %d connections did not end", self.name, len(self._links))
+
+    def forget(self, link: _Link) -> None:
+        """Note that a link has ended; there is room for another."""
+        if self._links.pop(link, None) is None:
+            return
+        if not self._links:
+            self._empty.set()
+        if self._wanted and not self._accepting and self._retry is None:
+            self._resume()
+
+    def _resume(self) -> None:
+        self._retry = None
+        if not self._accepting:
+            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+            self._accepting = True
+
+    def _pause(self) -> None:
+        if self._accepting:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._accepting = False
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_PER_TICK):
+            if len(self._links) >= self._max_links:
+                log.warning(
+                    "%s: %d connections, the limit; further ones wait", self.name, self.links
+                )
+                self._pause()
+                return
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.warning("%s: accept failed: %r; again in %.1f s", self.name, error, PAUSE_S)
+                self._pause()
+                self._retry = asyncio.get_running_loop().call_later(PAUSE_S, self._resume)
+                return
+            sock.setblocking(False)
+            link = _Link(self)
+            self._empty.clear()
+            self._links[link] = spawn(f"{self.name}-open", link.open(sock, self._path))
