@@ -1,0 +1,106 @@
+"""`kindling run`: checks configuration and host, takes the locks, and becomes the agent's parent.
+
+What happens then is in `agent.rootless.parent`. After a reload signal the parent passes through
+here again with everything held; then a wrong configuration changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from agent import config
+from agent.errors import AgentError, FailedPrecondition
+from agent.rootless import lock, notice, parent, preflight, probe, settings
+
+
+@click.command()
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"Configuration file (default {config.DEFAULT_FILE}, if there is one).",
+)
+@click.option("--check-config", is_flag=True, help="Only say whether the configuration is right.")
+def command(file: Path | None, check_config: bool) -> None:
+    """Run the agent in the foreground until TERM or Ctrl-C.
+
+    Refuses to run as root: nothing of Kindling needs it at run time. HUP reloads configuration and
+    code without ending a function.
+    """
+    held = parent.take_held()
+    try:
+        node = config.load(file)
+        if check_config:
+            return
+        _refuse_root()
+        if held is None:
+            held = _prepare(node, file)
+    except AgentError as error:
+        if held is None:
+            for line in str(error).split("; ") if check_config else [str(error)]:
+                click.echo(f"kindling run: {line}", err=True)
+            sys.exit(1)
+        notice.say("run", f"{error}; the configuration stays as it was")
+        parent.become(Path(held.config), held)
+        return
+    path = node.paths.run / settings.CONFIG_NAME
+    _write(path, node.model_dump_json(indent=1))
+    held.config = str(path)
+    parent.become(path, held)
+
+
+def _refuse_root() -> None:
+    if os.geteuid() == 0:
+        again = " ".join(["kindling", *sys.argv[1:]])
+        raise FailedPrecondition(
+            f"the agent does not run as root: run 'runuser -u {preflight.USER} -- {again}'"
+        )
+
+
+def _prepare(node: config.NodeConfig, file: Path | None) -> parent.Held:
+    """Check the host and take the locks; raises AgentError with one line per missing thing."""
+    for directory in (node.paths.run, node.paths.data):
+        with suppress(OSError):
+            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    house = settings.house_of(node.model_dump(mode="json"))
+    if not os.access(house.run, os.W_OK | os.X_OK):
+        _refuse_lack(house)
+    # Before the checks: a running agent holds the ports, and should be named, not they.
+    held = lock.acquire(house.run)
+    try:
+        _refuse_lack(house)
+        shared = _lock_shared(house)
+    except BaseException:
+        lock.release(house.run, held)
+        raise
+    return parent.Held("", str(file.resolve()) if file else "", held, shared)
+
+
+def _refuse_lack(house: settings.House) -> None:
+    checks = probe.checks(house, starting=True)
+    lines = [check.line() for check in checks if check.required and not check.ok]
+    if lines:
+        raise FailedPrecondition("\n".join(lines))
+
+
+def _lock_shared(house: settings.House) -> list[int]:
+    """Lock what two agents must not share; the sweep relies on the lock of the node's cgroup."""
+    node_group = parent.layout().agent_directory(house.node).parent
+    locks = [
+        lock.acquire_directory(node_group, "give this one another [node] name"),
+        lock.acquire_directory(house.data, "give this one another [paths] data"),
+    ]
+    if house.writable == "slots":
+        locks.append(lock.acquire_directory(house.slots, "give this one other [paths] slots"))
+    return locks
+
+
+def _write(path: Path, text: str) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text + "\n", "utf-8")
+    fresh.replace(path)

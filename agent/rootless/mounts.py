@@ -1,0 +1,94 @@
+"""What the house changes in its private mount namespace before anything is started in it.
+
+Three things: every place of ours is where the host has it, in spite of rootlesskit's copy-up; the
+fixed directory of shim sockets is private; and on hybrid cgroup hosts the cgroup2 mount is hidden,
+because crun 1.8 refuses to work beside it. Safe to repeat. Nothing here is visible on the host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from agent.errors import RuntimeUnavailable
+from agent.rootless import kernel
+from agent.rootless.cgroup import UNIFIED, Layout
+from agent.rootless.settings import House
+
+# containerd has the directory of its shims' sockets compiled in.
+SHIM_SOCKETS = Path("/run/containerd")
+# `run` tells in this variable which directories it sees on the host: {path: [device, inode]}.
+PLACES_VARIABLE = "KINDLING_PLACES"
+
+
+def places(house: House) -> str:
+    """Describe the host's directories of this house for `prepare`, as seen by the caller."""
+    seen = {}
+    for path in (house.run, house.data):
+        status = path.stat()
+        seen[str(path)] = [status.st_dev, status.st_ino]
+    return json.dumps(seen)
+
+
+def prepare(house: House, layout: Layout, expected: str) -> None:
+    """Arrange the mounts of this namespace; `expected` is what `places` said outside.
+
+    Raises OSError, or RuntimeUnavailable when a directory is not the host's.
+    """
+    for path in (house.run, house.data, house.lib, house.slots):
+        pin(path)
+    _private_directory(SHIM_SOCKETS)
+    if layout.hybrid and not _is_tmpfs(UNIFIED):
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+        kernel.mount("kindling", UNIFIED, "tmpfs", flags, "size=4k,mode=0555")
+    compare(json.loads(expected))
+
+
+def pin(path: Path) -> None:
+    """Put a real directory with the host's content where copy-up left a link on the way to `path`.
+
+    Paths below a link work, but runtimes resolve them and then name a directory that exists only
+    as long as rootlesskit's hidden copy of the original does.
+    """
+    for ancestor in reversed((path, *path.parents)):
+        if ancestor.is_symlink() and ".ro" in os.readlink(ancestor):
+            original = os.path.realpath(ancestor)
+            ancestor.unlink()
+            ancestor.mkdir()
+            kernel.mount(original, str(ancestor), "", kernel.MS_BIND | kernel.MS_REC)
+            return
+
+
+def compare(expected: dict[str, list[int]]) -> None:
+    """Check that each path leads to the same directory as on the host.
+
+    Raises RuntimeUnavailable naming the path: functions would otherwise write where nobody looks.
+    """
+    for path, identity in expected.items():
+        status = os.stat(path)
+        if [status.st_dev, status.st_ino] != identity:
+            raise RuntimeUnavailable(
+                f"{path} inside the namespace is not the host's directory: "
+                f"choose a [paths] directory that is not a mount point made after start"
+            )
+
+
+def missing(paths: Iterable[Path]) -> list[Path]:
+    """Return the directories that do not exist here."""
+    return [path for path in paths if not path.is_dir()]
+
+
+def _private_directory(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    path.mkdir(mode=0o711, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise RuntimeUnavailable(f"{path} inside the namespace is not ours: copy-up of /run failed")
+
+
+def _is_tmpfs(path: str) -> bool:
+    text = Path("/proc/self/mountinfo").read_text("utf-8")
+    last = [line for line in text.splitlines() if line.split()[4] == path][-1:]
+    return bool(last) and " - tmpfs " in last[0]

@@ -1,0 +1,103 @@
+"""What the house needs of the node's configuration, read from <run>/config.json.
+
+The file is the resolved NodeConfig as JSON, written by `kindling run` and checked there; this is a
+plain view of it for code that may not import pydantic. Field meanings stand in `agent.config`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONFIG_NAME = "config.json"
+CGROUP_NAME = "cgroup.json"
+NOTIFY_NAME = "notify.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One listening socket: the name the worker knows it by, where it listens, and its file mode.
+
+    `address` is "host:port" for TCP and an absolute path for unix sockets; `mode` is 0 for TCP.
+    """
+
+    name: str
+    address: str
+    mode: int = 0
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether this door is a unix socket."""
+        return self.mode != 0
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """Places, doors and bounds of one agent."""
+
+    node: str
+    run: Path
+    data: Path
+    lib: Path
+    slots: Path
+    doors: tuple[Door, ...]
+    stop_timeout_s: float
+    writable: str
+    runtime: str
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, for the worker."""
+        return self.run / CONFIG_NAME
+
+    @property
+    def rootlesskit_state(self) -> Path:
+        """rootlesskit's state directory; the detached network namespace is `netns` in it."""
+        return self.run / "rootlesskit"
+
+    @property
+    def containerd_socket(self) -> Path:
+        """Where containerd serves its API."""
+        return self.run / "containerd" / "containerd.sock"
+
+    @property
+    def notify(self) -> Path:
+        """The datagram socket on which `supervise` tells `run` how it is."""
+        return self.run / NOTIFY_NAME
+
+
+def read(path: Path) -> House:
+    """Read the resolved configuration; raises OSError, ValueError or KeyError if it is not one."""
+    return house_of(json.loads(path.read_text("utf-8")))
+
+
+def house_of(data: dict[str, Any]) -> House:
+    """Pick the house's settings out of the configuration's JSON."""
+    paths = {name: Path(value) for name, value in data["paths"].items()}
+    run = paths["run"]
+    # Group kindling may call and administer; everyone who reaches the directory may look.
+    doors = (
+        Door("invoke_tcp", data["invoke"]["listen"]),
+        Door("invoke_unix", _under(run, data["invoke"]["socket"]), 0o660),
+        Door("grpc_admin", _under(run, data["grpc"]["socket"]), 0o660),
+        Door("grpc_readonly", _under(run, data["grpc"]["readonly_socket"]), 0o666),
+        Door("admin_tcp", data["admin"]["listen"]),
+        Door("admin_unix", _under(run, data["admin"]["socket"]), 0o660),
+    )
+    return House(
+        node=data["node"]["name"],
+        run=run,
+        data=paths["data"],
+        lib=paths["lib"],
+        slots=paths["slots"],
+        doors=tuple(door for door in doors if door.address),
+        stop_timeout_s=float(data["limits"]["stop_timeout_s"]),
+        writable=data["storage"]["writable"],
+        runtime=data["runtime"]["binary"],
+    )
+
+
+def _under(run: Path, name: str) -> str:
+    return str(run / name) if name else ""

@@ -1,0 +1,113 @@
+"""The listening sockets: opened once by the supervisor, inherited by every worker.
+
+A worker may die at any time; callers then wait in the kernel's queue instead of being refused.
+Opening and comparing only: who accepts on them is the worker's matter.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+
+from agent.errors import FailedPrecondition
+from agent.rootless.settings import Door
+
+# Callers who may wait while a worker is replaced; the kernel cuts it at net.core.somaxconn.
+BACKLOG = 4096
+# struct sockaddr_un holds 108 bytes with the NUL (unix(7)).
+_MAX_UNIX_PATH = 107
+
+Held = dict[str, tuple[str, int]]
+"""Door's name to (address, descriptor)."""
+
+
+def open_all(doors: Iterable[Door], held: Held) -> Held:
+    """Return the open descriptors of `doors`, keeping those of `held` whose address is the same.
+
+    Descriptors of `held` that are no longer wanted are closed. Raises FailedPrecondition naming the
+    address that is taken or wrong; what was open before stays open then.
+    """
+    wanted = {door.name: door for door in doors}
+    opened: Held = {}
+    try:
+        for name, door in wanted.items():
+            if held.get(name, ("",))[0] == door.address:
+                opened[name] = held[name]
+            else:
+                opened[name] = (door.address, open_door(door).detach())
+    except BaseException:
+        for name, (_, descriptor) in opened.items():
+            if held.get(name, ("", -1))[1] != descriptor:
+                os.close(descriptor)
+        raise
+    for name, (address, descriptor) in held.items():
+        if opened.get(name, ("", -1))[1] != descriptor:
+            os.close(descriptor)
+            if address.startswith("/") and address not in {a for a, _ in opened.values()}:
+                with suppress(FileNotFoundError):
+                    os.unlink(address)
+    return opened
+
+
+def open_door(door: Door) -> socket.socket:
+    """Open one listening socket, non-blocking and close-on-exec."""
+    try:
+        return _open_unix(door) if door.is_unix else _open_tcp(door)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise FailedPrecondition(
+            f"cannot listen on {door.address} ({door.name}): {reason}; "
+            f"'ss -ltnp' shows who does, the configuration can name another"
+        ) from error
+
+
+def parse(address: str) -> tuple[str, int]:
+    """Split "host:port" or "[v6]:port"; raises ValueError saying what is wrong."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} is not host:port")
+    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
+
+
+def _open_tcp(door: Door) -> socket.socket:
+    host, port = parse(door.address)
+    # Numeric addresses only: a name would need DNS, and may change between two starts.
+    family, kind, protocol, _, target = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(target)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _open_unix(door: Door) -> socket.socket:
+    if len(door.address.encode()) > _MAX_UNIX_PATH:
+        raise ValueError(f"the path is longer than {_MAX_UNIX_PATH} bytes")
+    with suppress(FileNotFoundError):
+        # We hold the run directory's lock: a socket there is of an agent that is gone.
+        if stat.S_ISSOCK(os.lstat(door.address).st_mode):
+            os.unlink(door.address)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o777)
+    try:
+        listener.bind(door.address)
+        # Nobody can connect before listen(), and the mode is right by then.
+        os.chmod(door.address, door.mode)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(before)
+    return listener
