@@ -1,6 +1,6 @@
 """Which uid, gid and groups an image's USER means, from the image's own passwd and group files.
 
-Follows the OCI image specification: `user`, `uid`, `user:group`, `uid:gid`, `uid:group`, `user:gid`.
+Follows the OCI image specification: `user`, `uid`, `user:group`, `uid:gid` and the mixed forms.
 Files are given as bytes (b"" where the image has none); reading them out of the image safely is
 `agent/sandbox`'s. Lines that are malformed are passed over, as libc does.
 """

@@ -1,0 +1,325 @@
+"""The runtime's view of a container: an OCI runtime spec out of explicit values.
+
+`oci_spec` is the whole of it as plain data; `SpecTemplate` encodes it once per version and fills in
+what differs per container by joining bytes: a seccomp profile encoded for every start would hold up
+the loop. Follows the OCI runtime specification 1.0.2 (crun 1.8 refuses newer numbers).
+
+Isolation in short: all namespaces, a user namespace split at the parent's extents, the small
+capability set, no_new_privs, the seccomp profile, /proc masked, /sys read-only with nothing under
+cgroup. Whose figures these are and where the paths come from is decided by `agent/functions` and
+`agent/sandbox`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.core.seccomp import profile
+from agent.errors import Bug, InvalidSpec, Problem
+
+OCI_VERSION = "1.0.2"
+CPU_PERIOD_US = 100_000
+INIT_TARGET = "/dev/init"
+DEV_BYTES = 64 << 10  # device nodes and links only; the init is bound over a name in it
+MAX_SHM_BYTES = 64 << 20
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# containerd's default less what a function in a user namespace cannot use or does not need:
+# MKNOD, NET_RAW, NET_BIND_SERVICE (its network belongs to a namespace above it; ports and ping are
+# opened by sysctl), SYS_CHROOT, SETFCAP, SETPCAP and AUDIT_WRITE.
+CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+)
+
+# The agent's own namespace maps 0 (the agent's user) and 1-65535 (its subids) apart; one line over
+# both is EPERM.
+ID_MAPPINGS = (
+    {"containerID": 0, "hostID": 0, "size": 1},
+    {"containerID": 1, "hostID": 1, "size": 65535},
+)
+
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+READONLY_PATHS = (
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+)
+ETC_FILES = ("resolv.conf", "hosts", "hostname")
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A host directory inside the container."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionPlan:
+    """What all containers of a version share.
+
+    `argv` is the program's own command line, without the init. `limit_swap` says that the kernel
+    counts swap (always on cgroup v2; on v1 where memory.memsw.* exists).
+    """
+
+    argv: tuple[str, ...]
+    memory_bytes: int
+    cpu_millis: int
+    pids: int
+    fds: int
+    cwd: str = "/"
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+    shm_bytes: int = MAX_SHM_BYTES
+    init_path: str = "/usr/bin/catatonit"
+    oom_score_adj: int = 500
+    binds: tuple[Bind, ...] = ()
+    limit_swap: bool = True
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerPlan:
+    """What differs per container; the paths are the host's, filled in as their slots are taken.
+
+    `etc_dir` holds resolv.conf, hosts and hostname. `env` is the whole environment.
+    """
+
+    hostname: str
+    env: Mapping[str, str]
+    rootfs: str = ""
+    netns: str = ""
+    cgroups_path: str = ""
+    etc_dir: str = ""
+
+
+def oci_spec(version: VersionPlan, container: ContainerPlan) -> dict[str, Any]:
+    """Return the whole runtime spec as plain JSON values."""
+    return {
+        "ociVersion": OCI_VERSION,
+        "hostname": container.hostname,
+        "root": {"path": container.rootfs, "readonly": False},
+        "process": _process(version, [f"{k}={v}" for k, v in container.env.items()]),
+        "mounts": [*_kernel_mounts(version), *_binds(version), *_etc_binds(container.etc_dir)],
+        "annotations": dict(version.annotations),
+        "linux": _linux(version, container.cgroups_path, container.netns),
+    }
+
+
+def _process(version: VersionPlan, env: Sequence[str]) -> dict[str, Any]:
+    own = list(CAPABILITIES)
+    held = own if version.uid == 0 else []  # as the kernel would leave it after setuid and exec
+    return {
+        "terminal": False,
+        "user": {"uid": version.uid, "gid": version.gid, "additionalGids": list(version.groups)},
+        "args": [INIT_TARGET, "--", *version.argv],
+        "env": list(env),
+        "cwd": version.cwd,
+        "capabilities": {"bounding": own, "effective": held, "permitted": held},
+        "rlimits": [
+            {"type": "RLIMIT_NOFILE", "soft": version.fds, "hard": version.fds},
+            {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+        ],
+        "noNewPrivileges": True,
+        "oomScoreAdj": version.oom_score_adj,
+    }
+
+
+def _mount(target: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+    return {"destination": target, "type": kind, "source": source, "options": list(options)}
+
+
+def _bind(target: str, source: str, *options: str) -> dict[str, Any]:
+    return _mount(target, "bind", source, *options)
+
+
+def _kernel_mounts(version: VersionPlan) -> list[dict[str, Any]]:
+    quiet = ("nosuid", "noexec", "nodev")
+    return [
+        _mount("/proc", "proc", "proc", *quiet),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", f"size={DEV_BYTES}"),
+        _mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+            "gid=5",
+        ),
+        _mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", f"size={version.shm_bytes}"),
+        _mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
+        # A fresh sysfs needs the network namespace to be the container's own; it is not.
+        _bind("/sys", "/sys", "rbind", "ro", *quiet),
+        _mount("/sys/fs/cgroup", "tmpfs", "tmpfs", "ro", *quiet, "mode=555", "size=4k"),
+        _bind(INIT_TARGET, version.init_path, "bind", "ro", "nosuid", "nodev"),
+    ]
+
+
+def _binds(version: VersionPlan) -> list[dict[str, Any]]:
+    return [
+        _bind(
+            bind.target,
+            bind.source,
+            "rbind",
+            "rprivate",
+            "nosuid",
+            "nodev",
+            "ro" if bind.read_only else "rw",
+        )
+        for bind in version.binds
+    ]
+
+
+def _etc_binds(etc_dir: str) -> list[dict[str, Any]]:
+    options = ("bind", "ro", "nosuid", "noexec", "nodev")
+    return [_bind(f"/etc/{name}", f"{etc_dir}/{name}", *options) for name in ETC_FILES]
+
+
+def _linux(version: VersionPlan, cgroups_path: str, netns: str) -> dict[str, Any]:
+    namespaces: list[dict[str, str]] = [
+        {"type": name} for name in ("pid", "ipc", "uts", "mount", "cgroup", "user")
+    ]
+    namespaces.append({"type": "network", "path": netns})
+    memory: dict[str, Any] = {"limit": version.memory_bytes}
+    if version.limit_swap:
+        memory["swap"] = version.memory_bytes  # memory and swap together: no swap
+    return {
+        "namespaces": namespaces,
+        "uidMappings": [dict(line) for line in ID_MAPPINGS],
+        "gidMappings": [dict(line) for line in ID_MAPPINGS],
+        "cgroupsPath": cgroups_path,
+        "resources": {
+            "memory": memory,
+            "cpu": {
+                "quota": version.cpu_millis * CPU_PERIOD_US // 1000,
+                "period": CPU_PERIOD_US,
+            },
+            "pids": {"limit": version.pids},
+        },
+        "maskedPaths": list(MASKED_PATHS),
+        "readonlyPaths": list(READONLY_PATHS),
+        "seccomp": profile(CAPABILITIES),
+    }
+
+
+# No path, variable or argument can hold a NUL byte, so no input can be taken for a hole.
+_HOLES = ContainerPlan(
+    hostname="\0hostname\0",
+    env={"\0env": "\0"},
+    rootfs="\0rootfs\0",
+    netns="\0netns\0",
+    cgroups_path="\0cgroups_path\0",
+    etc_dir="\0etc_dir\0",
+)
+_ENV_HOLE = '"\0env=\0"'
+# An escaped NUL, and not an escaped backslash before the four zeros of somebody's text.
+_ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+
+
+class SpecTemplate:
+    """The spec of one version, encoded once."""
+
+    __slots__ = ("_holes", "_pieces", "version")
+
+    def __init__(self, version: VersionPlan) -> None:
+        self.version = version
+        text = json.dumps(oci_spec(version, _HOLES), separators=(",", ":"))
+        text = _ESCAPED_NUL.sub("\\1\0", text).replace(_ENV_HOLE, "\0env\0")
+        # Pieces and hole names take turns: text, hole, text, hole, … text.
+        parts = text.split("\0")
+        self._pieces = [part.encode() for part in parts[0::2]]
+        self._holes = parts[1::2]
+
+    def encode(self, container: ContainerPlan) -> bytes:
+        """Return the spec of one container as JSON; raises Bug while one of its paths is empty."""
+        values = {
+            "env": _encoded_env(container.env),
+            "hostname": _inner(container.hostname, "hostname"),
+            "rootfs": _inner(container.rootfs, "rootfs"),
+            "netns": _inner(container.netns, "netns"),
+            "cgroups_path": _inner(container.cgroups_path, "cgroups_path"),
+            "etc_dir": _inner(container.etc_dir, "etc_dir"),
+        }
+        out = [self._pieces[0]]
+        for hole, piece in zip(self._holes, self._pieces[1:], strict=True):
+            out += (values[hole], piece)
+        return b"".join(out)
+
+
+def _inner(text: str, name: str) -> bytes:
+    if not text:
+        raise Bug(f"a container without {name} was about to be made")
+    return json.dumps(text)[1:-1].encode()
+
+
+def _encoded_env(env: Mapping[str, str]) -> bytes:
+    return ",".join(json.dumps(f"{name}={value}") for name, value in env.items()).encode()
+
+
+def argv_of(
+    entrypoint: Sequence[str],
+    cmd: Sequence[str],
+    command: Sequence[str] | None,
+    args: Sequence[str] | None,
+) -> tuple[str, ...]:
+    """Return the program's command line out of the image's and the function's.
+
+    `command` replaces ENTRYPOINT and drops CMD, `args` replaces CMD; None is not given. Raises
+    InvalidSpec when nothing is left to run.
+    """
+    program = tuple(entrypoint if command is None else command)
+    default = tuple(cmd) if command is None else ()
+    argv = program + (default if args is None else tuple(args))
+    if not argv or not argv[0]:
+        raise InvalidSpec(
+            [Problem("command", "the image has neither ENTRYPOINT nor CMD; name the program here")]
+        )
+    return argv
+
+
+def merged_env(
+    image_env: Iterable[str], contract_env: Mapping[str, str], own_env: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the environment: the image's, over it the contract's, over that the function's own.
+
+    A PATH is there always. Lines of the image without a name or with a NUL are passed over.
+    """
+    env = {"PATH": DEFAULT_PATH}
+    for line in image_env:
+        name, equals, value = line.partition("=")
+        if name and equals and "\0" not in line:
+            env[name] = value
+    env.update(contract_env)
+    env.update(own_env)
+    return env
