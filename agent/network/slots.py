@@ -1,0 +1,262 @@
+"""The pool of network slots: ready ones kept in stock, leased to instances, restored after use.
+
+One background task, the keeper, makes and restores slots one at a time, so that each has one owner
+at any moment; `core.slots` holds who that is. The work itself happens on the network thread
+(`wire`, `egress`). A start takes a ready slot without waiting; only an `egress` other than `all`
+costs it a quarter of a millisecond. The next room up is `sandbox`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from dataclasses import dataclass
+
+from agent.aio import tasks
+from agent.core.addresses import AddressPlan
+from agent.core.slots import SlotCounts, Slots, SlotState
+from agent.errors import AgentError, Bug, Overloaded, RuntimeUnavailable
+from agent.network import egress as rules
+from agent.network import wire
+from agent.network.egress import Egress, PacketFilter
+from agent.network.thread import NetworkThread
+
+log = logging.getLogger(__name__)
+
+# After a burst this many times `warm_slots` stay ready; the rest goes back to the kernel.
+_KEEP_FACTOR = 4
+# How long a start waits for a slot being made or restored (each takes 1 to 8 ms).
+_WAIT_S = 5.0
+# The kernel refused a slot: try again after this.
+_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NetworkSlot:
+    """One instance's network, leased until `Network.release`.
+
+    `netns_path` opens the namespace for as long as this worker lives; a runtime joins it by that.
+    """
+
+    number: int
+    address: str
+    netns_path: str
+    fd: int
+    egress: Egress
+
+
+class NetworkSlots:
+    """All network slots of one node. Lives on the loop; made by `room.Network`."""
+
+    def __init__(
+        self,
+        thread: NetworkThread,
+        plan: AddressPlan,
+        wiring: wire.Wiring,
+        packet_filter: PacketFilter,
+        warm: int,
+    ) -> None:
+        self._thread = thread
+        self._plan = plan
+        self._wiring = wiring
+        self._filter = packet_filter
+        self._warm = warm
+        # state of all slots
+        self._slots = Slots(range(1, plan.capacity + 1))
+        self._wires: dict[int, wire.Wire] = {}
+        self._held: dict[int, NetworkSlot] = {}
+        # the keeper and who waits for it
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._wake = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<NetworkSlots {self._slots!r} waiting={len(self._waiting)} warm={self._warm}>"
+
+    def counts(self) -> SlotCounts:
+        """Return how many slots stand where."""
+        return self._slots.counts()
+
+    async def adopt(self, number: int, pid: int, egress: Egress) -> NetworkSlot:
+        """Take over the slot of a running process; NotFound if it is not there."""
+        rules.members("add", self._plan.address(number), egress)
+        found = await self._thread.call(self._wiring.find, number, pid, discard=wire.drop)
+        try:
+            self._slots.adopt(number)
+        except Bug:
+            wire.drop(found)
+            raise
+        self._wires[number] = found
+        return self._hold(number, egress)
+
+    async def begin(self) -> int:
+        """Remove what nobody adopted, put exactly the adopted rules in force, start the keeper.
+
+        Returns how many stray devices were removed.
+        """
+        kept = frozenset(self._wires)
+        removed = await self._thread.call(self._wiring.sweep, kept)
+        restrictions = {slot.address: slot.egress for slot in self._held.values()}
+        await self._thread.call(self._filter.run, rules.all_members(restrictions))
+        self._keeper = tasks.spawn("network-slots", self._keep())
+        return removed
+
+    async def end(self) -> None:
+        """Stop the keeper and close every namespace; those of running containers live on."""
+        keeper, self._keeper = self._keeper, None
+        await tasks.stop(keeper)
+        while self._waiting:
+            self._refuse(RuntimeUnavailable("the agent is stopping"))
+        # A job of the stopped keeper may still be at work on a wire: close them only after it.
+        await self._thread.call(len, ())
+        for one in self._wires.values():
+            wire.drop(one)
+        self._wires.clear()
+
+    async def lease(self, egress: Egress) -> NetworkSlot:
+        """Return a slot with `egress` in force; Overloaded(slots) when all are taken."""
+        rules.members("add", self._plan.bridge_address, egress)
+        number = None if self._waiting else self._slots.lease()
+        if number is None:
+            number = await self._next()
+        self._wake.set()
+        slot = self._hold(number, egress)
+        restriction = rules.members("add", slot.address, egress)
+        if restriction:
+            try:
+                await self._thread.call(self._filter.run, restriction)
+            except BaseException:
+                self.release(slot)
+                raise
+        return slot
+
+    def release(self, slot: NetworkSlot) -> None:
+        """Take a slot back; raises Bug unless `slot` is the very lease that is out."""
+        if self._held.get(slot.number) is not slot:
+            raise Bug(f"network slot {slot.number} is not leased to whom releases it")
+        # The lease stays in `_held` until the keeper has undone its rules.
+        self._slots.release(slot.number)
+        self._wake.set()
+
+    def _hold(self, number: int, egress: Egress) -> NetworkSlot:
+        fd = self._wires[number].fd
+        path = f"/proc/{os.getpid()}/fd/{fd}"
+        slot = NetworkSlot(number, self._plan.address(number), path, fd, egress)
+        self._held[number] = slot
+        return slot
+
+    # -- waiting for the keeper
+
+    async def _next(self) -> int:
+        """Wait until there is a ready slot and lease it."""
+        if self._keeper is None:
+            raise RuntimeUnavailable("the network has not been opened")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _WAIT_S
+        while True:
+            counts = self._slots.counts()
+            if counts.free + counts.making + counts.dirty + counts.ready <= len(self._waiting):
+                raise self._full()
+            # The answer only says "look again", so that none is lost when its waiter has gone.
+            answer: asyncio.Future[None] = loop.create_future()
+            self._waiting.append(answer)
+            self._wake.set()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await answer
+            except TimeoutError as error:
+                raise self._full() from error
+            finally:
+                if answer in self._waiting:
+                    self._waiting.remove(answer)
+            number = self._slots.lease()
+            if number is not None:
+                return number
+
+    def _full(self) -> Overloaded:
+        return Overloaded(f"all {len(self._slots)} network slots are taken", reason="slots")
+
+    def _serve(self) -> None:
+        """Tell as many waiters as there are ready slots to look again."""
+        for _ in range(self._slots.counts().ready):
+            while self._waiting and self._waiting[0].done():
+                del self._waiting[0]
+            if not self._waiting:
+                return
+            answer = self._waiting.popleft()
+            answer.set_result(None)
+
+    def _refuse(self, error: AgentError) -> None:
+        answer = self._waiting.popleft()
+        if not answer.done():
+            answer.set_exception(error)
+
+    # -- the keeper
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                busy = await self._one_step()
+            except (OSError, AgentError) as error:
+                log.warning("network slots: %s", error)
+                if self._waiting:
+                    self._refuse(RuntimeUnavailable(f"network slot cannot be made: {error}"))
+                await asyncio.sleep(_RETRY_S)
+                continue
+            if not busy:
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _one_step(self) -> bool:
+        """Do one piece of work; False when there is none."""
+        counts = self._slots.counts()
+        if counts.dirty:
+            await self._restore(self._slots.numbers(SlotState.DIRTY)[0])
+        elif counts.ready < self._warm or self._waiting:
+            number = self._slots.make()
+            if number is None:
+                return False
+            await self._make(number)
+        elif counts.ready > max(self._warm * _KEEP_FACTOR, 1):
+            number = self._slots.numbers(SlotState.READY)[0]
+            self._slots.discard(number)
+            wire.drop(self._wires.pop(number))
+        else:
+            return False
+        self._serve()
+        return True
+
+    async def _make(self, number: int) -> None:
+        try:
+            made = await self._thread.call(self._wiring.make, number, discard=wire.drop)
+        except BaseException:
+            self._slots.discard(number)
+            raise
+        self._wires[number] = made
+        self._slots.made(number)
+
+    async def _restore(self, number: int) -> None:
+        """Undo a lease's rules, then keep the slot if it is as new, else destroy it."""
+        slot = self._held[number]
+        if await self._thread.call(self._restore_on_thread, self._wires[number], slot):
+            self._slots.clean(number)
+        else:
+            self._slots.discard(number)
+            wire.drop(self._wires.pop(number))
+        del self._held[number]
+
+    def _restore_on_thread(self, used: wire.Wire, slot: NetworkSlot) -> bool:
+        # Adding first makes the deletion right even if the lease failed before its own addition.
+        self._filter.run(
+            rules.members("add", slot.address, slot.egress)
+            + rules.members("delete", slot.address, slot.egress)
+        )
+        try:
+            if self._wiring.restore(used):
+                return True
+        except OSError as error:
+            log.warning("network slot %d cannot be restored: %s", used.number, error)
+        self._wiring.cut(used.number)
+        return False

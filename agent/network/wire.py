@@ -1,0 +1,186 @@
+"""Makes, checks and removes one slot's namespace with its veth pair: the work on the thread.
+
+Every method of `Wiring` runs on the network thread and leaves it in the detached namespace. Which
+slot belongs to whom is decided in `slots`. A function has no capability over its slot's namespace,
+so all it can leave behind is sockets; everything else is compared all the same, because a slot that
+is not as new must never be used again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from agent.core.addresses import AddressPlan
+from agent.errors import NotFound
+from agent.network import conntrack, namespace, rtnetlink, sockets
+from agent.network.netlink import Netlink, NetlinkError
+
+log = logging.getLogger(__name__)
+
+# Device numbers are ours to choose; these leave room for tap0, the bridge and what else comes.
+_FIRST_INDEX = 10_000
+_LO, _ETH0 = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """One slot in the kernel. `fd` is its namespace; whoever has the wire closes it."""
+
+    number: int
+    fd: int
+    sockets: int = -1
+    """Sockets the kernel itself holds in a fresh namespace; -1: unknown, so never used again."""
+    looks: tuple[object, ...] = field(default=(), repr=False)
+
+
+class Wiring:
+    """All wires of one node; lives on the network thread, in the namespace `home`."""
+
+    def __init__(self, plan: AddressPlan, mtu: int, home: int, bridge: int) -> None:
+        self._plan = plan
+        self._mtu = mtu
+        self._home = home
+        self._bridge = bridge
+        self._route = rtnetlink.open_route()
+        self._netfilter = conntrack.open_netfilter()
+        self._settings = {
+            "ipv6/conf/default/disable_ipv6": "1",
+            "ipv4/ip_unprivileged_port_start": "0",
+            "ipv4/ping_group_range": f"0 {namespace.highest_group()}",
+            "ipv4/conf/all/accept_redirects": "0",
+        }
+
+    def close(self) -> None:
+        """Close the netlink sockets."""
+        self._route.close()
+        self._netfilter.close()
+
+    def make(self, number: int) -> Wire:
+        """Make a new namespace with eth0, joined to the bridge by an isolated port.
+
+        Raises OSError; nothing is left then.
+        """
+        with namespace.fresh(self._home) as fd:
+            namespace.set_kernel(self._settings)
+            held, _ = sockets.count()
+            inner = rtnetlink.open_route()
+        try:
+            with inner:
+                self._join(number, fd)
+                self._furnish(number, inner)
+                return Wire(number, fd, held, _looks(inner))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def find(self, number: int, pid: int) -> Wire:
+        """Open the namespace of a running process and make sure that it is slot `number`'s.
+
+        Raises NotFound when the process is gone or has another network.
+        """
+        try:
+            fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotFound(f"process {pid} of network slot {number} is gone") from error
+        try:
+            with namespace.inside(fd, self._home), rtnetlink.open_route() as inner:
+                macs = {link.index: link.mac for link in rtnetlink.links(inner)}
+        except BaseException:
+            os.close(fd)
+            raise
+        if macs.get(_ETH0) != self._plan.mac(number):
+            os.close(fd)
+            raise NotFound(f"process {pid} is not in network slot {number}")
+        return Wire(number, fd)
+
+    def restore(self, wire: Wire) -> bool:
+        """Bring a used wire back to what `make` made, and say whether that succeeded."""
+        conntrack.forget(self._netfilter, self._plan.address(wire.number))
+        if wire.sockets < 0:
+            return False
+        with namespace.inside(wire.fd, self._home):
+            if sockets.count() != (wire.sockets, 0):
+                sockets.end_tcp()
+            held, waiting = sockets.count()
+            if held > wire.sockets or waiting:
+                log.info("network slot %d: %d sockets left over", wire.number, held + waiting)
+                return False
+            with rtnetlink.open_route() as inner:
+                return _looks(inner) == wire.looks
+
+    def cut(self, number: int) -> None:
+        """Remove a slot's devices at once, even if something still holds its namespace."""
+        try:
+            self._route.send(rtnetlink.delete_link(self._plan.veth(number)))
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+        with suppress(NetlinkError):
+            address = self._plan.address(number)
+            self._route.send(rtnetlink.delete_neighbour(self._bridge, address))
+
+    def sweep(self, keep: Collection[int]) -> int:
+        """Remove the devices of all slots but `keep`; return how many there were."""
+        names = [link.name for link in rtnetlink.links(self._route)]
+        found = [self._plan.number_of_veth(name) for name in names]
+        strays = [number for number in found if number is not None and number not in keep]
+        for number in strays:
+            self.cut(number)
+        return len(strays)
+
+    def _join(self, number: int, fd: int) -> None:
+        plan, index = self._plan, _FIRST_INDEX + number
+        pair = rtnetlink.VethPair(
+            name=plan.veth(number),
+            index=index,
+            master=self._bridge,
+            mtu=self._mtu,
+            netns_fd=fd,
+            peer_name="eth0",
+            peer_index=_ETH0,
+            peer_mac=plan.mac(number),
+        )
+        batch = (
+            rtnetlink.new_veth(pair),
+            rtnetlink.isolate_port(index, pair.name),
+            rtnetlink.new_neighbour(self._bridge, plan.address(number), pair.peer_mac),
+            rtnetlink.new_forwarding(index, pair.peer_mac),
+        )
+        try:
+            self._route.send(*batch)
+        except NetlinkError as error:
+            if error.errno not in {errno.EEXIST, errno.EBUSY}:
+                raise
+            # The number's last device is still there, because the kernel has not come to it yet.
+            self.cut(number)
+            self._route.send(*batch)
+
+    def _furnish(self, number: int, inner: Netlink) -> None:
+        plan = self._plan
+        inner.send(
+            rtnetlink.set_up(_LO, "lo"),
+            rtnetlink.new_address(_ETH0, plan.address(number), 32),
+            rtnetlink.set_up(_ETH0, "eth0"),
+            rtnetlink.new_route(_ETH0, plan.bridge_address, None),
+            rtnetlink.new_route(_ETH0, None, plan.bridge_address),
+            rtnetlink.new_neighbour(_ETH0, plan.bridge_address, plan.bridge_mac),
+        )
+
+
+def drop(wire: Wire) -> None:
+    """Close a wire that nothing uses; the kernel removes namespace and devices in its own time."""
+    os.close(wire.fd)
+
+
+def _looks(inner: Netlink) -> tuple[object, ...]:
+    return (
+        tuple(rtnetlink.links(inner)),
+        tuple(rtnetlink.addresses(inner)),
+        tuple(rtnetlink.routes(inner)),
+        tuple(rtnetlink.neighbours(inner)),
+    )
