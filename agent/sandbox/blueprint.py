@@ -1,0 +1,74 @@
+"""What all instances of one version have in common, worked out once: spec template, user, command.
+
+Parsing the image's accounts and encoding a seccomp profile per start would block the loop; a start
+only fills in the few values that differ (`SpecTemplate.encode`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.config import NodeConfig
+from agent.core.job import check_exec_sizes
+from agent.core.oci import SpecTemplate, VersionPlan, argv_of
+from agent.core.users import resolve_user
+from agent.errors import InvalidSpec, Problem
+from agent.model.limits import LIMITS
+from agent.model.records import FunctionVersion
+from agent.sandbox.images import PreparedImage
+from agent.storage.volumes import resolve
+
+INIT = "/usr/bin/catatonit"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SHM_BYTES = 64 << 20  # as container runtimes have it by default
+FUNCTION_OOM_SCORE = 900  # functions go first when the host runs out of memory
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """One version, ready to be stamped out."""
+
+    template: SpecTemplate
+    image: PreparedImage
+    executable: str
+    search: str
+    workdir: str
+
+
+def blueprint_of(version: FunctionVersion, image: PreparedImage, config: NodeConfig) -> Blueprint:
+    """Work out a version's blueprint.
+
+    Raises InvalidSpec when the image and the spec together give no command, or name a user the
+    image does not have, or a volume this node does not have.
+    """
+    spec, facts = version.spec, image.facts
+    argv = argv_of(facts.entrypoint, facts.cmd, spec.command, spec.args)
+    if not argv:
+        raise InvalidSpec(
+            [Problem("command", f"image {facts.ref} has neither ENTRYPOINT nor CMD; give one")]
+        )
+    check_exec_sizes(argv, spec.env)
+    user = resolve_user(spec.user or facts.user, image.passwd, image.group)
+    plan = VersionPlan(
+        argv=argv,
+        cwd=facts.workdir or "/",
+        uid=user.uid,
+        gid=user.gid,
+        groups=user.groups,
+        memory_bytes=spec.memory_bytes,
+        cpu_millis=spec.cpu_millis,
+        pids=spec.pids,
+        fds=LIMITS[spec.contract].fds,
+        shm_bytes=min(SHM_BYTES, spec.memory_bytes // 2),
+        init_path=INIT,
+        oom_score_adj=FUNCTION_OOM_SCORE,
+        binds=resolve(spec.mounts, config.volumes),
+    )
+    search = next((e[5:] for e in facts.env if e.startswith("PATH=")), DEFAULT_PATH)
+    return Blueprint(
+        template=SpecTemplate(plan),
+        image=image,
+        executable=argv[0],
+        search=spec.env.get("PATH", search),
+        workdir=facts.workdir or "/",
+    )

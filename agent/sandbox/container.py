@@ -1,0 +1,110 @@
+"""One running container of ours: its exit, its signals, and everything it holds.
+
+`exit` is resolved once, with the real exit status, whether the kernel killed it for memory, and its
+memory peak; both are read from the cgroup before the task is deleted, because tasks of anchored
+shims send no OOM event. Taking it apart is `agent/sandbox/builder.py`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from agent.aio.tasks import spawn
+from agent.cgroups.instance import InstanceCgroup
+from agent.containerd.client import Containerd
+from agent.errors import AgentError
+from agent.model.records import Exit
+from agent.network.room import NetworkSlot
+from agent.sandbox.exits import ProcessExit
+from agent.sandbox.output import Output
+from agent.storage.slots import WritableLayer
+
+log = logging.getLogger(__name__)
+
+STATUS_S = 5.0  # how long containerd may take to tell the status of a process that has exited
+SIGNALLED = 128  # a shell's and an init's way to say that a signal ended the process
+LAST_SIGNAL = 64
+
+
+class Container:
+    """A created or running container. Made by the builder only, on the loop's thread."""
+
+    def __init__(
+        self,
+        id: str,
+        containerd: Containerd,
+        cgroup: InstanceCgroup,
+        output: Output,
+        slot: NetworkSlot,
+        layer: WritableLayer,
+    ) -> None:
+        self.id = id
+        self.slot = slot
+        self.layer = layer
+        self.output = output
+        self.cgroup = cgroup
+        self.pid = 0
+        self.anchor = ""
+        self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._containerd = containerd
+        self._process: ProcessExit | None = None
+
+    def __repr__(self) -> str:
+        state = "exited" if self.exit.done() else "running"
+        return f"<Container {self.id} pid={self.pid} {self.slot.address} {state}>"
+
+    @property
+    def address(self) -> str:
+        """The container's own IPv4 address."""
+        return self.slot.address
+
+    @property
+    def exited(self) -> bool:
+        """Whether its first process has ended."""
+        return self.exit.done()
+
+    def watch(self, pid: int) -> None:
+        """Begin to watch the first process; a process already gone counts as an exit now."""
+        self.pid = pid
+        try:
+            self._process = ProcessExit(pid)
+        except ProcessLookupError:
+            self._reap()
+        else:
+            self._process.done.add_done_callback(lambda _: self._reap())
+
+    def _reap(self) -> None:
+        spawn(f"exit of {self.id}", self._find_status())
+
+    async def _find_status(self) -> None:
+        peak_bytes = self.cgroup.peak_bytes()
+        out_of_memory = self.cgroup.oom_kills() > 0
+        code = -1
+        try:
+            deadline = asyncio.get_running_loop().time() + STATUS_S
+            code = (await self._containerd.tasks.wait(self.id, deadline=deadline)).status
+        except AgentError as error:
+            log.warning("%s: exit status unknown: %s", self.id, error)
+        self.output.drain()
+        signal = code - SIGNALLED if SIGNALLED < code <= SIGNALLED + LAST_SIGNAL else None
+        if not self.exit.done():
+            self.exit.set_result(Exit(code, signal, out_of_memory, time.time_ns(), peak_bytes))
+
+    async def signal(self, number: int, *, deadline: float) -> None:
+        """Send a signal to the container's init, which passes it on; nothing if it has ended."""
+        if not self.exit.done():
+            await self._containerd.tasks.kill(self.id, number, deadline=deadline)
+
+    async def kill(self, *, deadline: float) -> None:
+        """Kill every process of the container and wait for the exit, at most until `deadline`."""
+        if not self.exit.done():
+            await self._containerd.tasks.kill(self.id, 9, everyone=True, deadline=deadline)
+        left_s = deadline - asyncio.get_running_loop().time()
+        await asyncio.wait({self.exit}, timeout=max(0.0, left_s))
+
+    def unwatch(self) -> None:
+        """Stop watching the process; the container itself is left as it is."""
+        if self._process is not None:
+            self._process.close()

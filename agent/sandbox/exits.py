@@ -1,0 +1,39 @@
+"""The exit of a container's first process, noticed by the kernel's pidfd.
+
+A pidfd tells of the exit at once and also for containers whose shim sends no event (anchored
+shims). It does not carry the exit status: `agent/sandbox/container.py` asks containerd for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+
+class ProcessExit:
+    """Watches one process of ours; `done` is resolved once, when it has exited.
+
+    Must be made on the event loop's thread. Raises ProcessLookupError if there is no such process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        # SAFETY: a pidfd names this very process; it cannot be confused with a later one that gets
+        # the same number, as long as the process is not reaped when it is opened. The shim reaps
+        # the container's init only on its exit, and callers check the task's state afterwards.
+        self._fd = os.pidfd_open(pid)
+        self._loop.add_reader(self._fd, self._exited)
+
+    def _exited(self) -> None:
+        self.close()
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def close(self) -> None:
+        """Stop watching; safe to call twice."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,185 @@
+"""Anchored shims: a few shim processes that serve all containers, least busy first.
+
+An anchor is a container that is created and never started; its shim serves every container that
+names the anchor as its sandbox. A shim serialises creates, so there are several; one that misses a
+deadline takes no more containers and is removed when its last one has gone. Where anchors cannot be
+made (containerd before 2.1, or turned off) `pick` returns "" and every container gets its own shim.
+
+Never deletes an anchor that still has containers: their exit and removal go through its shim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.containerd.client import Containerd
+from agent.containerd.containers import Container, RuntimeOptions
+from agent.containerd.tasks import TaskStatus
+from agent.core.anchor import ANCHOR_PREFIX, anchor_spec
+from agent.errors import AgentError, AlreadyExists, NotFound
+
+log = logging.getLogger(__name__)
+
+KIND_LABEL = "kindling.kind"
+CREATE_S = 15.0
+REMOVE_S = 5.0
+CREATE_COST = 8  # a create under way delays the next one far more than a container that just runs
+
+
+@dataclass(slots=True)
+class Anchor:
+    """One shim of ours and how busy it is."""
+
+    id: str
+    creating: int = 0
+    containers: int = 0
+    draining: bool = False
+
+    @property
+    def load(self) -> int:
+        """What decides between anchors: lower is better."""
+        return self.creating * CREATE_COST + self.containers
+
+
+class Shims:
+    """The anchors of one node."""
+
+    def __init__(
+        self, containerd: Containerd, options: RuntimeOptions, *, count: int, run: Path, init: Path
+    ) -> None:
+        self._containerd = containerd
+        self._options = options
+        self._count = count
+        self._rootfs = run / "anchor"
+        self._init = init
+        self._anchors: dict[str, Anchor] = {}
+        self._numbers = 0
+
+    def __repr__(self) -> str:
+        each = ", ".join(
+            f"{a.id}:{a.containers}+{a.creating}{' draining' if a.draining else ''}"
+            for a in self._anchors.values()
+        )
+        return f"<Shims {each or 'none: a shim per container'}>"
+
+    @property
+    def anchored(self) -> bool:
+        """Whether containers share shims."""
+        return bool(self._anchors)
+
+    async def start(self) -> None:
+        """Take over anchors that are alive and make the missing ones.
+
+        If not even one can be made, says so once and lets every container have its own shim.
+        """
+        await asyncio.to_thread(self._rootfs.mkdir, parents=True, exist_ok=True)
+        await self._adopt()
+        for _ in range(self._count - len(self._anchors)):
+            try:
+                await self._make()
+            except AgentError as error:
+                log.warning("no anchored shim: %s", error)
+                break
+
+    async def _adopt(self) -> None:
+        tasks = {task.id: task for task in await self._containerd.tasks.list()}
+        records = await self._containerd.containers.list([f'labels."{KIND_LABEL}"==anchor'])
+        sandboxes = await self._containerd.sandboxes.list()
+        for record in records:
+            number = record.id.removeprefix(ANCHOR_PREFIX)
+            self._numbers = max(self._numbers, int(number) if number.isdecimal() else 0)
+            task = tasks.get(record.id)
+            alive = task is not None and task.status is TaskStatus.CREATED
+            if alive and record.id in sandboxes:
+                self._anchors[record.id] = Anchor(record.id)
+            else:
+                await self._remove(record.id)
+
+    async def _make(self) -> None:
+        self._numbers += 1
+        id = f"{ANCHOR_PREFIX}{self._numbers}"
+        deadline = asyncio.get_running_loop().time() + CREATE_S
+        spec = json.dumps(anchor_spec(str(self._rootfs), str(self._init))).encode()
+        record = Container(id=id, spec=spec, labels={KIND_LABEL: "anchor"})
+        try:
+            await self._containerd.containers.create(record, self._options, deadline=deadline)
+            await self._containerd.tasks.create(id, deadline=deadline)
+            await self._containerd.sandboxes.create(id, self._options, {}, deadline=deadline)
+        except (AgentError, asyncio.CancelledError):
+            await self._remove(id)
+            raise
+        self._anchors[id] = Anchor(id)
+
+    def pick(self) -> str:
+        """Return the least busy anchor's id, counted as creating; "" means a shim of its own."""
+        open_anchors = [a for a in self._anchors.values() if not a.draining]
+        if not open_anchors:
+            return ""
+        anchor = min(open_anchors, key=lambda a: a.load)
+        anchor.creating += 1
+        return anchor.id
+
+    def created(self, id: str, *, ok: bool, late: bool = False) -> None:
+        """Note that a create through anchor `id` has ended; a late one closes the anchor."""
+        anchor = self._anchors.get(id)
+        if anchor is None:
+            return
+        anchor.creating -= 1
+        if ok:
+            anchor.containers += 1
+        if late and not anchor.draining:
+            anchor.draining = True
+            log.warning("shim of %s missed a deadline: it takes no more containers", id)
+
+    def adopted(self, id: str) -> None:
+        """Note that a running container found after a restart is served by anchor `id`."""
+        anchor = self._anchors.get(id)
+        if anchor is not None:
+            anchor.containers += 1
+
+    def removed(self, id: str) -> None:
+        """Note that a container of anchor `id` is gone."""
+        anchor = self._anchors.get(id)
+        if anchor is not None:
+            anchor.containers -= 1
+
+    async def mend(self) -> None:
+        """Remove drained anchors and make new ones up to the count; called now and then."""
+        for anchor in list(self._anchors.values()):
+            if anchor.draining and not anchor.containers and not anchor.creating:
+                del self._anchors[anchor.id]
+                await self._remove(anchor.id)
+        usable = sum(not a.draining for a in self._anchors.values())
+        if self._anchors and usable < self._count:
+            try:
+                await self._make()
+            except AgentError as error:
+                log.warning("no further anchored shim: %s", error)
+
+    async def stop(self) -> None:
+        """Remove all anchors; every container is gone by now."""
+        ids = list(self._anchors)
+        self._anchors.clear()
+        await asyncio.gather(*(self._remove(id) for id in ids))
+
+    async def _remove(self, id: str) -> None:
+        door = self._containerd
+        deadline = asyncio.get_running_loop().time() + REMOVE_S
+        steps = (
+            ("kill", lambda: door.tasks.kill(id, 9, deadline=deadline)),
+            ("wait", lambda: door.tasks.wait(id, deadline=deadline)),
+            ("delete task", lambda: door.tasks.delete(id, deadline=deadline)),
+            ("delete sandbox", lambda: door.sandboxes.delete(id, deadline=deadline)),
+            ("delete container", lambda: door.containers.delete(id, deadline=deadline)),
+        )
+        for what, step in steps:
+            try:
+                await step()
+            except (NotFound, AlreadyExists):
+                continue
+            except AgentError as error:
+                log.warning("anchor %s: %s: %s", id, what, error)

@@ -1,0 +1,149 @@
+"""The functions' logs: the last lines of each function in memory, and whoever follows them.
+
+A log keeps at most `max_bytes` of text per function and drops the oldest lines first. A follower
+that is too slow loses lines and is told how many, the function is never slowed down for it. Nothing
+here reads from the container (`agent/sandbox/output.py`) or frames bytes (`agent/core/logtail.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+Stream = Literal["stdout", "stderr", "platform"]
+
+FOLLOWER_LINES = 4096  # what a follower may lag behind before it loses lines
+LINE_OVERHEAD = 64  # bytes counted per line beside its text, so that empty lines are bounded too
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of a function's output. `more` marks a line that was split at 32 KB."""
+
+    at_ns: int
+    stream: Stream
+    instance: str
+    version: int
+    text: str
+    more: bool = False
+
+    def stamped(self) -> str:
+        """Return the line as start errors quote it: RFC 3339 time in nanoseconds, then the text."""
+        return f"{rfc3339_ns(self.at_ns)} {self.text}"
+
+
+def rfc3339_ns(at_ns: int) -> str:
+    """Return wall time in nanoseconds since the epoch as RFC 3339 with nine decimals."""
+    seconds, nanos = divmod(at_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanos:09d}Z"
+
+
+class Follower:
+    """One reader of a log as it grows."""
+
+    def __init__(self) -> None:
+        self.lines: deque[LogLine] = deque()
+        self.lost = 0
+        self._more = asyncio.Event()
+        self._ended = False
+
+    def push(self, line: LogLine) -> None:
+        """Hand a line over; the oldest is dropped when the reader lags too far behind."""
+        if len(self.lines) >= FOLLOWER_LINES:
+            self.lines.popleft()
+            self.lost += 1
+        self.lines.append(line)
+        self._more.set()
+
+    def end(self) -> None:
+        """Let the reader finish after what it already has."""
+        self._ended = True
+        self._more.set()
+
+    async def __aiter__(self) -> AsyncIterator[LogLine]:
+        while True:
+            while self.lines:
+                yield self.lines.popleft()
+            if self._ended:
+                return
+            self._more.clear()
+            await self._more.wait()
+
+
+class FunctionLog:
+    """The last lines of one function, all versions and instances together."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._lines: deque[LogLine] = deque()
+        self._bytes = 0
+        self._followers: set[Follower] = set()
+
+    def append(self, line: LogLine) -> None:
+        """Add a line, drop the oldest over the limit, wake the followers."""
+        self._lines.append(line)
+        self._bytes += len(line.text) + LINE_OVERHEAD
+        while self._bytes > self.max_bytes and len(self._lines) > 1:
+            dropped = self._lines.popleft()
+            self._bytes -= len(dropped.text) + LINE_OVERHEAD
+        for follower in self._followers:
+            follower.push(line)
+
+    def tail(self, lines: int) -> list[LogLine]:
+        """Return the last `lines` lines, oldest first; 0 means all that is kept."""
+        if lines <= 0 or lines >= len(self._lines):
+            return list(self._lines)
+        return list(self._lines)[-lines:]
+
+    def of_instance(self, instance: str, lines: int) -> tuple[str, ...]:
+        """Return the last lines the instance's own processes wrote, stamped, oldest first."""
+        found: list[str] = []
+        for line in reversed(self._lines):
+            if line.instance == instance and line.stream != "platform":
+                found.append(line.stamped())
+                if len(found) >= lines:
+                    break
+        return tuple(reversed(found))
+
+    def follow(self, backlog: Iterable[LogLine] = ()) -> Follower:
+        """Return a new follower that starts with `backlog`; end it with `unfollow`."""
+        follower = Follower()
+        for line in backlog:
+            follower.push(line)
+        self._followers.add(follower)
+        return follower
+
+    def unfollow(self, follower: Follower) -> None:
+        """Forget a follower."""
+        self._followers.discard(follower)
+
+    def close(self) -> None:
+        """End all followers: the function is gone."""
+        for follower in self._followers:
+            follower.end()
+        self._followers.clear()
+
+
+class Logs:
+    """The logs of all functions on this node."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._logs: dict[str, FunctionLog] = {}
+
+    def of(self, function: str) -> FunctionLog:
+        """Return the function's log, made on first use."""
+        log = self._logs.get(function)
+        if log is None:
+            log = self._logs[function] = FunctionLog(self._max_bytes)
+        return log
+
+    def drop(self, function: str) -> None:
+        """Forget a removed function's log and end its followers."""
+        log = self._logs.pop(function, None)
+        if log is not None:
+            log.close()

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Everything there is, in stages; each stage's time is printed at the end. The first red stage ends
+# the run. Needs root for the host's set-up and for the integration stage.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+declare -a names=() times=()
+began=$SECONDS
+
+report() {
+	printf '\n%-14s %8s\n' stage seconds
+	for i in "${!names[@]}"; do printf '%-14s %8d\n' "${names[$i]}" "${times[$i]}"; done
+	printf '%-14s %8d\n' total $((SECONDS - began))
+}
+
+stage() {
+	local name=$1 start=$SECONDS
+	shift
+	printf '\n== %s: %s\n' "$name" "$*"
+	if ! "$@"; then
+		names+=("$name (failed)")
+		times+=($((SECONDS - start)))
+		report
+		printf 'test: stage %s failed; mend it and run: %s\n' "$name" "$*" >&2
+		exit 1
+	fi
+	names+=("$name")
+	times+=($((SECONDS - start)))
+}
+
+as_root=()
+if [ "$(id -u)" != 0 ]; then
+	as_root=(sudo)
+	echo "test: setup/host.sh and the integration tests run as root through sudo"
+fi
+
+stage setup "${as_root[@]}" setup/host.sh --dev
+stage tools make --no-print-directory .venv/.locked
+stage check make --no-print-directory check
+stage unit make --no-print-directory unit
+stage component make --no-print-directory component
+stage conformance make --no-print-directory conformance
+stage images make --no-print-directory images
+stage integration "${as_root[@]}" .venv/bin/python -m pytest -q tests/integration
+stage leak "${as_root[@]}" .venv/bin/python -m tests.leak
+report
