@@ -123,7 +123,7 @@ class Contract(ABC):
 
     @abstractmethod
     def environment(self, instance: str) -> dict[str, str]:
-        """Return the contract's environment for one instance: over the image's, under the spec's."""
+        """Return one instance's environment: it goes over the image's and under the spec's."""
 
     @abstractmethod
     def hook(self, name: HookName) -> Hook | None:
@@ -198,3 +198,7 @@ class Contract(ABC):
     def log_after(self, call: Call, report: CallReport, error: str = "") -> tuple[str, ...]:
         """Return the platform's lines in the function's log after a call."""
         return ()
+
+    def log_hook(self, hook: Hook, request_id: str) -> tuple[str, str] | None:
+        """Return the platform's lines in the function's log before and after a hook, if any."""
+        return None
