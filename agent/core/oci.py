@@ -179,8 +179,9 @@ def _kernel_mounts(version: VersionPlan) -> list[dict[str, Any]]:
         ),
         _mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", f"size={version.shm_bytes}"),
         _mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
-        # A fresh sysfs needs the network namespace to be the container's own; it is not.
-        _bind("/sys", "/sys", "rbind", "ro", *quiet),
+        # A fresh sysfs needs the network namespace to be the container's own; it is not. `rro` is
+        # read-only for what is mounted below, too (crun and runc 1.1 by mount_setattr(2)).
+        _bind("/sys", "/sys", "rbind", "rro", *quiet),
         _mount("/sys/fs/cgroup", "tmpfs", "tmpfs", "ro", *quiet, "mode=555", "size=4k"),
         _bind(INIT_TARGET, version.init_path, "bind", "ro", "nosuid", "nodev"),
     ]
@@ -191,11 +192,8 @@ def _binds(version: VersionPlan) -> list[dict[str, Any]]:
         _bind(
             bind.target,
             bind.source,
-            "rbind",
-            "rprivate",
-            "nosuid",
-            "nodev",
-            "ro" if bind.read_only else "rw",
+            *("rbind", "rprivate", "nosuid", "nodev"),
+            *(("rro",) if bind.read_only else ()),
         )
         for bind in version.binds
     ]
