@@ -7,7 +7,7 @@ inside a user namespace.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -19,7 +19,8 @@ from agent.errors import PermissionDenied
 _ALLOWED = frozenset(f"/{NAME}/{call}" for call in READONLY)
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]  # generic in the stubs only
 
 
 class ReadOnly(grpc.aio.ServerInterceptor):
