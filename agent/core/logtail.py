@@ -19,21 +19,27 @@ LINE_OVERHEAD_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line without its newline. `more` says that it was cut and goes on in the next one."""
+    """One line without its newline; its time is when it was read.
 
+    `split` says that it was cut here and goes on in the next line.
+    """
+
+    time_ns: int
+    stream: str
     text: bytes
-    more: bool = False
+    split: bool = False
 
 
 class Framer:
     """Cuts one stream into lines as its bytes come."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_rest", "stream")
 
-    def __init__(self) -> None:
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
         self._rest = b""
 
-    def feed(self, data: bytes) -> list[Line]:
+    def feed(self, data: bytes, now_ns: int) -> list[Line]:
         """Return the lines that `data` completes; keeps at most 32 KB of an unfinished one.
 
         A carriage return before the newline belongs to the line's end.
@@ -41,24 +47,22 @@ class Framer:
         *whole, rest = (self._rest + data).split(b"\n")
         lines: list[Line] = []
         for text in whole:
-            _cut(text.removesuffix(b"\r"), lines)
-        while len(rest) > MAX_LINE_BYTES:
-            lines.append(Line(rest[:MAX_LINE_BYTES], more=True))
-            rest = rest[MAX_LINE_BYTES:]
-        self._rest = rest
+            last = self._cut(text.removesuffix(b"\r"), now_ns, lines)
+            lines.append(Line(now_ns, self.stream, last))
+        self._rest = self._cut(rest, now_ns, lines)
         return lines
 
-    def end(self) -> list[Line]:
+    def flush(self, now_ns: int) -> list[Line]:
         """Return what is left when the stream ends without a newline."""
         rest, self._rest = self._rest, b""
-        return [Line(rest)] if rest else []
+        return [Line(now_ns, self.stream, rest)] if rest else []
 
-
-def _cut(text: bytes, lines: list[Line]) -> None:
-    while len(text) > MAX_LINE_BYTES:
-        lines.append(Line(text[:MAX_LINE_BYTES], more=True))
-        text = text[MAX_LINE_BYTES:]
-    lines.append(Line(text))
+    def _cut(self, text: bytes, now_ns: int, lines: list[Line]) -> bytes:
+        """Append what is over the limit as split lines; return the part that is not."""
+        while len(text) > MAX_LINE_BYTES:
+            lines.append(Line(now_ns, self.stream, text[:MAX_LINE_BYTES], split=True))
+            text = text[MAX_LINE_BYTES:]
+        return text
 
 
 class Tail:
@@ -87,7 +91,7 @@ class Tail:
         pieces: list[bytes] = []
         size = 0
         for line in reversed(self._lines):
-            piece = line.text if line.more else line.text + b"\n"
+            piece = line.text if line.split else line.text + b"\n"
             pieces.append(piece)
             size += len(piece)
             if size >= most:

@@ -74,7 +74,7 @@ ETC_FILES = ("resolv.conf", "hosts", "hostname")
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """A host directory inside the container."""
+    """A host directory inside the instance."""
 
     source: str
     target: str
@@ -107,30 +107,30 @@ class VersionPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerPlan:
-    """What differs per container; the paths are the host's, filled in as their slots are taken.
+class InstancePlan:
+    """What differs per instance; the paths are the host's.
 
     `etc_dir` holds resolv.conf, hosts and hostname. `env` is the whole environment.
     """
 
     hostname: str
+    rootfs: str
+    netns: str
+    cgroups_path: str
     env: Mapping[str, str]
-    rootfs: str = ""
-    netns: str = ""
-    cgroups_path: str = ""
-    etc_dir: str = ""
+    etc_dir: str
 
 
-def oci_spec(version: VersionPlan, container: ContainerPlan) -> dict[str, Any]:
+def oci_spec(version: VersionPlan, instance: InstancePlan) -> dict[str, Any]:
     """Return the whole runtime spec as plain JSON values."""
     return {
         "ociVersion": OCI_VERSION,
-        "hostname": container.hostname,
-        "root": {"path": container.rootfs, "readonly": False},
-        "process": _process(version, [f"{k}={v}" for k, v in container.env.items()]),
-        "mounts": [*_kernel_mounts(version), *_binds(version), *_etc_binds(container.etc_dir)],
+        "hostname": instance.hostname,
+        "root": {"path": instance.rootfs, "readonly": False},
+        "process": _process(version, [f"{k}={v}" for k, v in instance.env.items()]),
+        "mounts": [*_kernel_mounts(version), *_binds(version), *_etc_binds(instance.etc_dir)],
         "annotations": dict(version.annotations),
-        "linux": _linux(version, container.cgroups_path, container.netns),
+        "linux": _linux(version, instance.cgroups_path, instance.netns),
     }
 
 
@@ -232,7 +232,7 @@ def _linux(version: VersionPlan, cgroups_path: str, netns: str) -> dict[str, Any
 
 
 # No path, variable or argument can hold a NUL byte, so no input can be taken for a hole.
-_HOLES = ContainerPlan(
+_HOLES = InstancePlan(
     hostname="\0hostname\0",
     env={"\0env": "\0"},
     rootfs="\0rootfs\0",
@@ -259,15 +259,15 @@ class SpecTemplate:
         self._pieces = [part.encode() for part in parts[0::2]]
         self._holes = parts[1::2]
 
-    def encode(self, container: ContainerPlan) -> bytes:
-        """Return the spec of one container as JSON; raises Bug while one of its paths is empty."""
+    def encode(self, instance: InstancePlan) -> bytes:
+        """Return the spec of one container as JSON; raises Bug when one of its paths is empty."""
         values = {
-            "env": _encoded_env(container.env),
-            "hostname": _inner(container.hostname, "hostname"),
-            "rootfs": _inner(container.rootfs, "rootfs"),
-            "netns": _inner(container.netns, "netns"),
-            "cgroups_path": _inner(container.cgroups_path, "cgroups_path"),
-            "etc_dir": _inner(container.etc_dir, "etc_dir"),
+            "env": _encoded_env(instance.env),
+            "hostname": _inner(instance.hostname, "hostname"),
+            "rootfs": _inner(instance.rootfs, "rootfs"),
+            "netns": _inner(instance.netns, "netns"),
+            "cgroups_path": _inner(instance.cgroups_path, "cgroups_path"),
+            "etc_dir": _inner(instance.etc_dir, "etc_dir"),
         }
         out = [self._pieces[0]]
         for hole, piece in zip(self._holes, self._pieces[1:], strict=True):

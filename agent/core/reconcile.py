@@ -1,0 +1,214 @@
+"""What a worker does about what it finds: the difference between wanted, recorded and running.
+
+The plan is made from one look at the world and asks for nothing twice: carried out and made again,
+it is empty. It relies on this: (1) an instance's record is written before its container is made and
+removed after everything of it is gone; (2) containers of ours carry the instance's id; (3) the
+ledger says which instances were in a call of another worker; (4) while that worker lives, its calls
+are taken, not lost.
+
+`agent/functions/reconcile.py` looks and acts, at every start and on a timer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agent.core.instance import SERVING
+from agent.model.records import InstanceRecord
+
+TaskStatus = Literal["created", "running", "paused", "stopped", "none"]
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A deployed version. `min` is 0 for versions that only their number reaches."""
+
+    min: int = 0
+    concurrency: int = 1
+    kind: str = "http"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """One look at everything.
+
+    `tasks` has every container of ours by id, `none` where it has no task. `foreign` counts calls
+    of other workers by instance; `foreign_alive` says that those workers still run. `held` are the
+    instances that serve under this worker, `busy` those that it is starting or stopping right now
+    (they are left alone), `starting` how many of a version are among them.
+    """
+
+    wanted: Mapping[Key, Wanted] = field(default_factory=dict)
+    records: Collection[InstanceRecord] = ()
+    tasks: Mapping[str, TaskStatus] = field(default_factory=dict)
+    foreign: Mapping[str, int] = field(default_factory=dict)
+    foreign_alive: bool = False
+    held: Mapping[str, Key] = field(default_factory=dict)
+    busy: frozenset[str] = frozenset()
+    starting: Mapping[Key, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Take a running instance over, with `foreign` calls of another worker in flight."""
+
+    id: str
+    foreign: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StopOrphan:
+    """Kill and delete a container that no record knows."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropRecord:
+    """Give back what a record names; its program has ended, or its container is gone."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecycleMidCall:
+    """Stop an instance of concurrency 1 whose worker died in a call: its state is unknown."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopHalfStarted:
+    """Stop an instance whose worker died before it served, or while it was stopping it."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopUnwanted:
+    """Drain and stop an instance whose version is no longer deployed."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartMin:
+    """Start instances of a version until it has its minimum."""
+
+    function: str
+    version: int
+    count: int
+
+
+Effect = (
+    Adopt | StopOrphan | DropRecord | RecycleMidCall | StopHalfStarted | StopUnwanted | StartMin
+)
+
+
+_ADOPTABLE = frozenset(state.value for state in SERVING)
+
+
+def plan(world: World) -> list[Effect]:
+    """Return what to do, stops first, then adoptions, then starts."""
+    known = {record.id for record in world.records} | world.held.keys() | world.busy
+    effects: list[Effect] = [StopOrphan(id) for id in world.tasks if id not in known]
+    adopted: Counter[Key] = Counter()
+    for record in world.records:
+        if record.id in world.held or record.id in world.busy:
+            continue
+        effect = _judge(record, world)
+        if isinstance(effect, Adopt):
+            adopted[record.function, record.version] += 1
+        effects.append(effect)
+    effects += _about_held(world)
+    effects += _starts(world, adopted)
+    return sorted(effects, key=_rank)
+
+
+def _judge(record: InstanceRecord, world: World) -> Effect:
+    status = world.tasks.get(record.id, "none")
+    if status in ("none", "stopped"):
+        return DropRecord(record.id)
+    if record.state not in _ADOPTABLE:
+        return StopHalfStarted(record.id)
+    wanted = world.wanted.get((record.function, record.version))
+    foreign = world.foreign.get(record.id, 0)
+    if wanted is None:
+        return StopUnwanted(record.id)
+    if _was_mid_call(record.id, wanted, world):
+        return RecycleMidCall(record.id)
+    return Adopt(record.id, foreign if world.foreign_alive else 0)
+
+
+def _was_mid_call(id: str, wanted: Wanted, world: World) -> bool:
+    left = world.foreign.get(id, 0) > 0 and not world.foreign_alive
+    return left and wanted.concurrency == 1 and wanted.kind != "job"
+
+
+def _about_held(world: World) -> list[Effect]:
+    """Judge what already serves here: removed meanwhile, or its old worker died in a call."""
+    effects: list[Effect] = []
+    for id, key in world.held.items():
+        wanted = world.wanted.get(key)
+        if id in world.busy:
+            continue
+        if wanted is None:
+            effects.append(StopUnwanted(id))
+        elif _was_mid_call(id, wanted, world):
+            effects.append(RecycleMidCall(id))
+    return effects
+
+
+def _starts(world: World, adopted: Counter[Key]) -> list[Effect]:
+    held = Counter(key for id, key in world.held.items() if id not in world.busy)
+    serving = adopted + held + Counter(dict(world.starting))
+    return [
+        StartMin(name, version, wanted.min - serving[name, version])
+        for (name, version), wanted in world.wanted.items()
+        if wanted.min > serving[name, version]
+    ]
+
+
+_ORDER = (
+    StopOrphan,
+    DropRecord,
+    StopHalfStarted,
+    RecycleMidCall,
+    StopUnwanted,
+    Adopt,
+    StartMin,
+)
+
+
+def _rank(effect: Effect) -> int:
+    return _ORDER.index(type(effect))
+
+
+_WORDS: dict[type[Effect], str] = {
+    Adopt: "adopted {}",
+    StopOrphan: "stopped {} without a record",
+    DropRecord: "cleared {} that had ended",
+    RecycleMidCall: "recycled {} left in a call",
+    StopHalfStarted: "stopped {} half started",
+    StopUnwanted: "stopped {} no longer wanted",
+    StartMin: "starting {} for scaling.min",
+}
+
+
+def sentence(effects: Collection[Effect]) -> str:
+    """Say in one sentence what a plan does."""
+    counts: Counter[type[Effect]] = Counter()
+    for effect in effects:
+        counts[type(effect)] += effect.count if isinstance(effect, StartMin) else 1
+    if not counts:
+        return "everything is as wanted"
+    told = [
+        _WORDS[kind].format(f"{counts[kind]} instance{'s' * (counts[kind] != 1)}")
+        for kind in _ORDER
+        if counts[kind]
+    ]
+    return ", ".join(told)
