@@ -1,5 +1,7 @@
 """Every skip must be listed, with its reason, in tests/skips.toml; any other skip fails.
 
+Tests run on uvloop, as the agent does.
+
 Each entry names a test by its node id's beginning and says what is missing. An entry that matches
 nothing is fine: the same list serves every host.
 """
@@ -10,6 +12,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import uvloop
+
+
+def pytest_asyncio_loop_factories(config, item):
+    return {"uvloop": uvloop.new_event_loop}
+
 
 ALLOWED = tomllib.loads((Path(__file__).parent / "skips.toml").read_text("utf-8")).get("skip", [])
 

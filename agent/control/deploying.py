@@ -11,6 +11,7 @@ from agent.control.convert import (
     function_to_proto,
     instance_to_proto,
     spec_from_proto,
+    version_to_proto,
 )
 from agent.control.verbs import Verbs
 from agent.errors import InvalidSpec, Problem
@@ -42,15 +43,14 @@ class DeployVerbs(Verbs):
         return function_to_proto(await self.node.get(named(request.name), request.qualifier))
 
     async def list_functions(self, request: pb.ListRequest) -> pb.ListResponse:
-        """List functions by name, a page at a time; the token is the last name of the page."""
+        """List functions by name, a page at a time; the token is the page's last name."""
         size = page_size(request.page_size)
         views = sorted(await self.node.functions(), key=lambda view: view.name)
         rest = [view for view in views if view.name > request.page_token]
         page = pb.ListResponse()
         sized = 0
         for view in rest[:size]:
-            message = function_to_proto(view)
-            message.ClearField("instances")
+            message = pb.Function(name=view.name, latest=version_to_proto(view.latest))
             sized += message.ByteSize()
             if sized > PAGE_BYTES and page.functions:
                 break
