@@ -20,10 +20,12 @@ from agent.containerd.content import Content
 from agent.containerd.door import Door
 from agent.containerd.events import Subscription
 from agent.containerd.images import Images
+from agent.containerd.importer import Importer
 from agent.containerd.leases import Leases
 from agent.containerd.sandboxes import Sandboxes
 from agent.containerd.snapshots import Snapshots
 from agent.containerd.tasks import Tasks
+from agent.containerd.transfer import Transfer
 from agent.errors import AlreadyExists, RuntimeUnavailable
 
 NAMESPACE = "kindling"
@@ -42,6 +44,8 @@ class Containerd:
         self.tasks = Tasks(self.door)
         self.sandboxes = Sandboxes(self.door)
         self.leases = Leases(self.door)
+        self.transfer = Transfer(self.door, self.images, self.leases)
+        self.importer = Importer(self.door, self.content, self.images, self.leases, self.transfer)
         self._version = version_rpc.VersionStub(self.door.channel)
         self._namespaces = namespace_rpc.NamespacesStub(self.door.channel)
 

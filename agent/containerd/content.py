@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 import grpc
 import grpc.aio
@@ -117,13 +117,11 @@ class Content:
         )
         await _say(call, commit)
 
-    async def labels(self, digest: str, *, deadline: float | None = None) -> Mapping[str, str]:
-        """Return the labels of a blob. Raises NotFound."""
-        request = pb.InfoRequest(digest=digest)
-        reply = await self._door.call(
-            self._rpc.Info, request, f"look for {digest}", deadline=deadline
-        )
-        return dict(reply.info.labels)
+    async def count(self, *, deadline: float | None = None) -> int:
+        """Return how many blobs there are."""
+        request = pb.ListContentRequest()
+        replies = self._door.stream(self._rpc.List, request, "list blobs", deadline=deadline)
+        return sum([len(reply.info) async for reply in replies])
 
 
 def _ref(digest: str) -> str:

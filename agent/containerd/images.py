@@ -83,6 +83,7 @@ class Images:
         self._rpc = rpc.ImagesStub(door.channel)
         self._content = content
         self._snapshots = snapshots
+        self.snapshotter = snapshots.snapshotter
 
     async def get(self, name: str, *, deadline: float | None = None) -> ImageRecord:
         """Return the record of a full name such as docker.io/library/busybox:1. Raises NotFound."""

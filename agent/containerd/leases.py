@@ -15,7 +15,7 @@ from agent._pb.containerd.services.leases.v1 import leases_pb2 as pb
 from agent._pb.containerd.services.leases.v1 import leases_pb2_grpc as rpc
 from agent.aio.tasks import finish
 from agent.containerd.door import Door
-from agent.errors import NotFound
+from agent.errors import AgentError, NotFound
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 RELEASE_WITHIN_S = 10.0
@@ -32,21 +32,26 @@ class Leases:
     async def hold(self, purpose: str, within_s: float) -> AsyncIterator[str]:
         """Hold a lease, give its id, and remove it at the end even when cancelled.
 
-        It expires by itself a minute after `within_s` seconds should the agent die meanwhile.
+        When the work failed, what it made is collected before the error goes on. The lease expires
+        by itself a minute after `within_s` seconds should the agent die meanwhile.
         """
         id = f"kindling-{purpose}-{secrets.token_hex(6)}"
         until = datetime.now(UTC) + timedelta(seconds=within_s + 60)
         labels = {EXPIRE_LABEL: until.isoformat(timespec="seconds").replace("+00:00", "Z")}
         request = pb.CreateRequest(id=id, labels=labels)
         await self._door.call(self._rpc.Create, request, f"create lease {id}")
+        failed = True
         try:
             yield id
+            failed = False
         finally:
-            await finish(f"release lease {id}", self.delete(id), within_s=RELEASE_WITHIN_S)
+            release = self.delete(id, sync=failed)
+            with contextlib.suppress(AgentError):
+                await finish(f"release lease {id}", release, within_s=RELEASE_WITHIN_S)
 
-    async def delete(self, id: str, *, deadline: float | None = None) -> bool:
-        """Remove a lease; False when there was none."""
-        request = pb.DeleteRequest(id=id)
+    async def delete(self, id: str, *, sync: bool = False, deadline: float | None = None) -> bool:
+        """Remove a lease; False when there was none. With `sync` after a garbage collection."""
+        request = pb.DeleteRequest(id=id, sync=sync)
         try:
             await self._door.call(
                 self._rpc.Delete, request, f"delete lease {id}", deadline=deadline
@@ -55,9 +60,9 @@ class Leases:
             return False
         return True
 
-    async def list(self, *, deadline: float | None = None) -> list[str]:
+    async def list(self, *, deadline: float | None = None) -> tuple[str, ...]:
         """Return the ids of all leases."""
         reply = await self._door.call(
             self._rpc.List, pb.ListRequest(), "list leases", deadline=deadline
         )
-        return [lease.id for lease in reply.leases]
+        return tuple(lease.id for lease in reply.leases)

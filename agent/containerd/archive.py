@@ -1,0 +1,195 @@
+"""Opens an image on disk: a tar (plain or gzipped) or a directory, as named files of known size.
+
+It looks at names and bytes only; what they mean is `layout`'s business. Everything blocks, so it
+runs on a thread. A gzipped archive is unpacked into an unnamed scratch file first, because blobs
+are read in the order of the manifest, not of the archive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import posixpath
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Protocol
+
+from agent.errors import InvalidSpec, Problem
+
+# An image has a few blobs per layer; a tar with more members than this is something else.
+MAX_FILES = 20_000
+# The largest image any contract takes is 10 GB uncompressed.
+MAX_BYTES = 24 << 30
+PIECE_BYTES = 512 << 10
+
+_GZIP, _ZSTD, _XZ, _BZIP2 = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh"
+
+
+class Files(Protocol):
+    """An opened image: file names without leading "./", and their bytes."""
+
+    path: Path
+
+    def size_bytes(self, name: str) -> int | None:
+        """Return a file's size, or None when there is no such file."""
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """Yield a file's bytes in pieces of PIECE_BYTES."""
+
+    def close(self) -> None:
+        """Give back what is open."""
+
+
+def wrong(path: Path, why: str) -> InvalidSpec:
+    """Return the refusal of a file: its path, and what is wrong with it."""
+    return InvalidSpec([Problem(str(path), why)])
+
+
+def open_files(path: Path, scratch: Path) -> Files:
+    """Open an image at `path`; gzipped ones are unpacked below `scratch` for the while.
+
+    Raises InvalidSpec naming the path and what is wrong with it.
+    """
+    try:
+        if path.is_dir():
+            return Directory(path)
+        return _open_tar(path, scratch)
+    except OSError as error:
+        raise wrong(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+
+
+class Directory:
+    """An OCI layout as a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def size_bytes(self, name: str) -> int | None:
+        """See `Files`."""
+        file = self._file(name)
+        return file.stat().st_size if file is not None else None
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """See `Files`."""
+        file = self._file(name)
+        if file is None:
+            raise wrong(self.path, f"has no file {name}")
+        with file.open("rb") as stream:
+            while piece := stream.read(PIECE_BYTES):
+                yield piece
+
+    def close(self) -> None:
+        """See `Files`."""
+
+    def _file(self, name: str) -> Path | None:
+        file = self.path / name
+        if ".." in Path(name).parts or file.is_symlink() or not file.is_file():
+            return None
+        return file
+
+
+class Tar:
+    """A plain tar, read where its members lie."""
+
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self.path = path
+        self._stream = stream
+        self._members = _members(path, stream)
+
+    def size_bytes(self, name: str) -> int | None:
+        """See `Files`."""
+        member = self._members.get(name)
+        return member[1] if member is not None else None
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """See `Files`."""
+        if name not in self._members:
+            raise wrong(self.path, f"has no file {name}")
+        offset, left = self._members[name]
+        while left > 0:
+            piece = os.pread(self._stream.fileno(), min(left, PIECE_BYTES), offset)
+            if not piece:
+                raise wrong(self.path, f"ends in the middle of {name}: it was cut short")
+            offset, left = offset + len(piece), left - len(piece)
+            yield piece
+
+    def close(self) -> None:
+        """See `Files`."""
+        self._stream.close()
+
+
+def read_all(files: Files, name: str, max_bytes: int) -> bytes:
+    """Return a small file whole. Raises InvalidSpec when it is missing or larger."""
+    size = files.size_bytes(name)
+    if size is None:
+        raise wrong(files.path, f"has no file {name}")
+    if size > max_bytes:
+        raise wrong(files.path, f"its {name} is larger than {max_bytes} bytes")
+    return b"".join(files.pieces(name))
+
+
+def _open_tar(path: Path, scratch: Path) -> Tar:
+    with contextlib.ExitStack() as unfinished:
+        stream: IO[bytes] = unfinished.enter_context(path.open("rb"))
+        head = stream.read(8)
+        stream.seek(0)
+        if head.startswith(_GZIP):
+            stream = _gunzip(path, stream, unfinished, scratch)
+        _refuse_compressed(path, head)
+        opened = Tar(path, stream)
+        # The tar keeps its stream; the compressed one, if any, closes when it is collected.
+        unfinished.pop_all()
+        return opened
+
+
+def _refuse_compressed(path: Path, head: bytes) -> None:
+    if head.startswith((_ZSTD, _XZ, _BZIP2)):
+        raise wrong(path, "is compressed, but not with gzip: decompress it first")
+
+
+def _gunzip(
+    path: Path, stream: IO[bytes], unfinished: contextlib.ExitStack, scratch: Path
+) -> IO[bytes]:
+    plain = unfinished.enter_context(tempfile.TemporaryFile(dir=scratch))
+    left = MAX_BYTES
+    try:
+        with gzip.open(stream) as source:
+            while left > 0 and (piece := source.read(PIECE_BYTES)):
+                left -= len(piece)
+                plain.write(piece)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise wrong(path, f"is not a whole gzip file ({error})") from error
+    if left <= 0:
+        raise wrong(path, f"is larger than {MAX_BYTES} bytes when decompressed")
+    plain.seek(0)
+    return plain
+
+
+def _members(path: Path, stream: IO[bytes]) -> Mapping[str, tuple[int, int]]:
+    """Return offset and size of every regular file; links stand for what they point at."""
+    found: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for count, member in enumerate(tar):
+                if count >= MAX_FILES:
+                    raise wrong(path, f"has more than {MAX_FILES} members: not an image")
+                name = posixpath.normpath(member.name)
+                if member.issym():
+                    links[name] = posixpath.normpath(
+                        posixpath.join(posixpath.dirname(name), member.linkname)
+                    )
+                elif member.islnk():
+                    links[name] = posixpath.normpath(member.linkname)
+                elif member.isreg() and not member.issparse():
+                    found[name] = (member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise wrong(path, f"is not a whole tar archive ({error})") from error
+    found |= {name: found[target] for name, target in links.items() if target in found}
+    if not found:
+        raise wrong(path, "is an archive without files: not an image")
+    return found

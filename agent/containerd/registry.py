@@ -1,0 +1,186 @@
+"""Asks a registry what a reference stands for, before a single layer is downloaded.
+
+It reads the manifest and the config only, so that a missing image, another architecture or an
+unknown format is refused by name at once; the download itself is containerd's (`transfer`). Speaks
+the OCI distribution specification 1.1 with anonymous or given credentials; plain HTTP on loopback
+only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from agent.containerd.reference import DEFAULT_REGISTRY, Reference
+from agent.core import oci_image
+from agent.core.oci_image import Descriptor, ImageConfig, Manifest
+from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
+
+# Docker Hub's registry answers under this name.
+DOCKER_HOST = "registry-1.docker.io"
+ACCEPT = ", ".join(sorted(oci_image.INDEX_TYPES | oci_image.MANIFEST_TYPES))
+MAX_DEPTH = 4
+MAX_TOKEN_BYTES = 64 << 10
+
+_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user name and its password or token. Kept in memory only, never logged."""
+
+    username: str
+    password: str
+
+    def __repr__(self) -> str:
+        return f"Credentials({self.username!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a reference stands for now: the linux/amd64 manifest and its config."""
+
+    target: Descriptor
+    manifest: Manifest
+    config: ImageConfig
+
+
+async def resolve(
+    reference: Reference, *, deadline: float, credentials: Credentials | None = None
+) -> Resolved:
+    """Resolve a reference at its registry.
+
+    Raises NotFound (no such image), InvalidSpec (not for linux/amd64, or no image),
+    FailedPrecondition (credentials missing or refused), RuntimeUnavailable (registry down or slow).
+    """
+    try:
+        async with asyncio.timeout_at(deadline), aiohttp.ClientSession(trust_env=True) as session:
+            return await _Conversation(session, reference, credentials).resolve()
+    except TimeoutError as error:
+        text = f"image {reference}: the registry {reference.registry} did not answer in time"
+        raise RuntimeUnavailable(text) from error
+    except (aiohttp.ClientError, OSError) as error:
+        text = f"image {reference}: the registry {reference.registry} does not answer ({error})"
+        raise RuntimeUnavailable(text) from error
+
+
+class _Conversation:
+    """One resolution: a session, and the token it was given."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, reference: Reference, credentials: Credentials | None
+    ) -> None:
+        self._session = session
+        self._reference = reference
+        self._credentials = credentials
+        self._authorization = ""
+        host = DOCKER_HOST if reference.registry == DEFAULT_REGISTRY else reference.registry
+        scheme = "http" if reference.plain_http else "https"
+        self._base = f"{scheme}://{host}/v2/{reference.repository}"
+
+    async def resolve(self) -> Resolved:
+        where = str(self._reference)
+        version, size_limit, claimed = self._reference.version, oci_image.MAX_JSON_BYTES, ""
+        for _ in range(MAX_DEPTH):
+            data, said = await self._get(f"manifests/{version}", size_limit)
+            kind = oci_image.sniff_type(data, said or claimed, where)
+            digest = oci_image.digest_of(data)
+            if version.startswith("sha256:") and digest != version:
+                raise RuntimeUnavailable(
+                    f"image {where}: the registry sent other bytes for {version}"
+                )
+            target = Descriptor(kind, digest, len(data))
+            oci_image.check_runnable(target, where)
+            if kind in oci_image.MANIFEST_TYPES:
+                return await self._image(target, data)
+            entry = oci_image.choose(oci_image.parse_index(data, where), where)
+            version, claimed = entry.digest, entry.media_type
+        raise NotFound(f"image {where}: its indexes are nested more than {MAX_DEPTH} deep")
+
+    async def _image(self, target: Descriptor, data: bytes) -> Resolved:
+        where = str(self._reference)
+        manifest = oci_image.parse_manifest(data, target.media_type, where)
+        raw, _ = await self._get(f"blobs/{manifest.config.digest}", oci_image.MAX_JSON_BYTES)
+        config = oci_image.parse_config(raw, where)
+        oci_image.check_layers(manifest, config, where)
+        return Resolved(target, manifest, config)
+
+    async def _get(self, path: str, max_bytes: int) -> tuple[bytes, str]:
+        """Return a body and its media type, answering one challenge for authorization."""
+        for attempt in (1, 2):
+            headers = {"Accept": ACCEPT}
+            if self._authorization:
+                headers["Authorization"] = self._authorization
+            # A digest's colon is legal in a path; yarl would leave it alone but encode others.
+            url = URL(f"{self._base}/{path}", encoded=True)
+            async with self._session.get(url, headers=headers) as reply:
+                if reply.status == 401 and attempt == 1:
+                    await self._authorize(reply.headers.get("WWW-Authenticate", ""))
+                    continue
+                self._check(reply.status, reply.reason or "")
+                body = await reply.content.read(max_bytes + 1)
+                while body and len(body) <= max_bytes:
+                    more = await reply.content.read(max_bytes + 1 - len(body))
+                    if not more:
+                        break
+                    body += more
+                return body, reply.content_type
+        raise self._denied(401)
+
+    def _check(self, status: int, reason: str) -> None:
+        where, registry = str(self._reference), self._reference.registry
+        if status == 404:
+            raise NotFound(f"image {where}: the registry {registry} has no such image")
+        if status in (401, 403):
+            raise self._denied(status)
+        if status != 200:
+            raise RuntimeUnavailable(f"image {where}: {registry} answers {status} {reason}")
+
+    def _denied(self, status: int) -> FailedPrecondition:
+        how = "refuses these credentials" if self._credentials else "wants credentials"
+        at = f"the registry {self._reference.registry}"
+        text = f"image {self._reference}: {at} {how} ({status}), or has no such image"
+        return FailedPrecondition(text)
+
+    async def _authorize(self, challenge: str) -> None:
+        """Answer a WWW-Authenticate challenge: Basic, or Bearer by its token server."""
+        scheme, _, rest = challenge.partition(" ")
+        basic = self._basic()
+        if scheme.lower() == "basic":
+            if not basic:
+                raise self._denied(401)
+            self._authorization = basic
+            return
+        fields = dict(_CHALLENGE.findall(rest))
+        realm = fields.pop("realm", "")
+        if scheme.lower() != "bearer" or not self._trusted(realm):
+            raise self._denied(401)
+        fields.setdefault("scope", f"repository:{self._reference.repository}:pull")
+        wanted = {key: fields[key] for key in ("service", "scope") if key in fields}
+        headers = {"Authorization": basic} if basic else {}
+        async with self._session.get(realm, params=wanted, headers=headers) as reply:
+            self._check(reply.status, reply.reason or "")
+            if (reply.content_length or 0) > MAX_TOKEN_BYTES:
+                raise self._denied(401)
+            answer = await reply.json(content_type=None)
+        token = (
+            (answer.get("token") or answer.get("access_token")) if isinstance(answer, dict) else ""
+        )
+        if not isinstance(token, str) or not token:
+            raise self._denied(401)
+        self._authorization = f"Bearer {token}"
+
+    def _basic(self) -> str:
+        if self._credentials is None:
+            return ""
+        return aiohttp.BasicAuth(self._credentials.username, self._credentials.password).encode()
+
+    def _trusted(self, realm: str) -> bool:
+        """Credentials travel over TLS only, except to a loopback registry's own token server."""
+        scheme = urlsplit(realm).scheme
+        return scheme == "https" or (scheme == "http" and self._reference.plain_http)
