@@ -154,7 +154,7 @@ def _refuse_compressed(path: Path, head: bytes) -> None:
 def _gunzip(
     path: Path, stream: IO[bytes], unfinished: contextlib.ExitStack, scratch: Path
 ) -> IO[bytes]:
-    plain = unfinished.enter_context(tempfile.TemporaryFile(dir=scratch))
+    plain = unfinished.enter_context(tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115 - the stack closes it
     left = MAX_BYTES
     try:
         with gzip.open(stream) as source:

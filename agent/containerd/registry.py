@@ -65,7 +65,8 @@ async def resolve(
         text = f"image {reference}: the registry {reference.registry} did not answer in time"
         raise RuntimeUnavailable(text) from error
     except (aiohttp.ClientError, OSError) as error:
-        text = f"image {reference}: the registry {reference.registry} does not answer ({error})"
+        why = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else error
+        text = f"image {reference}: the registry {reference.registry} does not answer ({why})"
         raise RuntimeUnavailable(text) from error
 
 

@@ -28,6 +28,7 @@ from agent.containerd.registry import Credentials, Resolved
 from agent.containerd.streams import Stream, open_stream, pack
 from agent.errors import AgentError, InvalidSpec, NotFound, Problem, RuntimeUnavailable
 
+LAST_STEPS_S = 1.0
 PLATFORM = platform_pb2.Platform(os="linux", architecture="amd64")
 # How containerd's unpacker words that the layers themselves are wrong; it gives no code for it.
 BAD_LAYER_WORDS = ("wrong diff id", "failed to extract layer", "layers and diffIDs don't match")
@@ -134,6 +135,8 @@ class Transfer:
             reader = tasks.spawn("progress of a pull", _follow(stream, told))
             try:
                 await self._call(request, what, lease, deadline)
+                # containerd closes the stream with the transfer: take the last steps.
+                await asyncio.wait({reader}, timeout=LAST_STEPS_S)
             finally:
                 await tasks.stop(reader)
 

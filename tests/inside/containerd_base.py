@@ -55,9 +55,10 @@ def spec(
     *,
     mounts: Sequence[Mapping[str, Any]] = (),
     namespaces: Sequence[str] = NAMESPACES,
+    memory_bytes: int = 0,
 ) -> bytes:
     """A small OCI spec for tests; the agent's own is made in agent/core/oci.py."""
-    document = {
+    document: dict[str, Any] = {
         "ociVersion": "1.0.2",
         "process": {
             "user": {"uid": 0, "gid": 0},
@@ -73,6 +74,8 @@ def spec(
             "cgroupsPath": f"{place.cgroup}/{id}",
         },
     }
+    if memory_bytes:
+        document["linux"]["resources"] = {"memory": {"limit": memory_bytes, "swap": memory_bytes}}
     return json.dumps(document).encode()
 
 
