@@ -31,6 +31,11 @@ def spawn(name: str, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return task
 
 
+def launch(name: str, coro: Coroutine[Any, Any, Any]) -> None:
+    """Start `coro` as `spawn` does, for work that nobody awaits: it reports by what it does."""
+    spawn(name, coro).get_name()
+
+
 def _ended(task: asyncio.Task[Any]) -> None:
     _alive.discard(task)
     if task.cancelled():

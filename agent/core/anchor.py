@@ -14,7 +14,11 @@ INIT_TARGET = "/init"  # the runtime looks the executable up before it waits
 
 
 def anchor_spec(rootfs: str, init: str, cgroups_path: str) -> dict[str, Any]:
-    """Return the spec; `rootfs` is an empty directory, `init` any static executable of the host."""
+    """Return the spec.
+
+    `rootfs` is a directory with nothing but the mount points /init, /dev and /proc; `init` any
+    static executable of the host.
+    """
     return {
         "ociVersion": "1.0.2",
         "root": {"path": rootfs, "readonly": True},
@@ -36,7 +40,7 @@ def anchor_spec(rootfs: str, init: str, cgroups_path: str) -> dict[str, Any]:
         ],
         "linux": {
             "cgroupsPath": cgroups_path,
-            "namespaces": [{"type": name} for name in ("pid", "ipc", "uts", "mount", "network")],
+            "namespaces": [{"type": name} for name in ("pid", "mount")],
             "resources": {"memory": {"limit": MEMORY_BYTES}, "pids": {"limit": 8}},
         },
     }

@@ -14,7 +14,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.contracts.base import Contract, Hook
@@ -25,12 +25,12 @@ from agent.functions import readiness
 from agent.functions.ports import Connection, Connector, Endpoint
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord
+from agent.sandbox.builder import Builder, Order
 from agent.telemetry.logs import FunctionLog, LogLine, Stream
 
 if TYPE_CHECKING:
     import socket
 
-    from agent.sandbox.builder import Builder
     from agent.sandbox.container import Container
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ class Instance:
         self.container: Container | None = None
         self.created_ns = time.time_ns()
         self.last_exit: Exit | None = None
+        self.row = -1
+        """Its row in the in-flight ledger, given by the fleet."""
         self._doors = doors
         self._log = out
         self._life = Lifecycle(asyncio.get_running_loop().time())
@@ -80,11 +82,6 @@ class Instance:
         """Where the instance stands in the table."""
         return self._life.state
 
-    @property
-    def row(self) -> int:
-        """The instance's row in the in-flight ledger: the number of its network slot."""
-        return self.container.slot.number if self.container is not None else 0
-
     # -- up
 
     async def start(self, environment: dict[str, str], asked_at: float) -> None:
@@ -97,10 +94,9 @@ class Instance:
         began = loop.time()
         try:
             container, timings = await self._doors.builder.build(
-                self.id, self.version, environment, self._sink
+                Order(self.id, self.version, environment, self._sink, self._leased)
             )
             self.container = container
-            self.endpoint.address = container.address
             self._happened(Event.CREATED)
             mark = loop.time()
             await self._doors.builder.start(container)
@@ -134,11 +130,13 @@ class Instance:
     async def _listen(self, container: Container, began: float) -> None:
         limit_s = self.version.spec.startup_timeout_s or self.contract.limits.start_s
         address, port = container.address, self.contract.port
-        exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        container.exit.add_done_callback(lambda _: exited.done() or exited.set_result(None))
         try:
             sock = await readiness.connect(
-                self._doors.open_socket, address, port, deadline=began + limit_s, exited=exited
+                self._doors.open_socket,
+                address,
+                port,
+                deadline=began + limit_s,
+                exited=container.exit,
             )
         except TimeoutError as error:
             waited_s = asyncio.get_running_loop().time() - began
@@ -166,7 +164,9 @@ class Instance:
             raise FunctionFailed(
                 Failure(
                     FailureKind.INIT_HOOK_FAILED,
-                    f"the initialize hook answered {status}" if status else "the hook got no answer",
+                    f"the initialize hook answered {status}"
+                    if status
+                    else "the hook got no answer",
                     address=self.endpoint.address,
                     port=self.endpoint.port,
                     limit=hook.timeout_s,
@@ -205,6 +205,11 @@ class Instance:
         except (OSError, TimeoutError):
             sock.close()
             return None
+
+    def _leased(self, container: Container) -> None:
+        """Note the slots before the container is made: a successor must find what to give back."""
+        self.endpoint.address = container.address
+        self._doors.save(self.record_of(container))
 
     # -- down
 
@@ -311,6 +316,18 @@ class Instance:
             log_lines=self.quote(),
         )
 
+    def cpu_ns(self) -> int:
+        """Return the CPU time its cgroup has used so far, nanoseconds; one read of a kept file."""
+        return self.container.cgroup.cpu_ns() if self.container is not None else 0
+
+    def peak_bytes(self) -> int:
+        """Return its memory peak so far; one read of a kept file."""
+        return self.container.cgroup.peak_bytes() if self.container is not None else 0
+
+    def log_lines(self) -> list[LogLine]:
+        """Return everything that is kept of the function's log."""
+        return self._log.tail(0)
+
     def quote(self) -> tuple[str, ...]:
         """Return the last stamped lines of this instance's own output."""
         if self.container is not None:
@@ -319,9 +336,7 @@ class Instance:
 
     def note(self, text: str) -> None:
         """Write a line of the platform's into the function's log."""
-        self._log.append(
-            LogLine(time.time_ns(), "platform", self.id, self.version.version, text)
-        )
+        self._log.append(LogLine(time.time_ns(), "platform", self.id, self.version.version, text))
 
     def _sink(self, line: Line) -> None:
         stream: Stream = "stderr" if line.stream == "stderr" else "stdout"
@@ -334,27 +349,27 @@ class Instance:
         spent_s = self._life.happened(event, asyncio.get_running_loop().time())
         self._doors.observe(left, spent_s)
 
-    def record(self) -> InstanceRecord:
+    def record_of(self, container: Container) -> InstanceRecord:
         """Return what the next worker needs to adopt this instance."""
-        assert self.container is not None
         return InstanceRecord(
             id=self.id,
             function=self.version.name,
             version=self.version.version,
             row=self.row,
-            network_slot=self.container.slot.number,
-            address=self.container.address,
+            network_slot=container.slot.number,
+            address=container.address,
             port=self.contract.port,
-            layer_kind=self.container.layer.kind,
-            layer_slot=self.container.layer.number,
-            pid=self.container.pid,
+            layer_kind=container.layer.kind,
+            layer_slot=container.layer.number,
+            pid=container.pid,
             state=self.state.value,
             created_ns=self.created_ns,
             cold_start=self.cold_start,
         )
 
     def _remember(self) -> None:
-        self._doors.save(replace(self.record(), state=self.state.value))
+        if self.container is not None:
+            self._doors.save(self.record_of(self.container))
 
 
 def _signal_number(name: str) -> int:

@@ -12,6 +12,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable
+from typing import Any
 
 FIRST_PAUSE_S = 0.0003
 LONGEST_PAUSE_S = 0.05
@@ -25,7 +26,7 @@ async def connect(
     port: int,
     *,
     deadline: float,
-    exited: asyncio.Future[None],
+    exited: asyncio.Future[Any],
 ) -> socket.socket | None:
     """Return a connected non-blocking socket, or None if the process exited first.
 
@@ -43,7 +44,7 @@ async def connect(
             sock.close()
             if loop.time() >= deadline:
                 raise TimeoutError(f"nothing listens on {address}:{port}") from error
-            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            if error.errno == errno.EMFILE:
                 raise
         except BaseException:
             sock.close()

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.aio.tasks import spawn
+from agent.aio.tasks import launch
 from agent.contracts.base import Call, CallReport, Contract, Reply
+from agent.core.billing import gb_s
 from agent.core.instance import Event, State
 from agent.core.pool import Member, Policy, Pool
 from agent.errors import AgentError, Bug, FunctionFailed, InvalidSpec, Overloaded
 from agent.functions.instance import Instance
-from agent.functions.ports import Endpoint, Lease, Waiter
+from agent.functions.ports import Lease, Waiter
 from agent.model.failure import Failure, FailureKind
 from agent.model.limits import LOG_TAIL_BYTES
 from agent.model.records import ColdStart, FunctionVersion, Meters
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 EXPLAIN_S = 0.5
 MS = 1000.0
-GB = 1024.0
 
 _OVERLOAD_KINDS = {
     "queue": FailureKind.QUEUE_FULL,
@@ -65,10 +64,12 @@ class FunctionTarget:
         spec = version.spec
         self.version = version
         self.contract = contract
-        self.pool: Pool[Instance, Waiter] = Pool(self.policy_of(spec.scaling.min, spec.scaling.max))
         self.log = out
         self._fleet = fleet
+        self.pool: Pool[Instance, Waiter] = Pool(self.policy_of(spec.scaling.min, spec.scaling.max))
         self._jobs = jobs
+        self.last_failure: Failure | None = None
+        """Why the last start failed; None once one succeeded."""
         self._causes: dict[Instance, Waiter] = {}
 
     def __repr__(self) -> str:
@@ -83,11 +84,8 @@ class FunctionTarget:
             max=most,
             max_queue=spec.max_queue,
             idle_s=spec.scaling.idle_s,
-            zombie_s=self._zombie_s(),
+            zombie_s=self._fleet.zombie_s,
         )
-
-    def _zombie_s(self) -> float:
-        return self._fleet_zombie_s
 
     # -- the warm path
 
@@ -116,9 +114,7 @@ class FunctionTarget:
             cold = instance.cold_start
             del self._causes[instance]
         self._fleet.ledger.begin(instance.row, "", 0)
-        return PoolLease(
-            instance.endpoint, now, cold, member=member, cpu_ns=instance.cpu_ns()
-        )
+        return PoolLease(instance.endpoint, now, cold, member=member, cpu_ns=instance.cpu_ns())
 
     def release(
         self, lease: Lease, call: Call, failure: Failure | None = None, *, recycle: bool = False
@@ -149,7 +145,7 @@ class FunctionTarget:
         meters = Meters(
             wall_ms=wall_ms,
             billed_ms=billed_ms,
-            memory_gb_s=self.version.spec.memory_mb / GB * billed_ms / MS,
+            memory_gb_s=gb_s(self.version.spec.memory_mb, billed_ms / MS),
             cpu_ms=max(0, instance.cpu_ns() - lease.cpu_ns) / 1e6,
             cpu_exact=lease.member.inflight <= 1,
             peak_memory_bytes=instance.peak_bytes(),
@@ -197,7 +193,7 @@ class FunctionTarget:
     # -- instances
 
     def scale(self, now: float, cause: Waiter | None = None) -> None:
-        """Start as many instances as are wanted now; `cause` is the call that asks for the first."""
+        """Start as many instances as are wanted now; `cause` is the call that asks for one."""
         if self._fleet.draining or self.version.state != "Ready":
             return
         for _ in range(self.pool.starts_wanted(now)):
@@ -210,7 +206,7 @@ class FunctionTarget:
             if cause is not None:
                 self._causes[instance] = cause
                 cause = None
-            spawn(f"start {instance.id}", self._start(member, now))
+            launch(f"start {instance.id}", self._start(member, now))
 
     def _refuse_uncovered(self, error: Overloaded) -> None:
         """Refuse the waiters when nothing serves or starts that could ever take them."""
@@ -240,6 +236,7 @@ class FunctionTarget:
         instance = member.instance
         self._causes.pop(instance, None)
         self._fleet.ended(instance, failure)
+        self.last_failure = failure
         log.info("%s did not start: %s", instance.id, failure.message)
         now = self._fleet.now()
         for waiter in self.pool.failed(member, now):
@@ -248,6 +245,7 @@ class FunctionTarget:
 
     def _serve(self, member: Member[Instance]) -> None:
         instance = member.instance
+        self.last_failure = None
         self._fleet.started(instance)
         self.watch(member)
         now = self._fleet.now()
@@ -271,7 +269,7 @@ class FunctionTarget:
     def _exited(self, member: Member[Instance]) -> None:
         if member.instance.state in (State.READY, State.FROZEN, State.DRAINING):
             self.pool.gone(member)
-            spawn(f"clear {member.instance.id}", self._stop(member, None, Event.EXITED))
+            launch(f"clear {member.instance.id}", self._stop(member, None, Event.EXITED))
 
     def _retire(self, member: Member[Instance], *, grace_s: float | None = None) -> None:
         """Give a member no more calls and stop it."""
@@ -279,7 +277,7 @@ class FunctionTarget:
             return
         self.pool.drain(member)
         member.instance.drain_began()
-        spawn(f"stop {member.instance.id}", self._drain_and_stop(member, grace_s))
+        launch(f"stop {member.instance.id}", self._drain_and_stop(member, grace_s))
 
     async def _drain_and_stop(self, member: Member[Instance], grace_s: float | None) -> None:
         limit = self._fleet.now() + self.contract.limits.call_s

@@ -69,6 +69,8 @@ class ContractLimits:
     idle_preview_s: float = 300.0
     freeze_after_ms: int | None = None
     """None: instances are not frozen when idle."""
+    memory_advice: tuple[tuple[int, int], ...] = ()
+    """(image below so many MB, memory above so many MB): a warning at deploy, first match."""
 
 
 _FC = ContractLimits(
@@ -103,6 +105,7 @@ _SCF_WEB = ContractLimits(
     header_bytes=32 * KB,  # ours
     target_bytes=8 * KB,  # ours
     image_compressed_bytes=1 * GB,
+    memory_advice=((256, 256), (512, 512), (1024, 1024)),
 )
 _SCF_JOB = replace(
     _SCF_WEB,

@@ -7,12 +7,12 @@ only fills in the few values that differ (`SpecTemplate.encode`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from agent.config import NodeConfig
 from agent.core.job import check_exec_sizes
-from agent.core.oci import SpecTemplate, VersionPlan, argv_of
+from agent.core.oci import Bind, SpecTemplate, VersionPlan, argv_of
 from agent.core.users import resolve_user
-from agent.errors import InvalidSpec, Problem
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion
 from agent.sandbox.images import PreparedImage
@@ -22,6 +22,15 @@ INIT = "/usr/bin/catatonit"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHM_BYTES = 64 << 20  # as container runtimes have it by default
 FUNCTION_OOM_SCORE = 900  # functions go first when the host runs out of memory
+
+
+# cgroup v1 counts swap only where the kernel was built and booted with it.
+V1_MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+def limits_swap() -> bool:
+    """Say whether this host's kernel lets swap be limited: always on cgroup v2."""
+    return not V1_MEMORY.is_dir() or (V1_MEMORY / "memory.memsw.limit_in_bytes").exists()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +52,6 @@ def blueprint_of(version: FunctionVersion, image: PreparedImage, config: NodeCon
     """
     spec, facts = version.spec, image.facts
     argv = argv_of(facts.entrypoint, facts.cmd, spec.command, spec.args)
-    if not argv:
-        raise InvalidSpec(
-            [Problem("command", f"image {facts.ref} has neither ENTRYPOINT nor CMD; give one")]
-        )
     check_exec_sizes(argv, spec.env)
     user = resolve_user(spec.user or facts.user, image.passwd, image.group)
     plan = VersionPlan(
@@ -62,7 +67,11 @@ def blueprint_of(version: FunctionVersion, image: PreparedImage, config: NodeCon
         shm_bytes=min(SHM_BYTES, spec.memory_bytes // 2),
         init_path=INIT,
         oom_score_adj=FUNCTION_OOM_SCORE,
-        binds=resolve(spec.mounts, config.volumes),
+        binds=tuple(
+            Bind(str(bind.source), bind.target, bind.read_only)
+            for bind in resolve(spec.mounts, config.volumes)
+        ),
+        limit_swap=limits_swap(),
     )
     search = next((e[5:] for e in facts.env if e.startswith("PATH=")), DEFAULT_PATH)
     return Blueprint(

@@ -53,6 +53,21 @@ UNDO_S = 20.0
 TASK_GONE_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One instance to build.
+
+    `environment` is the contract's, `sink` gets the lines of output, `leased` is told once the
+    slots are held and before the container exists.
+    """
+
+    id: str
+    version: FunctionVersion
+    environment: Mapping[str, str]
+    sink: Sink
+    leased: Callable[[Container], None]
+
+
 @dataclass(slots=True)
 class Timings:
     """Milliseconds of the builder's phases, and what was found ready."""
@@ -89,13 +104,18 @@ class Builder:
 
     # -- up
 
-    async def build(
-        self, id: str, version: FunctionVersion, environment: Mapping[str, str], sink: Sink
-    ) -> tuple[Container, Timings]:
-        """Create the container `id` of a version, not started yet.
+    async def check(self, version: FunctionVersion) -> None:
+        """Work out a version's blueprint at deploy, so that its mistakes show then.
 
-        `environment` is the contract's for this instance. Returns the container and what each
-        phase took. Raises Overloaded without a free slot, FunctionFailed when the image has no
+        Raises InvalidSpec for a user, volume or command that does not exist.
+        """
+        deadline = asyncio.get_running_loop().time() + self._config.runtime.create_timeout_s
+        await self._blueprint(version, Timings(), deadline)
+
+    async def build(self, order: Order) -> tuple[Container, Timings]:
+        """Create the container of an order, not started yet.
+
+        Returns the container and what each phase took. Raises Overloaded without a free slot, FunctionFailed when the image has no
         such executable, RuntimeUnavailable when the runtime fails; nothing is left behind then.
         """
         loop = asyncio.get_running_loop()
@@ -103,23 +123,28 @@ class Builder:
         timings = Timings()
         async with contextlib.AsyncExitStack() as undo:
             mark = loop.time()
-            blueprint = await self._blueprint(version, timings, deadline)
+            blueprint = await self._blueprint(order.version, timings, deadline)
             timings.image_ms = (loop.time() - mark) * 1000
             mark = loop.time()
-            container, rootfs = await self._slots(id, version, blueprint, sink, undo)
+            container, rootfs = await self._slots(order, blueprint, undo)
+            order.leased(container)
             timings.slots_ms = (loop.time() - mark) * 1000
             mark = loop.time()
             spec = blueprint.template.encode(
                 InstancePlan(
-                    hostname=id,
+                    hostname=order.id,
                     rootfs=str(rootfs),
                     netns=container.slot.netns_path,
-                    cgroups_path=self._rooms.cgroups.path(id),
-                    env=merged_env(blueprint.image.facts.env, environment, version.spec.env),
-                    etc_dir=str(await self._etc(id, container, undo)),
+                    cgroups_path=self._rooms.cgroups.path(order.id),
+                    env=merged_env(
+                        blueprint.image.facts.env,
+                        order.environment,
+                        await own_environment(order.version),
+                    ),
+                    etc_dir=str(self._etc(container)),
                 )
             )
-            await self._create(container, version, spec, undo, deadline)
+            await self._create(container, order.version, spec, undo, deadline)
             timings.create_ms = (loop.time() - mark) * 1000
             undo.pop_all()
         return container, timings
@@ -141,14 +166,9 @@ class Builder:
         return blueprint
 
     async def _slots(
-        self,
-        id: str,
-        version: FunctionVersion,
-        blueprint: Blueprint,
-        sink: Sink,
-        undo: contextlib.AsyncExitStack,
+        self, order: Order, blueprint: Blueprint, undo: contextlib.AsyncExitStack
     ) -> tuple[Container, Path]:
-        rooms = self._rooms
+        rooms, id, version = self._rooms, order.id, order.version
         slot = await rooms.network.lease(version.spec.egress)
         _later(undo, f"network slot of {id}", lambda: rooms.network.release(slot))
         layer = await rooms.layers.lease(id, version.spec.disk_mb)
@@ -160,16 +180,14 @@ class Builder:
             raise FunctionFailed(_no_executable(why, blueprint.executable))
         cgroup = rooms.cgroups.instance(id)
         undo.callback(cgroup.close)
-        output = Output(self._fifos / id, sink)
+        output = Output(self._fifos / id, order.sink)
         undo.callback(output.close)
         output.open()
         return Container(id, rooms.containerd, cgroup, output, slot, layer), rootfs
 
-    async def _etc(
-        self, id: str, container: Container, undo: contextlib.AsyncExitStack
-    ) -> Path:
-        """Write hosts, hostname and resolv.conf of the instance beside its FIFOs."""
-        directory = self._fifos / id
+    def _etc(self, container: Container) -> Path:
+        """Write hosts, hostname and resolv.conf of the instance beside its FIFOs, on tmpfs."""
+        id, directory = container.id, container.output.directory
         (directory / "hostname").write_text(f"{id}\n")
         (directory / "hosts").write_text(
             f"127.0.0.1 localhost\n::1 localhost\n{container.address} {id}\n"
@@ -308,6 +326,26 @@ def _later(
         await finish(what, run(), within_s=UNDO_S)
 
     undo.push_async_callback(shielded)
+
+
+async def own_environment(version: FunctionVersion) -> dict[str, str]:
+    """Return the function's own variables, secrets included; their files are read at every start.
+
+    Raises FailedPrecondition naming a secret whose file cannot be read.
+    """
+    own = dict(version.spec.env)
+    for secret in version.spec.secrets:
+        if secret.value is not None:
+            own[secret.name] = secret.value
+        elif secret.file is not None:
+            try:
+                text = await asyncio.to_thread(Path(secret.file).read_text, "utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise FailedPrecondition(
+                    f"secret {secret.name}: {secret.file} cannot be read by the agent"
+                ) from error
+            own[secret.name] = text.rstrip("\n")
+    return own
 
 
 def _no_executable(why: str, executable: str) -> Failure:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 
-from agent.aio.tasks import spawn
+from agent.aio.tasks import launch
 from agent.cgroups.instance import InstanceCgroup
 from agent.containerd.client import Containerd
 from agent.errors import AgentError
@@ -76,7 +76,7 @@ class Container:
             self._process.done.add_done_callback(lambda _: self._reap())
 
     def _reap(self) -> None:
-        spawn(f"exit of {self.id}", self._find_status())
+        launch(f"exit of {self.id}", self._find_status())
 
     async def _find_status(self) -> None:
         peak_bytes = self.cgroup.peak_bytes()

@@ -16,6 +16,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.cgroups.tree import CgroupTree
 from agent.containerd.client import Containerd
 from agent.containerd.containers import Container, RuntimeOptions
 from agent.containerd.tasks import TaskStatus
@@ -49,13 +50,21 @@ class Shims:
     """The anchors of one node."""
 
     def __init__(
-        self, containerd: Containerd, options: RuntimeOptions, *, count: int, run: Path, init: Path
+        self,
+        containerd: Containerd,
+        options: RuntimeOptions,
+        cgroups: CgroupTree,
+        *,
+        count: int,
+        run: Path,
+        init: Path,
     ) -> None:
         self._containerd = containerd
         self._options = options
         self._count = count
         self._rootfs = run / "anchor"
         self._init = init
+        self._cgroups = cgroups
         self._anchors: dict[str, Anchor] = {}
         self._numbers = 0
 
@@ -76,7 +85,9 @@ class Shims:
 
         If not even one can be made, says so once and lets every container have its own shim.
         """
-        await asyncio.to_thread(self._rootfs.mkdir, parents=True, exist_ok=True)
+        for directory in ("dev", "proc"):
+            (self._rootfs / directory).mkdir(parents=True, exist_ok=True)
+        (self._rootfs / "init").touch()
         await self._adopt()
         for _ in range(self._count - len(self._anchors)):
             try:
@@ -103,7 +114,8 @@ class Shims:
         self._numbers += 1
         id = f"{ANCHOR_PREFIX}{self._numbers}"
         deadline = asyncio.get_running_loop().time() + CREATE_S
-        spec = json.dumps(anchor_spec(str(self._rootfs), str(self._init))).encode()
+        data = anchor_spec(str(self._rootfs), str(self._init), self._cgroups.path(id))
+        spec = json.dumps(data).encode()
         record = Container(id=id, spec=spec, labels={KIND_LABEL: "anchor"})
         try:
             await self._containerd.containers.create(record, self._options, deadline=deadline)

@@ -1,0 +1,240 @@
+"""Deploying and removing functions: image, decision, store, pool, in this order.
+
+One deploy of a name at a time; different names do not wait for each other. The image's tag becomes
+a digest here and the digest is what runs. What a deploy means for versions is
+`agent/core/deploy.py`'s decision. Removing takes the function out of the registry first, so that no
+call finds it any more, then drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass, replace
+
+from agent.aio.tasks import finish
+from agent.config import NodeConfig
+from agent.containerd.client import Containerd
+from agent.contracts.base import NodeFacts
+from agent.contracts.bind import bind
+from agent.core.deploy import decide
+from agent.errors import FailedPrecondition, FunctionFailed, NotFound, RuntimeUnavailable
+from agent.functions.fleet import Fleet
+from agent.functions.job import JobRunner
+from agent.functions.registry import Registry
+from agent.functions.target import FunctionTarget
+from agent.model.failure import Failure, FailureKind
+from agent.model.image_ref import parse_image_ref
+from agent.model.limits import LIMITS
+from agent.model.records import FunctionVersion, ImageFacts
+from agent.model.spec import FunctionSpec, digest
+from agent.sandbox.builder import Builder
+from agent.store.functions import FunctionStore
+from agent.telemetry.events import Events, Subject
+from agent.telemetry.logs import Logs
+
+log = logging.getLogger(__name__)
+
+PULL_S = 600.0
+LOCAL_HOST = "kindling.local"
+REMOVE_SLACK_S = 60.0
+WAIT_STEP_S = 0.02
+MB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a deploy led to; `created` is False when an equal version was there already."""
+
+    version: FunctionVersion
+    created: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What a deploy writes to and reads from."""
+
+    functions: FunctionStore
+    containerd: Containerd
+    logs: Logs
+    events: Events
+
+
+@dataclass(frozen=True, slots=True)
+class Runners:
+    """What a deployed version runs with."""
+
+    fleet: Fleet
+    jobs: JobRunner
+    builder: Builder
+
+
+class Deployer:
+    """Deploys and removes functions on this node."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        registry: Registry,
+        runners: Runners,
+        stores: Stores,
+    ) -> None:
+        self._registry = registry
+        self._fleet = runners.fleet
+        self._jobs = runners.jobs
+        self._builder = runners.builder
+        self._stores = stores
+        self._max_functions = config.limits.max_functions
+        node = config.node
+        self._facts = NodeFacts(node.region, node.account_id, node.app_id, node.uin)
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    # -- deploying
+
+    async def deploy(self, spec: FunctionSpec, *, wait: bool) -> Outcome:
+        """Deploy a checked spec.
+
+        With `wait` returns when the image is Ready and `scaling.min` instances serve. Raises
+        InvalidSpec, NotFound (no such image), AlreadyExists, FailedPrecondition, or FunctionFailed
+        when a wanted instance does not start.
+        """
+        lock = self._locks.setdefault(spec.name, asyncio.Lock())
+        async with lock:
+            outcome, target = await self._deploy(spec)
+        if wait:
+            await self._settled(target)
+            outcome = replace(outcome, version=target.version)
+        return outcome
+
+    async def _deploy(self, spec: FunctionSpec) -> tuple[Outcome, FunctionTarget]:
+        try:
+            function = self._registry.get(spec.name)
+            existing = {n: t.version for n, t in function.versions.items()}
+            latest: int | None = function.latest
+        except NotFound:
+            existing, latest = {}, None
+            if len(self._registry.functions()) >= self._max_functions:
+                raise FailedPrecondition(
+                    f"{self._max_functions} functions are deployed (limits.max_functions); "
+                    "remove one first"
+                ) from None
+        facts = await self._image(spec.image)
+        known = {n: _identity(v.spec, v.image) for n, v in existing.items()}
+        decision = decide(known, latest, _identity(spec, facts), spec.version)
+        warnings = _advice(spec, facts)
+        if not decision.changed:
+            target = self._registry.find(spec.name, str(decision.version))
+            return Outcome(target.version, False, warnings), target
+        version = FunctionVersion(
+            name=spec.name,
+            version=decision.version,
+            spec=spec.model_copy(update={"version": decision.version}),
+            image=facts,
+            state="Ready",
+            created_ns=time.time_ns(),
+        )
+        await self._builder.check(version)
+        target = self.target(version)
+        await self._stores.functions.put(version, latest=True)
+        self.install(target, latest=True)
+        self._stores.events.add(
+            "FunctionDeployed",
+            Subject(spec.name, decision.version),
+            f"{spec.name} version {decision.version} was deployed",
+        )
+        return Outcome(version, True, warnings), target
+
+    def target(self, version: FunctionVersion) -> FunctionTarget:
+        """Bind a version to its contract and give it an empty pool."""
+        contract = bind(version, self._facts)
+        return FunctionTarget(
+            version, contract, self._fleet, self._jobs, self._stores.logs.of(version.name)
+        )
+
+    def install(self, target: FunctionTarget, *, latest: bool) -> None:
+        """Let calls find a target; the version that was LATEST keeps no minimum any more."""
+        before = self._registry.put(target, latest=latest)
+        if before is not None:
+            before.pool.policy = before.policy_of(0, before.version.spec.scaling.max)
+            self._fleet.waiting(before)
+        self._fleet.waiting(target)
+
+    async def _image(self, ref: str) -> ImageFacts:
+        """Return the image a spec names, pulled if it is not here.
+
+        Raises NotFound when there is none, InvalidSpec when it is no linux/amd64 image.
+        """
+        reference = parse_image_ref(ref)
+        name, door = reference.full, self._stores.containerd
+        if reference.host == LOCAL_HOST:
+            try:
+                return (await door.images.inspect(name)).facts()
+            except NotFound:
+                raise NotFound(
+                    f"image {ref} is not on this node; run 'kindling image import FILE'"
+                ) from None
+        try:
+            deadline = asyncio.get_running_loop().time() + PULL_S
+            return (await door.transfer.pull(name, deadline=deadline)).facts()
+        except RuntimeUnavailable as error:
+            log.warning("image %s: %s; using what is on this node", ref, error)
+            with contextlib.suppress(NotFound):
+                return (await door.images.inspect(name)).facts()
+            raise
+
+    async def _settled(self, target: FunctionTarget) -> None:
+        """Wait until `scaling.min` instances serve, or one of them fails to start."""
+        least = target.pool.policy.min
+        limit = self._fleet.now() + target.contract.limits.start_s + REMOVE_SLACK_S
+        target.tick(self._fleet.now())
+        while target.pool.ready_count < least:
+            if target.pool.failures:
+                raise FunctionFailed(
+                    target.last_failure
+                    or Failure(FailureKind.INTERNAL, f"{target.version.name} does not start")
+                )
+            if target.pool.closed or self._fleet.now() > limit:
+                raise FailedPrecondition(f"{target.version.name} did not become ready in time")
+            await asyncio.sleep(WAIT_STEP_S)
+
+    # -- removing
+
+    async def remove(self, name: str, *, force: bool) -> None:
+        """Remove a function with all versions; drains first, `force` kills. Raises NotFound."""
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        async with lock:
+            function = self._registry.remove(name)
+            await self._stores.functions.remove(name)
+            work = self._take_down(name, list(function.versions.values()), force=force)
+            slowest = max(t.contract.limits.call_s for t in function.versions.values())
+            await finish(f"remove {name}", work, within_s=slowest + REMOVE_SLACK_S)
+        self._locks.pop(name, None)
+        self._stores.events.add("FunctionRemoved", Subject(name), f"{name} was removed")
+
+    async def _take_down(self, name: str, targets: list[FunctionTarget], *, force: bool) -> None:
+        grace_s = 0.0 if force else None
+        await asyncio.gather(*(target.stop(grace_s=grace_s) for target in targets))
+        await self._jobs.stop_all(name)
+        for target in targets:
+            self._builder.forget(target.version)
+        self._stores.logs.drop(name)
+
+
+def _identity(spec: FunctionSpec, image: ImageFacts | None) -> str:
+    """Return what makes two versions equal: the canonical spec and the digest it runs."""
+    return f"{digest(spec)}@{image.digest if image is not None else ''}"
+
+
+def _advice(spec: FunctionSpec, image: ImageFacts) -> tuple[str, ...]:
+    """Return what a platform would advise against, without refusing it."""
+    size_mb = image.size_bytes // MB
+    for below_mb, memory_mb in LIMITS[spec.contract].memory_advice:
+        if size_mb < below_mb:
+            if spec.memory_mb > memory_mb:
+                return ()
+            advice = f"{spec.contract} advises more than {memory_mb} MB of memory"
+            return (f"the image takes {size_mb} MB: {advice}, the function has {spec.memory_mb}",)
+    return ()

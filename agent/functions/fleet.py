@@ -1,0 +1,172 @@
+"""All instances of the node together: admission, start permits, the timer, who is told.
+
+Admission is one sum: the memory of every instance that holds slots must fit into what the node
+gives to functions, and their number into `runtime.max_instances`. The timer visits only targets
+that have something to do soon; idle ones are looked at once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from agent.config import NodeConfig
+from agent.contracts.base import Contract
+from agent.errors import Overloaded
+from agent.functions.instance import Doors, Instance
+from agent.model.failure import Failure
+from agent.model.records import FunctionVersion
+from agent.telemetry.logs import FunctionLog
+
+if TYPE_CHECKING:
+    from agent.functions.target import FunctionTarget
+    from agent.store.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.05  # how late a waiting call may hear that its time is over
+IDLE_LOOK_S = 1.0
+ID_BYTES = 4
+MB = 1 << 20
+
+
+class Listener(Protocol):
+    """Whoever is told what happens to instances: events, metrics, the job runner."""
+
+    def instance_ready(self, instance: Instance) -> None:
+        """An instance serves now; its cold start is known."""
+
+    def instance_ended(self, instance: Instance, failure: Failure | None) -> None:
+        """An instance is gone; `failure` says why if nobody wanted that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What is taken of the node: instances that hold slots, and their memory limits' sum."""
+
+    instances: int
+    memory_bytes: int
+    cpu_millis: int
+
+
+class Fleet:
+    """Every instance of this node, by id."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        doors: Doors,
+        ledger: Ledger,
+        listeners: tuple[Listener, ...],
+        memory_bytes: int,
+    ) -> None:
+        self.ledger = ledger
+        self.draining = False
+        self.memory_bytes = memory_bytes
+        self.zombie_s = config.limits.zombie_s
+        self.now: Callable[[], float] = asyncio.get_running_loop().time
+        self.instances: dict[str, Instance] = {}
+        self._config = config
+        self._doors = doors
+        self._listeners = listeners
+        self._permits = asyncio.Semaphore(config.runtime.parallel_starts)
+        self._waiting: dict[FunctionTarget, None] = {}
+        self._memory_taken = 0
+        self._cpu_taken = 0
+
+    def __repr__(self) -> str:
+        state = " draining" if self.draining else ""
+        return f"<Fleet {len(self.instances)} instances {self._memory_taken // MB} MB{state}>"
+
+    @property
+    def use(self) -> Use:
+        """What is taken now."""
+        return Use(len(self.instances), self._memory_taken, self._cpu_taken)
+
+    def new_instance(
+        self, version: FunctionVersion, contract: Contract, out: FunctionLog
+    ) -> Instance:
+        """Admit one more instance of a version. Raises Overloaded when it does not fit."""
+        most = self._config.runtime.max_instances
+        if len(self.instances) >= most:
+            raise Overloaded(
+                f"the node runs {most} instances already (runtime.max_instances)",
+                reason="instances",
+            )
+        wanted = version.spec.memory_bytes
+        if self._memory_taken + wanted > self.memory_bytes:
+            raise Overloaded(
+                f"{version.name} wants {wanted // MB} MB, "
+                f"{(self.memory_bytes - self._memory_taken) // MB} MB are free on this node",
+                reason="memory",
+            )
+        id = f"{version.name.replace('_', '-').strip('-')[:40]}-{secrets.token_hex(ID_BYTES)}"
+        instance = Instance(id.lstrip("-"), version, contract, self._doors, out)
+        instance.row = self.ledger.claim()
+        self._count(instance)
+        return instance
+
+    def adopt(self, instance: Instance) -> None:
+        """Count a running instance of the worker before; its row is known from its record."""
+        self.ledger.adopt(instance.row)
+        self._count(instance)
+
+    def make(
+        self, id: str, version: FunctionVersion, contract: Contract, out: FunctionLog
+    ) -> Instance:
+        """Return an instance with a known id, not counted yet; for adoption only."""
+        return Instance(id, version, contract, self._doors, out)
+
+    def _count(self, instance: Instance) -> None:
+        self.instances[instance.id] = instance
+        self._memory_taken += instance.version.spec.memory_bytes
+        self._cpu_taken += instance.version.spec.cpu_millis
+
+    def started(self, instance: Instance) -> None:
+        """Tell everybody that an instance serves."""
+        for listener in self._listeners:
+            listener.instance_ready(instance)
+
+    def ended(self, instance: Instance, failure: Failure | None) -> None:
+        """Uncount an instance that has given everything back; safe to call twice."""
+        if self.instances.pop(instance.id, None) is None:
+            return
+        self._memory_taken -= instance.version.spec.memory_bytes
+        self._cpu_taken -= instance.version.spec.cpu_millis
+        self.ledger.give_back(instance.row)
+        for listener in self._listeners:
+            listener.instance_ended(instance, failure)
+
+    def start_permit(self) -> asyncio.Semaphore:
+        """Return what a start holds while it works: starts beyond it only slow each other down."""
+        return self._permits
+
+    # -- the timer
+
+    def waiting(self, target: FunctionTarget) -> None:
+        """Have the timer look at a target on its next tick."""
+        self._waiting[target] = None
+
+    async def run_timer(self, targets: Callable[[], list[FunctionTarget]]) -> None:
+        """Visit the targets for ever; the one timer of all queues and idle times."""
+        look_at_all = self.now()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self.now()
+            if now >= look_at_all:
+                look_at_all = now + IDLE_LOOK_S
+                due = targets()
+            else:
+                due = list(self._waiting)
+            self._waiting.clear()
+            for target in due:
+                try:
+                    target.tick(now)
+                except Exception:  # one function's trouble must not stop all the others' timers
+                    log.exception("timer of %r", target)
+                if target.pool.waiting:
+                    self._waiting[target] = None

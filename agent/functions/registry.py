@@ -1,0 +1,95 @@
+"""What is deployed: functions, their versions, and where LATEST points. In memory, asked per call.
+
+`find` is on the warm path: two dictionary look-ups. The store on disk is
+`agent/store/functions.py`, the deploy that changes both is `agent/functions/deploy.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from agent.core.deploy import LATEST, pick
+from agent.errors import NotFound
+from agent.functions.target import FunctionTarget
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(slots=True)
+class Deployed:
+    """One function with the targets of its versions."""
+
+    name: str
+    latest: int
+    versions: dict[int, FunctionTarget] = field(default_factory=dict)
+
+    @property
+    def current(self) -> FunctionTarget:
+        """The target that LATEST stands for."""
+        return self.versions[self.latest]
+
+
+class Registry:
+    """All deployed functions by name; the gateway's catalog."""
+
+    def __init__(self) -> None:
+        self._functions: dict[str, Deployed] = {}
+
+    def __repr__(self) -> str:
+        return f"<Registry {len(self._functions)} functions>"
+
+    def find(self, name: str, qualifier: str) -> FunctionTarget:
+        """Return the target of a call; raises NotFound naming what is there instead."""
+        function = self.get(name)
+        if not qualifier or qualifier == LATEST:
+            return function.versions[function.latest]
+        return function.versions[pick(name, function.versions, function.latest, qualifier)]
+
+    def get(self, name: str) -> Deployed:
+        """Return a function; raises NotFound."""
+        function = self._functions.get(name)
+        if function is None:
+            shown = name if NAME.fullmatch(name) else ascii(name[:64])
+            raise NotFound(f"function {shown} is not deployed here; deploy it first")
+        return function
+
+    def put(self, target: FunctionTarget, *, latest: bool) -> FunctionTarget | None:
+        """Add a version; returns the target that was LATEST before, if LATEST moves."""
+        name, number = target.version.key
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = Deployed(name, number)
+            function.versions[number] = target
+            return None
+        before = function.versions.get(function.latest)
+        function.versions[number] = target
+        if not latest or function.latest == number:
+            return None
+        function.latest = number
+        return before
+
+    def remove(self, name: str) -> Deployed:
+        """Take a function out: calls no longer find it. Raises NotFound."""
+        function = self.get(name)
+        del self._functions[name]
+        return function
+
+    def functions(self) -> list[Deployed]:
+        """Return all functions."""
+        return list(self._functions.values())
+
+    def targets(self) -> list[FunctionTarget]:
+        """Return the targets of all versions of all functions."""
+        return [t for function in self._functions.values() for t in function.versions.values()]
+
+    def using(self, digest: str) -> list[str]:
+        """Return the names of the functions that have a version of this image."""
+        return sorted(
+            function.name
+            for function in self._functions.values()
+            if any(
+                t.version.image is not None and t.version.image.digest == digest
+                for t in function.versions.values()
+            )
+        )
