@@ -1,0 +1,1 @@
+"""What outlives a worker: functions and calls in SQLite, instances and calls in flight on tmpfs."""
