@@ -13,14 +13,13 @@ import logging
 import socket
 from typing import cast
 
-from agent.aio.tasks import spawn, stop
+from agent.aio.tasks import spawn
 
 log = logging.getLogger(__name__)
 
-CONNECT_S = 5.0  # the target is in this process: if it does not answer by then, it never will
 ACCEPTS_PER_TICK = 16  # other callbacks of the loop come in between
 PAUSE_S = 0.5  # after an error of accept, such as no descriptors left
-CLOSE_S = 5.0  # an aborted transport reports its end within one turn of the loop
+CLOSE_S = 5.0  # an aborted transport reports its end within a turn or two of the loop
 
 
 class _End(asyncio.Protocol):
@@ -32,6 +31,7 @@ class _End(asyncio.Protocol):
         self.other: _End
         self.early: list[bytes] = []
         self.early_eof = False
+        self.silent = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -45,8 +45,11 @@ class _End(asyncio.Protocol):
         self.other.send(data)
 
     def eof_received(self) -> bool:
-        """Pass a half-close on; the other direction stays open."""
+        """Pass a half-close on; the other direction stays open until it ends as well."""
+        self.silent = True
         self.other.send_eof()
+        if self.other.silent:
+            self.link.close()
         return True
 
     def pause_writing(self) -> None:
@@ -79,40 +82,51 @@ class _End(asyncio.Protocol):
 class _Link:
     """A caller's connection and its twin to the target, ended together."""
 
-    def __init__(self, pump: Pump) -> None:
+    def __init__(self, pump: Pump, sock: socket.socket) -> None:
         self.pump = pump
+        self.sock = sock
         self.caller = _End(self)
         self.target = _End(self)
         self.caller.other, self.target.other = self.target, self.caller
         self.broken = False
 
-    async def open(self, sock: socket.socket, path: str) -> None:
-        """Connect both ends; closes `sock` and ends the link when that fails."""
+    async def open(self, path: str) -> None:
+        """Connect both ends. Not to be cancelled: uvloop forgets to report a transport's end then.
+
+        It takes a few turns of the loop, since a unix connect succeeds or fails at once.
+        """
         loop = asyncio.get_running_loop()
+        twin = socket.socket(socket.AF_UNIX)
         try:
-            async with asyncio.timeout(CONNECT_S):
-                await loop.create_unix_connection(lambda: self.target, path)
-                if not self.broken:
-                    await loop.connect_accepted_socket(lambda: self.caller, sock)
-        except (OSError, TimeoutError) as error:
+            twin.setblocking(False)
+            twin.connect(path)
+            await loop.connect_accepted_socket(lambda: self.target, twin)
+            if not self.broken:
+                await loop.connect_accepted_socket(lambda: self.caller, self.sock)
+        except OSError as error:
             log.warning("%s: no connection to %s: %r", self.pump.name, path, error)
-            self.broken = True
         finally:
+            if self.target.transport is None:
+                twin.close()
             if self.caller.transport is None:
-                # Refused, cancelled, or the caller was faster gone than we were here.
-                sock.close()
+                # Refused, or one of the two was faster gone than we were here.
+                self.sock.close()
                 self.broken = True
-            if self.broken:
                 self.abort()
                 self._ended()
 
     def lost(self, end: _End) -> None:
         """Let what was written at the other end still go out, then close it."""
         self.broken = True
-        other = end.other
-        if other.transport is not None:
-            other.transport.close()
+        if end.other.transport is not None:
+            end.other.transport.close()
         self._ended()
+
+    def close(self) -> None:
+        """End both connections after what was written has gone out."""
+        for end in (self.caller, self.target):
+            if end.transport is not None:
+                end.transport.close()
 
     def abort(self) -> None:
         """End both connections now; unsent bytes are dropped."""
@@ -167,7 +181,8 @@ class Pump:
     async def close(self) -> None:
         """Accept no more and end every connection; returns when they are gone."""
         self.stop_accepting()
-        await stop(*self._links.values())
+        if self._links:
+            await asyncio.wait(self._links.values(), timeout=CLOSE_S)
         for link in list(self._links):
             link.abort()
         try:
@@ -214,6 +229,6 @@ class Pump:
                 self._retry = asyncio.get_running_loop().call_later(PAUSE_S, self._resume)
                 return
             sock.setblocking(False)
-            link = _Link(self)
+            link = _Link(self, sock)
             self._empty.clear()
-            self._links[link] = spawn(f"{self.name}-open", link.open(sock, self._path))
+            self._links[link] = spawn(f"{self.name}-open", link.open(self._path))
