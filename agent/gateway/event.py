@@ -1,0 +1,141 @@
+"""Calls whose reply is whole before any of it is told: event calls, and calls of jobs.
+
+An event call's request goes out like any other, but with a known length (collected first when the
+caller sent chunks), and its reply is buffered up to the contract's limit, because the contract
+makes the caller's reply out of all of it. A job call only collects its event; `Target.run_job` does
+the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from agent.aio.tasks import spawn
+from agent.contracts.base import Call, CallReport, Headers
+from agent.contracts.failures import from_error
+from agent.errors import AgentError, FunctionFailed
+from agent.gateway.exchange import COLLECTING, DONE, JOB, NO_METERS, Caller, Exchange
+from agent.model.failure import Failure, FailureKind
+
+if TYPE_CHECKING:
+    from agent.gateway.desk import Desk, View
+
+log = logging.getLogger(__name__)
+
+
+class EventExchange(Exchange):
+    """One event call."""
+
+    __slots__ = ("_headers", "_pieces_back", "_status")
+
+    def __init__(
+        self, desk: Desk, view: View, call: Call, caller: Caller, length: int | None
+    ) -> None:
+        super().__init__(desk, view, call, caller, length)
+        self._status = 0
+        self._headers: Headers = []
+        self._pieces_back: list[bytes] = []
+
+    def _begin(self) -> None:
+        if self.length is not None:
+            self._acquire()
+            return
+        self.stage = COLLECTING
+        if self.request_done:
+            self._collected()
+            return
+        self.desk.waiting.add(self)
+        if self.caller is not None:
+            self.caller.go_ahead()
+
+    def caller_full(self) -> None:
+        """Read on: nothing of this reply has been told yet."""
+
+    def reply_began(
+        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
+    ) -> None:
+        """Take the head and what came of the body; mostly all of it."""
+        self._status = status
+        self._headers = headers
+        if not self._too_large(length or 0):
+            self.reply_went_on(status, body, ended)
+
+    def reply_went_on(self, status: int, data: bytes, ended: bool) -> None:
+        """Collect the reply; at its end let the contract make its own of it."""
+        self._reply_bytes += len(data)
+        if self._too_large(self._reply_bytes):
+            return
+        pieces = self._pieces_back
+        if not ended:
+            if self.caller is not None and not self._hold(data):
+                return
+        else:
+            body = data if not pieces else b"".join((*pieces, data))
+            self._whole(body)
+
+    def _hold(self, data: bytes) -> bool:
+        if not self.desk.reserve(len(data)):
+            self._end(Failure(FailureKind.NO_CAPACITY, "too many large replies are waiting"))
+            return False
+        self._held_bytes += len(data)
+        self._pieces_back.append(data)
+        return True
+
+    def _too_large(self, size: int) -> bool:
+        limit = self.view.response_bytes
+        if not size > limit > 0:
+            return False
+        self._end(Failure(FailureKind.RESPONSE_TOO_LARGE, limit=limit))
+        return True
+
+    def _whole(self, body: bytes) -> None:
+        caller = self.caller
+        status = self._status
+        self._done(status)  # counted as the function answered
+        if caller is None:
+            return
+        report = self.report or CallReport(NO_METERS)
+        try:
+            reply = self.view.contract.event_reply(self.call, status, self._headers, body, report)
+        except FunctionFailed as error:
+            self._answer(error.failure)
+            return
+        self.caller = None
+        self._deliver(caller, reply)
+
+
+class JobExchange(Exchange):
+    """One call of a job: no lease, no connection; a task waits for the job's start or end."""
+
+    __slots__ = ()
+
+    def _begin(self) -> None:
+        self.stage = COLLECTING
+        self.desk.waiting.add(self)
+        if self.request_done:
+            self._collected()
+        elif self.caller is not None:
+            self.caller.go_ahead()
+
+    def _collected(self) -> None:
+        self.stage = JOB
+        _ = spawn(f"job call {self.call.request_id}", self._run())
+
+    async def _run(self) -> None:
+        event = b"".join(self.pieces or ())
+        failure = Failure(FailureKind.INTERNAL)
+        try:
+            reply = await self.view.target.run_job(self.call, event)
+        except AgentError as error:
+            failure = from_error(error)
+        else:
+            if self.stage != DONE:
+                caller = self.caller
+                self.caller = None
+                self._done(reply.status)
+                if caller is not None:
+                    self._deliver(caller, reply)
+        finally:
+            if self.stage != DONE:
+                self._end(failure)

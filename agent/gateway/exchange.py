@@ -1,0 +1,591 @@
+"""One call, from the caller's head to the last byte of the reply.
+
+An exchange stands between a `Caller` (a client's connection, or memory: `local.py`) and one
+`UpstreamConnection`. It is driven by callbacks of both and by the desk's clock and never awaits;
+connecting, and asking why an exchange broke, are background tasks made only then. Whatever happens,
+a lease is released exactly once, in `_settle`. Replies pass through as they come; event calls and
+jobs, whose replies are whole, are in `event.py`.
+
+Stages: NEW → (COLLECTING) → QUEUED → (CONNECTING) → RUNNING → (EXPLAINING) → DONE; jobs go from
+COLLECTING to JOB to DONE. `caller` is None once nobody waits for the answer any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from agent.aio.tasks import spawn
+from agent.contracts.base import Call, CallReport, Headers, Reply
+from agent.contracts.failures import from_error
+from agent.contracts.own_errors import own_error, retry_after
+from agent.errors import AgentError, FunctionFailed
+from agent.functions.ports import Lease
+from agent.gateway.wire import LAST_CHUNK, chunk
+from agent.model.failure import Failure, FailureKind
+from agent.model.records import Meters
+
+if TYPE_CHECKING:
+    from agent.gateway.desk import Desk, Line, View
+    from agent.gateway.upstream import UpstreamConnection
+
+log = logging.getLogger(__name__)
+
+NEW, COLLECTING, QUEUED, CONNECTING, RUNNING, EXPLAINING, JOB, DONE = range(8)
+
+WAITING_BODY_BYTES: Final = 65536
+"""Of a body that streams, kept while its call waits for an instance; then the caller is paused."""
+CONNECT_S: Final = 5.0
+"""A connect inside this host's own bridge that takes longer will not come."""
+REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
+"""Methods sent again when a pooled connection was dead (CONTRACTS, Replies and errors)."""
+NO_METERS: Final = Meters()
+
+_COME_AGAIN: Final = frozenset(
+    (
+        FailureKind.QUEUE_FULL,
+        FailureKind.QUEUE_TIMEOUT,
+        FailureKind.NO_CAPACITY,
+        FailureKind.DRAINING,
+    )
+)
+
+
+class Caller(Protocol):
+    """Where a reply goes. Nothing is called after `ended` or `abort`."""
+
+    def reply(
+        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
+    ) -> None:
+        """Take head and first bytes; `length` is the whole body's, None when unknown."""
+
+    def more(self, data: bytes, ended: bool) -> None:
+        """Take further bytes of the body."""
+
+    def abort(self) -> None:
+        """Break the reply off so that the caller notices."""
+
+    def switch(self, headers: Headers, data: bytes) -> None:
+        """Take a 101 and the first bytes of the other protocol; `more` carries the rest."""
+
+    def go_ahead(self) -> None:
+        """Ask for the body, if the caller waits to be asked (100 Continue)."""
+
+    def pause_request(self) -> None:
+        """Send no more body for now."""
+
+    def resume_request(self) -> None:
+        """Send on."""
+
+
+class Exchange:
+    """One HTTP call. The caller's side fills in what it knows, then calls `start`."""
+
+    __slots__ = (
+        "_granted_at",
+        "_held_bytes",
+        "_replied",
+        "_reply_bytes",
+        "_retried",
+        "_reused",
+        "_started_at",
+        "_switched",
+        "_told",
+        "body_bytes",
+        "call",
+        "caller",
+        "conn",
+        "deadline",
+        "desk",
+        "failure",
+        "lease",
+        "length",
+        "line",
+        "pieces",
+        "report",
+        "request_done",
+        "stage",
+        "traced",
+        "upgrade",
+        "view",
+    )
+
+    def __init__(
+        self, desk: Desk, view: View, call: Call, caller: Caller, length: int | None
+    ) -> None:
+        self.desk = desk
+        self.view = view
+        self.call = call
+        self.caller: Caller | None = caller
+        # the request
+        self.length = length
+        self.request_done = length == 0
+        self.pieces: list[bytes] | None = None
+        self.body_bytes = 0
+        self.traced = False
+        self.upgrade = False
+        # where it stands
+        self.stage = NEW
+        self.line: Line = view.line
+        self.deadline = 0.0
+        self.lease: Lease | None = None
+        self.conn: UpstreamConnection | None = None
+        self.failure: Failure | None = None
+        self.report: CallReport | None = None
+        self._started_at = perf_counter()
+        self._granted_at = 0.0
+        self._held_bytes = 0
+        self._reused = False
+        self._retried = False
+        # the reply
+        self._replied = False
+        self._reply_bytes = 0
+        self._switched = False
+        self._told = 0
+
+    def __repr__(self) -> str:
+        where = self.lease.endpoint.id if self.lease is not None else "no lease"
+        name = self.view.target.version.name
+        return f"<{type(self).__name__} {self.call.request_id} {name} stage={self.stage} {where}>"
+
+    # -- from the caller
+
+    @property
+    def limited(self) -> bool:
+        """True from the lease on: the call's time limit runs."""
+        return self.deadline > 0
+
+    def provide(self, data: bytes, done: bool) -> None:
+        """Give what is known of the body before `start`."""
+        self.request_done = done
+        if data:
+            self.pieces = [data]
+            self.body_bytes = len(data)
+
+    def start(self) -> None:
+        """Begin: check the size, then ask for an instance."""
+        view = self.view
+        view.counters.inflight += 1
+        if (self.length or self.body_bytes) > view.request_bytes > 0:
+            self._end(Failure(FailureKind.REQUEST_TOO_LARGE, limit=view.request_bytes))
+        else:
+            self._begin()
+
+    def request_body(self, data: bytes, ended: bool) -> None:
+        """Take further bytes of the request's body, in order; `ended` comes exactly once."""
+        if self.stage == DONE or self.caller is None:
+            return
+        self.body_bytes += len(data)
+        limit = self.view.request_bytes
+        if self.body_bytes > limit > 0 and not self._switched:
+            self._end(Failure(FailureKind.REQUEST_TOO_LARGE, limit=limit))
+            return
+        self.request_done = ended
+        if self.stage == RUNNING:
+            self._forward(data, ended)
+        else:
+            self._keep(data)
+            if ended and self.stage == COLLECTING:
+                self._collected()
+
+    def caller_gone(self) -> None:
+        """The caller closed its connection: nobody waits for the answer any more."""
+        if self.caller is None or self.stage == DONE:
+            return
+        self.caller = None
+        if self.stage == QUEUED:
+            self.view.target.abandon(self)
+            self._end(Failure(FailureKind.CLIENT_CANCELLED))
+        elif self.stage == COLLECTING:
+            self._end(Failure(FailureKind.CLIENT_CANCELLED))
+        elif self.stage == RUNNING:
+            self._gone_while_running()
+        # CONNECTING, EXPLAINING and JOB end by themselves soon, and find nobody to answer.
+
+    def caller_full(self) -> None:
+        """The caller reads slowly: read no more of the reply."""
+        if self.conn is not None:
+            self.conn.flow.pause()
+
+    def caller_drained(self) -> None:
+        """The caller has caught up."""
+        if self.conn is not None:
+            self.conn.flow.resume()
+
+    # -- from the target (ports.Waiter)
+
+    def granted(self, lease: Lease) -> None:
+        """Use the lease: a pooled connection at once, or a new one."""
+        self.lease = lease
+        self.call.instance = lease.endpoint.id
+        desk = self.desk
+        if desk.waiting:
+            desk.waiting.discard(self)
+        self.deadline = desk.loop.time() + self.view.call_s
+        self.line[self] = None
+        if self.traced:
+            self._granted_at = perf_counter()
+        try:
+            if self.view.logs_before:
+                self.view.target.deliver_log_before(lease, self.call)
+            idle = cast("list[UpstreamConnection]", lease.endpoint.idle)
+            while idle:
+                conn = idle.pop()
+                if conn.usable:
+                    self._send(conn, reused=True)
+                    return
+            self._connect()
+        except Exception:  # called from inside the pool, which must not see our faults
+            log.exception("call %s of %s", self.call.request_id, self.view.target.version.name)
+            self._end(Failure(FailureKind.INTERNAL))
+
+    def refused(self, failure: Failure) -> None:
+        """There is no instance for this call."""
+        if self.stage != DONE:
+            self._end(failure)
+
+    # -- from the instance
+
+    def reply_began(
+        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
+    ) -> None:
+        """Take the head of the instance's reply and what came of the body with it."""
+        caller, conn = self.caller, self.conn
+        if caller is None or conn is None:
+            self._replied = True
+            if ended:
+                self._done(status)
+            return
+        limit = self.view.response_bytes
+        if (length or len(body)) > limit > 0 and self.call.method != b"HEAD":
+            self._end(Failure(FailureKind.RESPONSE_TOO_LARGE, limit=limit))
+            return
+        lease = self.lease
+        cold = lease.cold_start if lease is not None else None
+        report = conn.report if cold is None else CallReport(NO_METERS, cold, b"", conn.instance)
+        try:
+            passed = self.view.http_reply(self.call, status, headers, report)
+        except FunctionFailed as error:
+            self._end(error.failure)
+            return
+        self._mark(passed, report)
+        self._replied = True
+        self._reply_bytes = len(body)
+        if ended:
+            self._done(status)
+            if length is None and self.call.method != b"HEAD":
+                length = len(body)
+        caller.reply(status, passed, length, body, ended)
+
+    def reply_went_on(self, status: int, data: bytes, ended: bool) -> None:
+        """Take more of the instance's reply."""
+        caller = self.caller
+        if caller is not None and not self._switched:
+            self._reply_bytes += len(data)
+            limit = self.view.response_bytes
+            if self._reply_bytes > limit > 0:
+                self._end(Failure(FailureKind.RESPONSE_TOO_LARGE, limit=limit))
+                return
+        if ended:
+            self._done(status)
+        if caller is not None:
+            caller.more(data, ended)
+
+    def switched_protocols(self, headers: Headers, data: bytes) -> None:
+        """The instance answered 101: from here on bytes pass both ways as they come."""
+        caller, conn = self.caller, self.conn
+        if not self.upgrade or conn is None:
+            self._end(Failure(FailureKind.BAD_RESPONSE, "it answered 101, which nobody asked for"))
+        elif caller is None:
+            self._end(self.failure)
+        else:
+            passed = self.view.http_reply(self.call, 101, headers, conn.report)
+            self._mark(passed, conn.report)
+            self._replied = self._switched = True
+            self.request_done = False
+            caller.switch(passed, data)
+
+    def upstream_ended(self, reply_came: bool, nonsense: str) -> None:
+        """The connection ended before the reply did; `nonsense` says what came that is no HTTP."""
+        self.conn = None
+        if self._switched:
+            self._end(None)
+        elif nonsense:
+            self._end(Failure(FailureKind.BAD_RESPONSE, nonsense), recycle=self.view.single)
+        elif not reply_came and self._may_repeat():
+            self._retried = True
+            self.desk.counters.upstream_retries += 1
+            self._connect()
+        else:
+            self._explain()
+
+    def upstream_full(self) -> None:
+        """The instance reads slowly: ask the caller to wait with the body."""
+        if self.caller is not None:
+            self.caller.pause_request()
+
+    def upstream_drained(self) -> None:
+        """The instance has caught up."""
+        if self.caller is not None:
+            self.caller.resume_request()
+
+    # -- from the clock
+
+    def expired(self) -> None:
+        """The time limit has passed: answer, and end it unless others run beside it."""
+        zombie = self.failure is not None and self.failure.kind is FailureKind.TIMEOUT
+        if zombie or self.stage == EXPLAINING:
+            self._end(self.failure)
+            return
+        limit_s = self.view.call_s
+        failure = Failure(FailureKind.TIMEOUT, waited_s=limit_s, limit=limit_s)
+        alone = self.view.single
+        if alone or self.stage != RUNNING or not self.request_done or self.conn is None:
+            self._end(failure, recycle=alone)
+            return
+        self.failure = failure
+        self._answer(failure)
+        self.conn.flow.resume()
+        self.line.pop(self, None)
+        self.desk.watch_zombie(self)
+
+    def cut(self) -> None:
+        """End it now, because the gateway closes."""
+        if self.stage == QUEUED:
+            self.view.target.abandon(self)
+        if self.stage != DONE:
+            self._end(Failure(FailureKind.DRAINING, "the node is shutting down"))
+
+    # -- the request
+
+    def _begin(self) -> None:
+        self._acquire()
+
+    def _collected(self) -> None:
+        self.length = self.body_bytes
+        self._acquire()
+
+    def _acquire(self) -> None:
+        self.stage = QUEUED
+        try:
+            lease = self.view.acquire(self)
+        except AgentError as error:
+            self._end(from_error(error))
+            return
+        if lease is not None:
+            self.granted(lease)
+        elif self.stage == QUEUED:
+            self.desk.waiting.add(self)
+
+    def _keep(self, data: bytes) -> None:
+        """Hold body bytes back until there is a connection for them."""
+        if not data:
+            return
+        if not self.desk.reserve(len(data)):
+            self._end(Failure(FailureKind.NO_CAPACITY, "too many large requests are waiting"))
+            return
+        self._held_bytes += len(data)
+        if self.pieces is None:
+            self.pieces = []
+        self.pieces.append(data)
+        if self.stage != COLLECTING and self.body_bytes > WAITING_BODY_BYTES:
+            self.upstream_full()
+
+    def _connect(self) -> None:
+        self.stage = CONNECTING
+        self.desk.counters.upstream_connects += 1
+        _ = spawn(f"connect {self.call.instance}", self._open())
+
+    async def _open(self) -> None:
+        lease = self.lease
+        if lease is None or self.stage != CONNECTING:
+            return
+        endpoint = lease.endpoint
+        deadline = min(self.deadline, self.desk.loop.time() + CONNECT_S)
+        try:
+            conn = await self.desk.connector.open(endpoint.address, endpoint.port, deadline)
+        except OSError:  # TimeoutError is one
+            if self.stage == CONNECTING:
+                self._explain()
+            return
+        if self.stage != CONNECTING:
+            conn.close()
+        elif self.caller is None:
+            conn.rest(endpoint)
+            self._end(Failure(FailureKind.CLIENT_CANCELLED))
+        else:
+            self._send(conn, reused=False)
+
+    def _send(self, conn: UpstreamConnection, *, reused: bool) -> None:
+        """Write the head and what there is of the body in one go."""
+        call, length = self.call, self.length
+        self.conn = conn
+        self._reused = reused
+        self.stage = RUNNING
+        data = self.view.request_head(call, length)
+        conn.begin(self, call.instance, no_body=call.method == b"HEAD" and call.kind == "http")
+        if self.pieces is not None:
+            body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+            self.pieces = None
+            data += body if length is not None else chunk(body)
+        if self.request_done:
+            conn.write(data if length is not None else data + LAST_CHUNK)
+            return
+        conn.write(data)
+        if self.caller is not None:
+            self.caller.go_ahead()
+            if not conn.full:
+                self.caller.resume_request()
+
+    def _forward(self, data: bytes, ended: bool) -> None:
+        conn = self.conn
+        if conn is None:
+            return
+        if self._switched:
+            conn.write(data)
+            if ended:
+                self._end(None)
+        elif self.length is not None:
+            conn.write(data)
+        else:
+            if data:
+                conn.write(chunk(data))
+            if ended:
+                conn.write(LAST_CHUNK)
+
+    def _may_repeat(self) -> bool:
+        return (
+            self._reused
+            and not self._retried
+            and self.length == 0
+            and not self.upgrade
+            and self.call.kind == "http"
+            and self.call.method in REPEATABLE
+            and self.caller is not None
+        )
+
+    # -- the end
+
+    def _mark(self, headers: Headers, report: CallReport | None) -> None:
+        """Add our own headers to a reply."""
+        headers.append((b"X-Kindling-Request-Id", self.call.request_id.encode()))
+        cold = report.cold_start if report is not None else None
+        if cold is not None:
+            headers.append((b"X-Kindling-Cold-Start", b"%.3f" % cold.total_ms))
+        if self.traced:
+            now = perf_counter()
+            granted = self._granted_at or now
+            phases = {
+                "wait": (granted - self._started_at) * 1000,
+                "function": (now - granted) * 1000,
+            }
+            if cold is not None:
+                phases |= {f"start-{name}": ms for name, ms in cold.phases().items()}
+            value = ", ".join(f"{name};dur={ms:.3f}" for name, ms in phases.items())
+            headers.append((b"Server-Timing", value.encode()))
+
+    def _gone_while_running(self) -> None:
+        gone = Failure(FailureKind.CLIENT_CANCELLED)
+        policy = self.view.cancel
+        if policy != "keep" or not self.request_done or self._switched or self.conn is None:
+            self._end(gone, recycle=policy == "recycle")
+        else:
+            self.failure = gone
+            self.conn.flow.resume()
+
+    def _explain(self) -> None:
+        """Find out why it broke. What was answered already is broken off at once."""
+        self.stage = EXPLAINING
+        if self._replied and self.caller is not None:
+            self.caller.abort()
+            self.caller = None
+        _ = spawn(f"explain {self.call.instance}", self._ask_why())
+
+    async def _ask_why(self) -> None:
+        lease = self.lease
+        if lease is None or self.stage != EXPLAINING:
+            return
+        failure = Failure(FailureKind.INTERNAL)
+        try:
+            waited_s = perf_counter() - self._started_at
+            failure = await self.view.target.explain(lease, waited_s)
+        finally:
+            if self.stage == EXPLAINING:
+                self._end(self.failure or failure, recycle=self.view.single)
+
+    def _done(self, status: int) -> None:
+        """The instance's reply is whole: give back connection and lease."""
+        conn = self.conn
+        lease = self.lease
+        if conn is not None and lease is not None:
+            self.conn = None
+            if self.request_done:
+                conn.rest(lease.endpoint)
+            else:
+                conn.drop()
+        self._settle(self.failure)
+        self.view.counters.ended(
+            status if self.caller is not None else self._told, perf_counter() - self._started_at
+        )
+
+    def _end(self, failure: Failure | None, *, recycle: bool = False) -> None:
+        """End before the reply is whole, and answer with the failure if nothing was answered."""
+        conn = self.conn
+        if conn is not None:
+            self.conn = None
+            conn.drop()
+        caller = self.caller
+        self._settle(failure, recycle=recycle)
+        if caller is not None:
+            if failure is None:
+                caller.more(b"", True)
+            elif self._replied:
+                self.caller = None
+                caller.abort()
+            else:
+                self._answer(failure)
+        self.view.counters.ended(self._told, perf_counter() - self._started_at)
+
+    def _settle(self, failure: Failure | None, *, recycle: bool = False) -> None:
+        """Leave every list and release the lease. The only place that releases."""
+        self.stage = DONE
+        self.line.pop(self, None)
+        if self.desk.waiting:
+            self.desk.waiting.discard(self)
+        self.failure = failure
+        if self._held_bytes:
+            self.desk.unreserve(self._held_bytes)
+            self._held_bytes = 0
+        if failure is not None:
+            self.view.counters.failed(failure.kind.value)
+        lease = self.lease
+        if lease is not None:
+            self.lease = None
+            if lease.cold_start is not None:
+                self.view.counters.cold_starts += 1
+            self.report = self.view.release(lease, self.call, failure, recycle=recycle)
+
+    def _answer(self, failure: Failure) -> None:
+        """Tell the caller in the contract's words; afterwards nobody waits any more."""
+        caller = self.caller
+        if caller is None:
+            return
+        self.caller = None
+        call = self.call
+        try:
+            reply = self.view.contract.error(failure, call, self.report)
+        except Exception:  # a dialect's fault must not leave the caller without an answer
+            log.exception("call %s: no words for %s", call.request_id, failure.kind)
+            reply = own_error(500, "Bug", "the error could not be told", call.request_id)
+        headers = list(reply.headers)
+        if failure.kind in _COME_AGAIN and not any(n.lower() == b"retry-after" for n, _ in headers):
+            headers.append(retry_after(failure.retry_after_s))
+        self._deliver(caller, Reply(reply.status, headers, reply.body))
+
+    def _deliver(self, caller: Caller, reply: Reply) -> None:
+        """Give a whole reply of the contract to the caller."""
+        headers = list(reply.headers)
+        self._mark(headers, self.report)
+        self._told = reply.status
+        caller.reply(reply.status, headers, len(reply.body), reply.body, True)

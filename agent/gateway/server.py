@@ -1,0 +1,314 @@
+"""The callers' door: listens, takes requests from connections, and starts their exchanges.
+
+`Gateway` owns everything between the listening sockets and the functions room: connections, the
+desk, and the coarse clock that keeps all time limits of this room. It decides where a request goes
+(doors, then the catalog, then the contract); it knows no platform by name and never awaits for a
+request. The calls themselves are `exchange.py` and `event.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from agent.config import NodeConfig
+from agent.contracts.base import Call, CallKind, Reply
+from agent.contracts.doors import (
+    Doors,
+    Route,
+    call_options,
+    no_door,
+    refusal,
+    unknown_function,
+)
+from agent.contracts.own_errors import own_error
+from agent.errors import NotFound
+from agent.functions.ports import Catalog, Target
+from agent.gateway.client import ClientConnection
+from agent.gateway.desk import TICK_S, Desk, View
+from agent.gateway.envelope import EnvelopedCall
+from agent.gateway.event import EventExchange, JobExchange
+from agent.gateway.exchange import Exchange
+from agent.gateway.local import LocalCaller, LocalResult
+from agent.gateway.upstream import UpstreamConnector
+from agent.model.failure import Failure, FailureKind
+from agent.telemetry.metrics import CallCounters
+
+CHECK_S: Final = 1.0
+"""How often waits for callers are looked at; a tenth of a timeout shorter than ten seconds."""
+SWEEP_S: Final = 60.0
+"""How often idle upstream connections and cached views are looked at."""
+BACKLOG: Final = 4096
+CLOSE_TURNS: Final = 20
+"""Turns of the loop given to connections to send their last bytes when everything closes."""
+
+_NO_ASYNC: Final = ("Unimplemented", "asynchronous calls are not served by this version")
+_EXCHANGES: Final[dict[CallKind, type[Exchange]]] = {
+    "http": Exchange,
+    "event": EventExchange,
+    "job": JobExchange,
+}
+
+
+class Gateway:
+    """One node's callers' door. Made and used on one running loop."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        catalog: Catalog,
+        connector: UpstreamConnector,
+        counters: CallCounters,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.counters = counters
+        self.desk = Desk(connector, counters, config.limits.zombie_s, self.loop)
+        self.draining = False
+        self._config = config.invoke
+        self._catalog = catalog
+        self._doors = Doors(config.invoke.domain)
+        self._connections: set[ClientConnection] = set()
+        self._servers: list[asyncio.AbstractServer] = []
+        self._timer: asyncio.TimerHandle | None = None
+        shortest_s = min(config.invoke.head_timeout_s, config.invoke.idle_timeout_s)
+        self._check_s = max(TICK_S, min(CHECK_S, shortest_s / 10))
+        self._checked_at = self._swept_at = self.loop.time()
+
+    # -- for the composition root
+
+    @property
+    def connections(self) -> int:
+        """How many connections of callers are open."""
+        return len(self._connections)
+
+    @property
+    def calls_running(self) -> int:
+        """How many calls wait or run, those made in memory included."""
+        return sum(counters.inflight for counters in self.counters.functions.values())
+
+    async def serve(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on listening sockets, TCP or unix, made by somebody else."""
+        for sock in sockets:
+            sock.setblocking(False)
+            if sock.family == socket.AF_UNIX:
+                # Python 3.13 would unlink the supervisor's path when we close our copy.
+                keep_path: dict[str, Any] = (
+                    {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+                )
+                server = await self.loop.create_unix_server(
+                    self._connection, sock=sock, backlog=BACKLOG, **keep_path
+                )
+            else:
+                server = await self.loop.create_server(self._connection, sock=sock, backlog=BACKLOG)
+            self._servers.append(server)
+
+    def stop_accepting(self) -> None:
+        """Close our copies of the listening sockets; what waits in the backlog stays there."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    async def drain(self, within_s: float) -> int:
+        """Accept no more, let calls end for `within_s` seconds; return how many still run."""
+        self.draining = True
+        self.stop_accepting()
+        deadline = self.loop.time() + within_s
+        while self.calls_running and self.loop.time() < deadline:
+            self._close_idle()
+            await asyncio.sleep(min(TICK_S, within_s))
+        self._close_idle()
+        return self.calls_running
+
+    async def close(self) -> None:
+        """End everything that is left; every lease is released."""
+        self.draining = True
+        self.stop_accepting()
+        for exchange in self.desk.open_exchanges():
+            exchange.cut()
+        for client in list(self._connections):
+            client.close_now()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for _ in range(CLOSE_TURNS):  # transports tell their protocols in turns of the loop
+            if not self._connections:
+                break
+            await asyncio.sleep(0)
+        for client in list(self._connections):
+            client.cut()
+
+    def state(self) -> dict[str, Any]:
+        """Return what /debug/state shows of this room."""
+        return {
+            "connections": len(self._connections),
+            "draining": self.draining,
+            "buffered_bytes": self.desk.buffered_bytes,
+            "upstream_connections": len(self.desk.connector.connections),
+            "calls": [repr(exchange) for exchange in self.desk.open_exchanges()[:100]],
+        }
+
+    async def call(  # noqa: PLR0913 - the parts of a request, by name
+        self,
+        function: Target | str,
+        *,
+        kind: CallKind = "event",
+        method: bytes = b"POST",
+        path: bytes = b"/",
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        body: bytes = b"",
+        qualifier: str = "LATEST",
+        request_id: str | None = None,
+    ) -> LocalResult:
+        """Make a call in memory, the same way as one from the network.
+
+        Raises NotFound for an unknown name; every other outcome is a result. If the waiting task is
+        cancelled, the call is treated as one whose caller went away.
+        """
+        target = self._catalog.find(function, qualifier) if isinstance(function, str) else function
+        view = self.desk.view(target)
+        if view.kind == "job":
+            kind = "job"
+        call = Call(
+            request_id or view.contract.new_request_id(self.desk.random()),
+            kind,
+            method,
+            path,
+            list(headers),
+            qualifier=qualifier,
+        )
+        caller = LocalCaller(self.loop)
+        exchange = _EXCHANGES[kind](self.desk, view, call, caller, len(body))
+        exchange.provide(body, True)
+        self._arm()
+        return await caller.result_of(exchange)
+
+    # -- for connections
+
+    def connected(self, client: ClientConnection) -> bool:
+        """Count a new connection in; False when there are too many."""
+        self._connections.add(client)
+        counters = self.counters
+        counters.connections = len(self._connections)
+        counters.connections_total += 1
+        self._arm()
+        if counters.connections <= self._config.max_connections:
+            return True
+        counters.connections_refused += 1
+        return False
+
+    def disconnected(self, client: ClientConnection) -> None:
+        """Forget a closed connection."""
+        self._connections.discard(client)
+        self.counters.connections = len(self._connections)
+
+    def request(self, client: ClientConnection, first: bytes, done: bool) -> None:
+        """Start what a whole head asks for; `first` is what came of the body, `done` if all."""
+        route = self._doors.match(client.method, client.target, client.host, client.headers)
+        if route is None:
+            request_id = self.desk.random().hex()
+            client.answer(no_door(client.method, client.target, request_id), request_id)
+        elif route.needs_body:
+            envelope = EnvelopedCall(self, client, self.desk.random().hex())
+            client.sink = envelope
+            envelope.start(None if client.chunked else client.length, first, done)
+        else:
+            self._call(client, route, first, done)
+
+    def _call(self, client: ClientConnection, route: Route, first: bytes, done: bool) -> None:
+        try:
+            target = self._catalog.find(route.name, route.qualifier)
+        except NotFound as error:
+            request_id = self.desk.random().hex()
+            client.answer(unknown_function(route, error.message, request_id), request_id)
+            return
+        view = self.desk.view(target)
+        kind = view.kinds[route.door]
+        call = Call(
+            view.new_request_id(self.desk.random()),
+            kind or "event",
+            client.method,
+            route.target,
+            client.headers,
+            client.remote,
+            client.host.decode("latin-1"),
+            "http",
+            route.qualifier,
+        )
+        if kind is None:
+            self._refuse(client, refusal(route, view.contract, call), call)
+            return
+        if client.head_bytes > view.short_head_bytes:
+            wrong = _too_long(client, call, view)
+            if wrong is not None:
+                self._refuse(client, view.contract.error(wrong, call), call)
+                return
+        if kind != "http":
+            options = call_options(client.headers)
+            call.want_log_tail = options.want_log_tail
+            if options.asynchronous:
+                self._refuse(client, own_error(501, *_NO_ASYNC, call.request_id), call)
+                return
+        exchange = _EXCHANGES[kind](
+            self.desk, view, call, client, None if client.chunked else client.length
+        )
+        exchange.traced = client.traced
+        exchange.upgrade = client.upgrade
+        client.sink = exchange
+        if first or done:
+            exchange.provide(first, done)
+        exchange.start()
+
+    def find(self, name: str, qualifier: str) -> View:
+        """Return the view of a deployed function; raises NotFound."""
+        return self.desk.view(self._catalog.find(name, qualifier))
+
+    def _refuse(self, client: ClientConnection, reply: Reply | None, call: Call) -> None:
+        if reply is None:
+            reply = own_error(500, "Bug", "refused without a reason", call.request_id)
+        client.answer(reply, call.request_id)
+
+    # -- connections and the clock
+
+    def _connection(self) -> ClientConnection:
+        return ClientConnection(self)
+
+    def _close_idle(self) -> None:
+        for client in list(self._connections):
+            client.close_if_idle()
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            delay_s = TICK_S if self.desk.busy else self._check_s
+            self._timer = self.loop.call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        """Keep every time limit; runs only while there is something to watch."""
+        self._timer = None
+        now = self.loop.time()
+        self.desk.tick(now)
+        if now - self._checked_at >= self._check_s:
+            self._checked_at = now
+            head_s, idle_s = self._config.head_timeout_s, self._config.idle_timeout_s
+            for client in list(self._connections):
+                client.check(now, head_s, idle_s)
+        if now - self._swept_at >= SWEEP_S:
+            self._swept_at = now
+            self.desk.sweep(now)
+        if self._connections or self.desk.busy or self.desk.connector.connections:
+            self._arm()
+
+
+def _too_long(client: ClientConnection, call: Call, view: View) -> Failure | None:
+    """Return the failure when head or target are larger than the contract allows."""
+    limits = view.contract.limits
+    if len(call.target) > limits.target_bytes > 0:
+        message = f"path and query are longer than {limits.target_bytes} bytes"
+        return Failure(FailureKind.HEADERS_TOO_LARGE, message, limit=limits.target_bytes)
+    size = client.head_bytes - len(client.target)
+    if size > limits.header_bytes > 0:
+        message = f"the request's headers are larger than {limits.header_bytes} bytes"
+        return Failure(FailureKind.HEADERS_TOO_LARGE, message, limit=limits.header_bytes)
+    return None

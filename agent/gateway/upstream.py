@@ -1,0 +1,435 @@
+"""Connections to instances: HTTP/1.1 as a client, idle or serving one exchange at a time.
+
+A connection at rest lies in its endpoint's `idle` list and leaves it by itself when the instance
+closes it or speaks out of turn. It is closed by us after IDLE_S at rest, never during a call.
+Sockets come from a callable, because they must be made inside the functions' network namespace.
+What the bytes mean to a caller is decided in `exchange.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, cast
+
+import httptools
+
+from agent.contracts.base import CallReport, Headers
+from agent.errors import FunctionFailed
+from agent.functions.ports import Endpoint
+from agent.gateway.flow import ReadFlow
+from agent.gateway.wire import MAX_HEADERS, MAX_REPLY_HEAD_BYTES
+from agent.model.failure import Failure, FailureKind
+from agent.model.records import Meters
+
+IDLE_S: Final = 14 * 60.0
+"""The clouds close an idle connection at 15 minutes at the latest; sweeps are a minute apart."""
+HOOK_REPLY_BYTES: Final = 1 << 20
+"""More than any hook has to say."""
+_NO_METERS: Final = Meters()
+
+TakeSocket = Callable[[], socket.socket | None]
+MakeSocket = Callable[[], Awaitable[socket.socket]]
+
+
+class Reader(Protocol):
+    """Who sent the request and reads the reply."""
+
+    def reply_began(
+        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
+    ) -> None:
+        """Take the head and the first bytes; `length` None means unknown."""
+
+    def reply_went_on(self, status: int, data: bytes, ended: bool) -> None:
+        """Take more."""
+
+    def switched_protocols(self, headers: Headers, data: bytes) -> None:
+        """Take a 101; from here on `reply_went_on` carries raw bytes."""
+
+    def upstream_ended(self, reply_came: bool, nonsense: str) -> None:
+        """The connection is gone before the reply was whole."""
+
+    def upstream_full(self) -> None:
+        """Write no more for now."""
+
+    def upstream_drained(self) -> None:
+        """Write on."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to one instance."""
+
+    __slots__ = (
+        "_at_rest_in",
+        "_body",
+        "_bytes_came",
+        "_chunked",
+        "_closed",
+        "_complete",
+        "_connector",
+        "_head_done",
+        "_head_told",
+        "_headers",
+        "_informational",
+        "_length",
+        "_loop",
+        "_no_body",
+        "_parser",
+        "_raw",
+        "_reader",
+        "_reusable",
+        "_status",
+        "_transport",
+        "flow",
+        "full",
+        "instance",
+        "report",
+        "rested_at",
+    )
+
+    def __init__(self, connector: UpstreamConnector) -> None:
+        # of the connection
+        self._connector = connector
+        self._loop = connector.loop
+        self._transport: asyncio.Transport
+        self.flow: ReadFlow
+        self._parser = httptools.HttpResponseParser(self)
+        self._closed = False
+        self._at_rest_in: list[UpstreamConnection] | None = None
+        self.rested_at = self._loop.time()
+        self.full = False
+        self.instance = ""
+        self.report = CallReport(_NO_METERS)
+        """What is known of a warm call on this connection before it has ended."""
+        # of the exchange
+        self._reader: Reader | None = None
+        self._no_body = False
+        self._raw = False
+        # of the reply
+        self._status = 0
+        self._headers: Headers = []
+        self._length: int | None = None
+        self._chunked = False
+        self._informational = False
+        self._bytes_came = 0
+        self._head_done = False
+        self._head_told = False
+        self._body: list[bytes] = []
+        self._complete = False
+        self._reusable = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "busy" if self._reader is not None else "idle"
+        return f"<UpstreamConnection {self.instance or '?'} {state}>"
+
+    # -- ports.Connection
+
+    @property
+    def usable(self) -> bool:
+        """False once either side has closed it, or while it is in a call."""
+        return not self._closed and self._reader is None
+
+    def close(self) -> None:
+        """Close it; safe to call twice."""
+        if not self._closed:
+            self._leave()
+            self._transport.close()
+
+    async def roundtrip(
+        self, head: bytes, body: bytes, deadline: float
+    ) -> tuple[int, Headers, bytes]:
+        """Send one request and return status, headers and the whole body (at most 1 MB).
+
+        `deadline` is absolute loop time. Raises FunctionFailed(BAD_RESPONSE) when the connection
+        breaks or the answer is no HTTP, TimeoutError past the deadline. The connection is closed
+        when it cannot carry another request.
+        """
+        if not self.usable:
+            raise FunctionFailed(Failure(FailureKind.BAD_RESPONSE, "the connection is closed"))
+        trip = _RoundTrip(self._loop)
+        self.begin(trip, self.instance, no_body=head.startswith(b"HEAD "))
+        self.write(head + body)
+        try:
+            async with asyncio.timeout_at(deadline):
+                answer = await trip.answer
+        except BaseException:
+            self.drop()
+            raise
+        self._after_reply()
+        return answer
+
+    # -- for exchanges
+
+    def begin(self, reader: Reader, instance: str, *, no_body: bool = False) -> None:
+        """Start an exchange; the request is written next. `no_body`: the reply to a HEAD."""
+        self._reader = reader
+        self._at_rest_in = None
+        self._no_body = no_body
+        self._head_done = self._head_told = self._complete = self._chunked = False
+        self._length = None
+        self._headers = []
+        self._bytes_came = 0
+        if instance != self.instance:
+            self.instance = instance
+            self.report = CallReport(_NO_METERS, None, b"", instance)
+
+    def write(self, data: bytes) -> None:
+        """Write request bytes; `full` says when to stop for a while."""
+        self._transport.write(data)
+
+    def rest(self, endpoint: Endpoint) -> None:
+        """Go idle in the endpoint's list after a whole reply, or close if that cannot be."""
+        self._reader = None
+        if self._after_reply():
+            idle = cast("list[UpstreamConnection]", endpoint.idle)
+            self._at_rest_in = idle
+            idle.append(self)
+
+    def drop(self) -> None:
+        """Close at once, in the middle of whatever it was doing."""
+        self._reader = None
+        if not self._closed:
+            self._leave()
+            self._transport.abort()
+
+    def _after_reply(self) -> bool:
+        self._reader = None
+        if self._closed:
+            return False
+        if self._head_done and not self._reusable:
+            self.close()
+            return False
+        if self._no_body:
+            self._no_body = False
+            self._parser = httptools.HttpResponseParser(self)
+        self.rested_at = self._loop.time()
+        self.flow.resume()
+        return True
+
+    def _leave(self) -> None:
+        self._closed = True
+        self._connector.connections.discard(self)
+        idle, self._at_rest_in = self._at_rest_in, None
+        if idle is not None and self in idle:
+            idle.remove(self)
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin at rest, in nobody's list yet."""
+        self._transport = cast("asyncio.Transport", transport)
+        self.flow = ReadFlow(self._transport)
+        self._connector.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the exchange; a body without a length ends here, if it ended in order."""
+        if not self._closed:
+            self._leave()
+        reader, self._reader = self._reader, None
+        if reader is None:
+            return
+        whole = self._head_told and self._length is None and not self._chunked
+        if self._raw or (whole and exc is None):
+            self._reusable = False
+            reader.reply_went_on(self._status, b"", True)
+        else:
+            reader.upstream_ended(self._bytes_came > 0, "")
+
+    def eof_received(self) -> None:
+        """The instance closed: an idle connection is gone for good from this moment."""
+        if self._reader is None:
+            self.close()
+
+    def pause_writing(self) -> None:
+        """The instance reads slowly."""
+        self.full = True
+        if self._reader is not None:
+            self._reader.upstream_full()
+
+    def resume_writing(self) -> None:
+        """The instance has caught up."""
+        self.full = False
+        if self._reader is not None:
+            self._reader.upstream_drained()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, then tell the exchange once: head, body and end together where they came so."""
+        reader = self._reader
+        if reader is None:
+            self.close()
+            return
+        if self._raw:
+            reader.reply_went_on(self._status, data, False)
+            return
+        self._bytes_came += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._switch(reader, data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError as error:
+            if not self._complete:
+                self._nonsense(reader, f"the answer is not HTTP: {error}")
+                return
+            self._reusable = False  # more came than one reply
+        ended = self._complete
+        body = self._body
+        if not body:
+            piece = b""
+        else:
+            piece = body[0] if len(body) == 1 else b"".join(body)
+            self._body = []
+        if self._head_told:
+            if piece or ended:
+                reader.reply_went_on(self._status, piece, ended)
+        elif self._head_done:
+            self._head_told = True
+            reader.reply_began(self._status, self._headers, self._length, piece, ended)
+        elif self._bytes_came > MAX_REPLY_HEAD_BYTES or len(self._headers) > MAX_HEADERS:
+            self._nonsense(reader, "the answer's head does not end")
+
+    def _switch(self, reader: Reader, rest: bytes) -> None:
+        self._raw = True
+        self._reusable = False
+        reader.switched_protocols(self._headers, rest)
+
+    def _nonsense(self, reader: Reader, why: str) -> None:
+        self.drop()
+        reader.upstream_ended(True, why)
+
+    # -- httptools: only fields are set here, decisions wait for the end of the read
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; Content-Length becomes ours to write."""
+        if self._head_done:
+            return  # a trailer
+        size = len(name)
+        if size == 14 and name.lower() == b"content-length":
+            self._length = int(value)
+            return
+        if size == 17 and name.lower() == b"transfer-encoding":
+            self._chunked = True
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole; a 1xx is skipped."""
+        if self._head_done:
+            self._complete = True  # a second reply to one request
+            self._reusable = False
+            return
+        status = self._parser.get_status_code()
+        if 100 <= status < 200 and status != 101:
+            self._informational = True
+            self._headers = []
+            self._length = None
+            return
+        self._status = status
+        self._head_done = True
+        if self._no_body:  # the parser cannot know that; it is replaced in `_after_reply`
+            self._complete = True
+            self._reusable = self._parser.should_keep_alive()
+
+    def on_body(self, data: bytes) -> None:
+        """Keep a piece of the body until the read has been parsed."""
+        if self._complete:
+            self._reusable = False
+        else:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """The reply is whole."""
+        if self._informational:
+            self._informational = False
+        elif not self._complete:
+            self._complete = True
+            self._reusable = self._parser.should_keep_alive()
+
+
+class _RoundTrip:
+    """Reads one whole small reply into a future."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.answer: asyncio.Future[tuple[int, Headers, bytes]] = loop.create_future()
+        self._headers: Headers = []
+        self._body: list[bytes] = []
+        self._size = 0
+
+    def reply_began(
+        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
+    ) -> None:
+        self._headers = headers
+        self.reply_went_on(status, body, ended)
+
+    def reply_went_on(self, status: int, data: bytes, ended: bool) -> None:
+        self._size += len(data)
+        self._body.append(data)
+        if self._size > HOOK_REPLY_BYTES:
+            self._fail(f"the answer is larger than {HOOK_REPLY_BYTES} bytes")
+        elif ended and not self.answer.done():
+            self.answer.set_result((status, self._headers, b"".join(self._body)))
+
+    def switched_protocols(self, headers: Headers, data: bytes) -> None:
+        self._fail("it answered 101, which nobody asked for")
+
+    def upstream_ended(self, reply_came: bool, nonsense: str) -> None:
+        self._fail(nonsense or "the connection ended before the answer did")
+
+    def upstream_full(self) -> None:
+        pass
+
+    def upstream_drained(self) -> None:
+        pass
+
+    def _fail(self, message: str) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(FunctionFailed(Failure(FailureKind.BAD_RESPONSE, message)))
+
+
+class UpstreamConnector:
+    """Makes connections to instances out of sockets made elsewhere.
+
+    `take_socket` gives a fresh non-blocking TCP socket of the functions' network at once, or None;
+    then `make_socket` is awaited, if there is one.
+    """
+
+    def __init__(self, take_socket: TakeSocket, make_socket: MakeSocket | None = None) -> None:
+        self._take_socket = take_socket
+        self._make_socket = make_socket
+        self.connections: set[UpstreamConnection] = set()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+
+    async def adopt(self, sock: socket.socket) -> UpstreamConnection:
+        """Take over a connected, non-blocking socket."""
+        _, conn = await self.loop.create_connection(lambda: UpstreamConnection(self), sock=sock)
+        return conn
+
+    async def open(self, address: str, port: int, deadline: float) -> UpstreamConnection:
+        """Connect to an instance until `deadline`, absolute loop time.
+
+        Raises OSError when it refuses, TimeoutError past the deadline.
+        """
+        sock = self._take_socket()
+        if sock is None:
+            if self._make_socket is None:
+                raise OSError("no socket of the functions' network is at hand")
+            sock = await self._make_socket()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.loop.sock_connect(sock, (address, port))
+            return await self.adopt(sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    def sweep(self, now: float) -> int:
+        """Close what has been at rest for IDLE_S seconds; return how many."""
+        stale = [c for c in self.connections if c.usable and now - c.rested_at > IDLE_S]
+        for conn in stale:
+            conn.close()
+        return len(stale)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for conn in list(self.connections):
+            conn.drop()

@@ -1,0 +1,92 @@
+"""HTTP/1.1 as bytes: which header fields steer the gateway, and how a reply's head is written.
+
+Header names keep the sender's case; they are looked up lower-cased. Framing (Content-Length,
+Transfer-Encoding, Connection) is always the gateway's own and is never copied from one side to the
+other. Nothing here reads or writes a socket; `client.py` and `upstream.py` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from http import HTTPStatus
+from typing import Final
+
+HEAD_END: Final = b"\r\n\r\n"
+MAX_REQUEST_HEAD_BYTES: Final = 65536
+"""A caller's head, before any contract is known; contracts allow 8-32 KB."""
+MAX_REPLY_HEAD_BYTES: Final = 262144
+"""A function's head; contracts refuse far less, this only bounds memory."""
+MAX_HEADERS: Final = 256
+"""Fields in one head; nginx and the clouds stop between 100 and 200."""
+JOIN_BYTES: Final = 65536
+"""Up to here copying head and body into one write is cheaper than two buffers."""
+
+
+class Field(IntEnum):
+    """Fields of a caller's head that steer the gateway itself."""
+
+    CONTENT_LENGTH = 1
+    TRANSFER_ENCODING = 2
+    UPGRADE = 3
+    EXPECT = 4
+    HOST = 5
+    TRACE = 6
+
+
+STEERING: Final[dict[bytes, Field]] = {
+    b"host": Field.HOST,
+    b"content-length": Field.CONTENT_LENGTH,
+    b"transfer-encoding": Field.TRANSFER_ENCODING,
+    b"upgrade": Field.UPGRADE,
+    b"expect": Field.EXPECT,
+    b"x-kindling-trace": Field.TRACE,
+}
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
+_CLOSE: Final = b"Connection: close\r\n"
+_KEEP: Final = b"Connection: keep-alive\r\n"
+_CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return b"HTTP/1.1 %d %b\r\n" % (status, phrase.encode("latin-1"))
+
+
+STATUS_LINES: Final[list[bytes]] = [_status_line(status) for status in range(1000)]
+_DIGITS: Final[list[bytes]] = [b"Content-Length: %d\r\n" % length for length in range(4096)]
+
+
+def content_length(length: int) -> bytes:
+    """Return the Content-Length line for `length` bytes."""
+    return _DIGITS[length] if length < 4096 else b"Content-Length: %d\r\n" % length
+
+
+def reply_head(
+    status: int, headers: Iterable[tuple[bytes, bytes]], framing: bytes, connection: bytes
+) -> bytes:
+    """Return a reply's head; `framing` and `connection` are whole lines or empty."""
+    lines = [b"%b: %b\r\n" % field for field in headers]
+    return b"%b%b%b%b\r\n" % (STATUS_LINES[status], b"".join(lines), framing, connection)
+
+
+def connection_line(*, keep: bool, old: bool) -> bytes:
+    """Return the Connection line: said only where it differs from the version's default."""
+    if keep:
+        return _KEEP if old else b""
+    return _CLOSE
+
+
+def chunked_line() -> bytes:
+    """Return the line that announces chunks."""
+    return _CHUNKED
+
+
+def chunk(data: bytes) -> bytes:
+    """Frame one non-empty chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

@@ -1,0 +1,251 @@
+"""The agent's metrics: a prometheus registry of its own, and plain counters for the warm path.
+
+A call increments plain integers (`CallCounters`); a custom collector turns them into samples when
+somebody asks. Other rooms hand in functions that read a value at that moment. Nothing here knows
+what a call is made of, and nothing is sampled in the background but the loop's lag.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+START_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3, 0.6, 1.2, 2.5, 5, 10, 30)
+LAG_PERIOD_S: Final = 0.5
+
+Reading = float | Mapping[tuple[str, ...], float]
+Read = Callable[[], Reading]
+
+
+class FunctionCounters:
+    """What happened to the calls of one function since the agent started."""
+
+    __slots__ = ("buckets", "classes", "cold_starts", "failures", "inflight", "name", "seconds")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.classes = [0] * 10
+        """Replies by the first digit of their status; 0 counts callers who went away."""
+        self.failures: dict[str, int] = {}
+        self.buckets = [0] * (len(BUCKETS_S) + 1)
+        self.seconds = 0.0
+        self.inflight = 0
+        self.cold_starts = 0
+
+    def ended(self, status: int, seconds: float) -> None:
+        """Count one call that ended with `status` (0: the caller went away) after `seconds`."""
+        self.classes[status // 100] += 1
+        self.buckets[bisect_left(BUCKETS_S, seconds)] += 1
+        self.seconds += seconds
+        self.inflight -= 1
+
+    def failed(self, kind: str) -> None:
+        """Count one failure by its kind."""
+        self.failures[kind] = self.failures.get(kind, 0) + 1
+
+
+class CallCounters:
+    """The callers' door in numbers. Functions are bounded by what is deployed: see `forget`."""
+
+    def __init__(self) -> None:
+        self.functions: dict[str, FunctionCounters] = {}
+        self.connections = 0
+        self.connections_total = 0
+        self.connections_refused = 0
+        self.upstream_connects = 0
+        self.upstream_retries = 0
+        self.requests_refused: dict[int, int] = {}
+
+    def function(self, name: str) -> FunctionCounters:
+        """Return the counters of one function, made at its first call."""
+        counters = self.functions.get(name)
+        if counters is None:
+            counters = self.functions[name] = FunctionCounters(name)
+        return counters
+
+    def forget(self, name: str) -> None:
+        """Drop the counters of a function that was removed."""
+        self.functions.pop(name, None)
+
+    def refused(self, status: int) -> None:
+        """Count a request that never became a call."""
+        self.requests_refused[status] = self.requests_refused.get(status, 0) + 1
+
+
+class LoopLag:
+    """How late the event loop runs its timers, seconds: the last and the worst since read."""
+
+    def __init__(self) -> None:
+        self.last_s = 0.0
+        self._worst_s = 0.0
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to measure on the running loop."""
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + LAG_PERIOD_S
+        self._timer = loop.call_at(self._due, self._tick, loop)
+
+    def stop(self) -> None:
+        """Stop measuring."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def worst_s(self) -> float:
+        """Return the worst lag since the last question, seconds."""
+        worst, self._worst_s = self._worst_s, 0.0
+        return worst
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        self.last_s = max(0.0, now - self._due)
+        self._worst_s = max(self._worst_s, self.last_s)
+        self._due = now + LAG_PERIOD_S
+        self._timer = loop.call_at(self._due, self._tick, loop)
+
+
+class AgentMetrics:
+    """One registry for one agent; nothing global, so two agents fit in one test process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.calls = CallCounters()
+        self.lag = LoopLag()
+        self.registry.register(_Calls(self.calls))
+        self.gauge(
+            "kindling_loop_lag_seconds", "Worst event loop lag since read.", self.lag.worst_s
+        )
+
+    def gauge(self, name: str, text: str, read: Read, labels: Sequence[str] = ()) -> None:
+        """Register a gauge read when asked; with `labels`, `read` returns values by label tuple."""
+        self.registry.register(_Readings(GaugeMetricFamily, name, text, read, labels))
+
+    def counter(self, name: str, text: str, read: Read, labels: Sequence[str] = ()) -> None:
+        """Register a counter kept as plain numbers elsewhere."""
+        self.registry.register(_Readings(CounterMetricFamily, name, text, read, labels))
+
+    def histogram(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str] = (),
+        buckets: Sequence[float] = START_BUCKETS_S,
+    ) -> Histogram:
+        """Return a histogram for cold paths (starts, pulls), seconds."""
+        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+
+    def render(self) -> bytes:
+        """Return everything in prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Readings(Collector):
+    def __init__(
+        self,
+        family: type[GaugeMetricFamily | CounterMetricFamily],
+        name: str,
+        text: str,
+        read: Read,
+        labels: Sequence[str],
+    ) -> None:
+        self._family, self._name, self._text = family, name, text
+        self._read, self._labels = read, labels
+
+    def describe(self) -> list[Metric]:
+        return [self._family(self._name, self._text, labels=self._labels)]
+
+    def collect(self) -> Iterator[Metric]:
+        family = self._family(self._name, self._text, labels=self._labels)
+        reading = self._read()
+        if isinstance(reading, Mapping):
+            for values, value in reading.items():
+                family.add_metric(values, value)
+        else:
+            family.add_metric((), reading)
+        yield family
+
+
+class _Calls(Collector):
+    def __init__(self, calls: CallCounters) -> None:
+        self._calls = calls
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._door()
+        yield from self._functions()
+
+    def _door(self) -> Iterator[Metric]:
+        calls = self._calls
+        yield GaugeMetricFamily(
+            "kindling_connections", "Open connections of callers.", calls.connections
+        )
+        for name, text, value in (
+            ("kindling_connections_accepted", "Connections accepted.", calls.connections_total),
+            (
+                "kindling_connections_refused",
+                "Connections over the limit.",
+                calls.connections_refused,
+            ),
+            ("kindling_upstream_connects", "Connections to instances.", calls.upstream_connects),
+            ("kindling_upstream_retries", "Requests sent again.", calls.upstream_retries),
+        ):
+            yield CounterMetricFamily(name, text, value)
+        refused = CounterMetricFamily(
+            "kindling_requests_refused", "Requests that never became a call.", labels=["status"]
+        )
+        for status, count in calls.requests_refused.items():
+            refused.add_metric([str(status)], count)
+        yield refused
+
+    def _functions(self) -> Iterator[Metric]:
+        replies = CounterMetricFamily(
+            "kindling_calls", "Calls by function and class of reply.", labels=["function", "class"]
+        )
+        failures = CounterMetricFamily(
+            "kindling_call_failures", "Failed calls by kind.", labels=["function", "kind"]
+        )
+        cold = CounterMetricFamily(
+            "kindling_cold_starts", "Calls that caused a start.", labels=["function"]
+        )
+        inflight = GaugeMetricFamily(
+            "kindling_calls_inflight", "Calls waiting or running.", labels=["function"]
+        )
+        seconds = HistogramMetricFamily(
+            "kindling_call_duration_seconds", "Request read to reply sent.", labels=["function"]
+        )
+        for counters in self._calls.functions.values():
+            name = counters.name
+            for digit, count in enumerate(counters.classes):
+                if count:
+                    replies.add_metric([name, f"{digit}xx" if digit else "gone"], count)
+            for kind, count in counters.failures.items():
+                failures.add_metric([name, kind], count)
+            cold.add_metric([name], counters.cold_starts)
+            inflight.add_metric([name], counters.inflight)
+            seconds.add_metric([name], _cumulative(counters.buckets), counters.seconds)
+        yield from (replies, failures, cold, inflight, seconds)
+
+
+def _cumulative(counts: Sequence[int]) -> list[tuple[str, float]]:
+    total = 0
+    buckets = []
+    for bound, count in zip([*map(str, BUCKETS_S), "+Inf"], counts, strict=True):
+        total += count
+        buckets.append((bound, float(total)))
+    return buckets
