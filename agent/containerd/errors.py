@@ -7,6 +7,8 @@ malformed is a bug of ours. The foreign error stays reachable as `__cause__`.
 
 from __future__ import annotations
 
+import re
+
 import grpc
 import grpc.aio
 
@@ -30,6 +32,9 @@ _CLASSES: dict[grpc.StatusCode, type[AgentError]] = {
     grpc.StatusCode.OUT_OF_RANGE: Bug,
 }
 
+# What the shim says without a code when a verb does not fit the task's state.
+_WRONG_STATE = re.compile(r"cannot \w+ a (?:running|stopped|created|paused|deleted) ")
+
 
 def convert(error: grpc.aio.AioRpcError, what: str, socket: str) -> AgentError:
     """Return the agent's error for a failed call; `what` says what was asked for."""
@@ -39,4 +44,6 @@ def convert(error: grpc.aio.AioRpcError, what: str, socket: str) -> AgentError:
         return RuntimeUnavailable(f"{what}: containerd does not answer at {socket} ({detail})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return RuntimeUnavailable(f"{what}: containerd did not finish within the time allowed")
+    if code is grpc.StatusCode.UNKNOWN and _WRONG_STATE.search(detail):
+        return FailedPrecondition(f"{what}: {detail}")
     return _CLASSES.get(code, RuntimeUnavailable)(f"{what}: {detail}")

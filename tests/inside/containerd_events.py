@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from agent.containerd.client import Containerd
@@ -148,9 +151,53 @@ async def shim_killed(ct: Containerd, place: Place) -> Any:
         results["tasks"] = {task.id: task.status.name for task in await ct.tasks.list()}
         results["events"] = [repr(event) for event in listener.seen]
     results["orphan_alive_after"] = pid_alive(pid)
+    os.kill(pid, signal.SIGKILL)
+    results["swept"] = await settle(lambda: not traces(place, "orphan") or sweep(place, "orphan"))
     for id in ("late", "orphan", "anchor-k"):
         results[f"remove_{id}"] = await verdict(ct.containers.delete(id))
     results["remove_sandbox"] = await verdict(ct.sandboxes.delete("anchor-k"))
+    return results
+
+
+def traces(place: Place, id: str) -> list[str]:
+    """What a container has left in the kernel and on disk."""
+    found = [str(path) for path in Path("/sys/fs/cgroup").glob(f"*{place.cgroup}/{id}")]
+    found += [str(path) for path in (place.crun_state / id, bundle(place, id)) if path.exists()]
+    return sorted(found)
+
+
+def bundle(place: Place, id: str) -> Path:
+    return place.dir / "state" / "io.containerd.runtime.v2.task" / "kindling" / id
+
+
+def sweep(place: Place, id: str) -> bool:
+    """Remove what a container without a shim has left, once its processes are gone."""
+    for group in Path("/sys/fs/cgroup").glob(f"*{place.cgroup}/{id}"):
+        with contextlib.suppress(OSError):
+            group.rmdir()
+    shutil.rmtree(place.crun_state / id, ignore_errors=True)
+    shutil.rmtree(bundle(place, id), ignore_errors=True)
+    return not traces(place, id)
+
+
+async def failed_create(ct: Containerd, place: Place) -> Any:
+    """A create that the runtime refuses: what it says, and what is left of the container."""
+    await anchor_up(ct, place, "anchor-b")
+    results: dict[str, Any] = {}
+    for id, sandbox in (("bad-own", ""), ("bad-in", "anchor-b")):
+        document = spec(place, id, rootfs(place), ["/bin/nothing"])
+        container = Container(id=id, spec=document, sandbox=sandbox)
+        await ct.containers.create(container, place.options)
+        results[id] = await verdict(ct.tasks.create(id))
+        results[f"{id}_task"] = await verdict(ct.tasks.delete(id))
+        await settle(lambda id=id: not traces(place, id), 1.0)  # type: ignore[misc]
+        results[f"{id}_left"] = traces(place, id)
+        await ct.containers.delete(id)
+        sweep(place, id)
+    results["good"] = await run(ct, place, "good", "exit 0", sandbox="anchor-b") > 0
+    await ct.tasks.wait("good", deadline=soon())
+    await gone(ct, "good")
+    await anchor_down(ct, "anchor-b")
     return results
 
 
@@ -164,7 +211,7 @@ async def verdict(call: Any) -> str:
 async def unreachable(ct: Containerd, place: Place) -> Any:
     """Without a containerd every verb is RuntimeUnavailable within its deadline."""
     nobody = Containerd(place.dir / "nobody.sock")
-    results = {
+    results: dict[str, Any] = {
         "ready": await verdict(nobody.ready(soon(0.5))),
         "list": await verdict(nobody.tasks.list(deadline=soon(2))),
         "open": await verdict(nobody.events().open(soon(0.5))),
@@ -186,4 +233,4 @@ async def unreachable(ct: Containerd, place: Place) -> Any:
 
 
 if __name__ == "__main__":
-    main(ends, containerd_killed, unreachable, shim_killed)
+    main(ends, containerd_killed, unreachable, failed_create, shim_killed)

@@ -58,13 +58,19 @@ class Rig:
     data_dir: Path
     leftovers: list[str] = field(default_factory=list)
 
+    @property
+    def code(self) -> Path:
+        """A copy of the code under test: the user may not be able to read the checkout."""
+        return self.run_dir / "code"
+
     def run(self, program: str, *scenarios: str, **env: str) -> dict[str, Any]:
         """Run `python -m program scenarios…` inside and return the JSON it prints."""
         command = [
             *("setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups"),
-            *("rootlesskit", "--copy-up=/etc", "--copy-up=/run", "--propagation=rslave"),
-            f"--state-dir={self.run_dir}/rootlesskit",
-            *(str(REPO / "tests/inside/containerd_up.sh"), str(self.run_dir)),
+            *(str(LIB / "bin/rootlesskit"), "--net=slirp4netns", "--detach-netns"),
+            *("--disable-host-loopback", "--copy-up=/etc", "--copy-up=/run"),
+            *("--propagation=rslave", f"--state-dir={self.run_dir}/rootlesskit"),
+            *(str(self.code / "tests/inside/containerd_up.sh"), str(self.run_dir)),
             *(str(LIB / "venv/bin/python"), "-m", program, *scenarios),
         ]
         ended = subprocess.run(
@@ -103,7 +109,7 @@ class Rig:
         return {
             "HOME": "/var/lib/kindling",
             "PATH": f"{LIB}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "PYTHONPATH": str(REPO),
+            "PYTHONPATH": str(self.code),
             "PYTHONDONTWRITEBYTECODE": "1",
             "XDG_RUNTIME_DIR": str(self.run_dir),
             "PROBE_DIR": str(self.run_dir),
@@ -128,6 +134,7 @@ def rig(name: str) -> Iterator[Rig]:
     for path in (made.run_dir, made.data_dir):
         path.mkdir()
         os.chown(path, user.pw_uid, user.pw_gid)
+    _copy_code(made.code)
     for parent in CGROUPS.glob(f"*/{PARENT}"):
         group = parent / full
         group.mkdir(exist_ok=True)
@@ -143,6 +150,14 @@ def rig(name: str) -> Iterator[Rig]:
             _rmdir(group)
         shutil.rmtree(made.run_dir)
         shutil.rmtree(made.data_dir)
+
+
+def _copy_code(code: Path) -> None:
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for part in ("agent", "tests/inside"):
+        shutil.copytree(REPO / part, code / part, ignore=unwanted)
+    for file in ("tests/__init__.py", "tests/oci.py"):
+        shutil.copy(REPO / file, code / file)
 
 
 def _processes() -> Iterator[tuple[int, Sequence[str]]]:
