@@ -1,7 +1,7 @@
 """The errors the agent raises, sorted by whose fault they are.
 
-Every room raises these and nothing foreign: a foreign error is converted once, at the door where it
-enters, with `from`. Status codes, retries and billing hang on `fault` and on the class, never on the
+Every room raises these and nothing foreign: a foreign error is converted once, at the door where
+it enters, with `from`. Status codes, retries and billing hang on `fault` and on the class, never on the
 text. The text names the thing and the way out.
 """
 
@@ -76,7 +76,10 @@ class PermissionDenied(AgentError):
 
 
 class Overloaded(AgentError):
-    """No capacity now: `reason` is one of queue, queue_timeout, slots, memory, instances, draining."""
+    """No capacity now.
+
+    `reason` is one of queue, queue_timeout, slots, memory, instances, draining.
+    """
 
     fault: Fault = "platform"
     retryable = True

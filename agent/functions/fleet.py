@@ -106,13 +106,11 @@ class Fleet:
             )
         id = f"{version.name.replace('_', '-').strip('-')[:40]}-{secrets.token_hex(ID_BYTES)}"
         instance = Instance(id.lstrip("-"), version, contract, self._doors, out)
-        instance.row = self.ledger.claim()
         self._count(instance)
         return instance
 
     def adopt(self, instance: Instance) -> None:
-        """Count a running instance of the worker before; its row is known from its record."""
-        self.ledger.adopt(instance.row)
+        """Count a running instance of the worker before."""
         self._count(instance)
 
     def make(
@@ -137,7 +135,6 @@ class Fleet:
             return
         self._memory_taken -= instance.version.spec.memory_bytes
         self._cpu_taken -= instance.version.spec.cpu_millis
-        self.ledger.give_back(instance.row)
         for listener in self._listeners:
             listener.instance_ended(instance, failure)
 

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,9 +46,10 @@ class Doors:
 
     builder: Builder
     connector: Connector
-    open_socket: Callable[[], socket.socket]
+    open_socket: Callable[[], Awaitable[socket.socket]]
     save: Callable[[InstanceRecord], None]
     forget: Callable[[str], None]
+    clear_row: Callable[[int], None]
     observe: Callable[[State, float], None]
     """Told the state that was left and the seconds spent in it."""
 
@@ -68,7 +69,7 @@ class Instance:
         self.created_ns = time.time_ns()
         self.last_exit: Exit | None = None
         self.row = -1
-        """Its row in the in-flight ledger, given by the fleet."""
+        """Its row in the in-flight ledger: the number of its network slot, -1 without one."""
         self._doors = doors
         self._log = out
         self._life = Lifecycle(asyncio.get_running_loop().time())
@@ -94,7 +95,7 @@ class Instance:
         began = loop.time()
         try:
             container, timings = await self._doors.builder.build(
-                Order(self.id, self.version, environment, self._sink, self._leased)
+                Order(self.id, self.version, environment, self.sink, self._leased)
             )
             self.container = container
             self._happened(Event.CREATED)
@@ -196,7 +197,7 @@ class Instance:
             connection = self.endpoint.idle.pop()
             if connection.usable:
                 return connection
-        sock = self._doors.open_socket()
+        sock = await self._doors.open_socket()
         try:
             async with asyncio.timeout_at(deadline):
                 loop = asyncio.get_running_loop()
@@ -209,6 +210,7 @@ class Instance:
     def _leased(self, container: Container) -> None:
         """Note the slots before the container is made: a successor must find what to give back."""
         self.endpoint.address = container.address
+        self.row = container.slot.number
         self._doors.save(self.record_of(container))
 
     # -- down
@@ -267,6 +269,8 @@ class Instance:
         if self.container is not None:
             if self.container.exit.done():
                 self.last_exit = self.container.exit.result()
+            row, self.row = self.row, -1
+            self._doors.clear_row(row)
             await self._doors.builder.destroy(self.container)
         self._doors.forget(self.id)
         left, spent_s = self.state, self._life.clear(asyncio.get_running_loop().time())
@@ -288,6 +292,7 @@ class Instance:
         """Take over a running container as READY: the record of the worker before says so."""
         self.container = container
         self.endpoint.address = container.address
+        self.row = container.slot.number
         self.cold_start = record.cold_start
         self.created_ns = record.created_ns
         self._life = Lifecycle(asyncio.get_running_loop().time(), State.READY)
@@ -338,7 +343,8 @@ class Instance:
         """Write a line of the platform's into the function's log."""
         self._log.append(LogLine(time.time_ns(), "platform", self.id, self.version.version, text))
 
-    def _sink(self, line: Line) -> None:
+    def sink(self, line: Line) -> None:
+        """Put a line of the container's output into the function's log."""
         stream: Stream = "stderr" if line.stream == "stderr" else "stdout"
         text = line.text.decode("utf-8", "replace")
         version = self.version.version

@@ -61,6 +61,11 @@ class JobRunner:
     def __repr__(self) -> str:
         return f"<JobRunner {len(self._runs)} runs>"
 
+    @property
+    def running(self) -> int:
+        """How many jobs run now."""
+        return len(self._runs)
+
     async def answer(self, target: FunctionTarget, call: Call, event: bytes) -> Reply:
         """Run a job for a call and word its answer as the contract does."""
         run = await self.run(target, call, event)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 FIRST_PAUSE_S = 0.0003
@@ -21,7 +21,7 @@ ATTEMPT_S = 1.0  # a SYN may be lost while the container's interface comes up
 
 
 async def connect(
-    open_socket: Callable[[], socket.socket],
+    open_socket: Callable[[], Awaitable[socket.socket]],
     address: str,
     port: int,
     *,
@@ -36,7 +36,7 @@ async def connect(
     loop = asyncio.get_running_loop()
     pause_s = FIRST_PAUSE_S
     while not exited.done():
-        sock = open_socket()
+        sock = await open_socket()
         try:
             async with asyncio.timeout_at(min(deadline, loop.time() + ATTEMPT_S)):
                 await loop.sock_connect(sock, (address, port))

@@ -113,7 +113,8 @@ class FunctionTarget:
         if waiter is not None and self._causes.get(instance) is waiter:
             cold = instance.cold_start
             del self._causes[instance]
-        self._fleet.ledger.begin(instance.row, "", 0)
+        if instance.row >= 0:
+            self._fleet.ledger.begin(instance.row)
         return PoolLease(instance.endpoint, now, cold, member=member, cpu_ns=instance.cpu_ns())
 
     def release(
@@ -126,7 +127,8 @@ class FunctionTarget:
         now = self._fleet.now()
         member = lease.member
         instance = member.instance
-        self._fleet.ledger.end(instance.row)
+        if instance.row >= 0:
+            self._fleet.ledger.end(instance.row)
         report = self._report(lease, call, now)
         for line in self.contract.log_after(call, report, failure.message if failure else ""):
             instance.note(line)

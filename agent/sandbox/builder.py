@@ -102,6 +102,11 @@ class Builder:
         self._fifos = config.paths.run / "fifo"
         self._blueprints: dict[tuple[str, int], Blueprint] = {}
 
+    @property
+    def shims(self) -> Shims:
+        """The anchored shims containers are made through."""
+        return self._rooms.shims
+
     # -- up
 
     async def check(self, version: FunctionVersion) -> None:
@@ -115,8 +120,9 @@ class Builder:
     async def build(self, order: Order) -> tuple[Container, Timings]:
         """Create the container of an order, not started yet.
 
-        Returns the container and what each phase took. Raises Overloaded without a free slot, FunctionFailed when the image has no
-        such executable, RuntimeUnavailable when the runtime fails; nothing is left behind then.
+        Returns the container and what each phase took. Raises Overloaded without a free slot,
+        FunctionFailed when the image has no such executable, RuntimeUnavailable when the runtime
+        fails; nothing is left behind then.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.runtime.create_timeout_s

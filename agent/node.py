@@ -1,0 +1,430 @@
+"""What the scheduler's door asks for, answered by the rooms: the agent as one object.
+
+Implements `agent/control/node.py`. It decides nothing: it finds the room that does, and turns what
+the room knows into the plain values of the door. Calls go through the gateway, so that a call by
+gRPC and one by HTTP cannot differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.aio.tasks import spawn, stop
+from agent.contracts.base import Call
+from agent.contracts.bind import DIALECTS
+from agent.control.node import (
+    CapacityView,
+    Deployed,
+    Event,
+    FunctionView,
+    ImageStep,
+    ImageView,
+    InstanceView,
+    InvokeCall,
+    InvokeResult,
+    LogEntry,
+    LogQuery,
+    NodeView,
+)
+from agent.core.deploy import pick
+from agent.errors import FailedPrecondition, InvalidSpec, NotFound, Problem
+from agent.functions.deploy import Deployer
+from agent.functions.instance import Instance
+from agent.functions.registry import Deployed as RegisteredFunction
+from agent.model.image_ref import parse_image_ref
+from agent.model.records import CallRecord, Meters
+from agent.model.spec import FunctionSpec
+
+if TYPE_CHECKING:
+    from agent.config import NodeConfig
+    from agent.containerd.client import Containerd
+    from agent.containerd.images import ImageRecord
+    from agent.containerd.transfer import Progress
+    from agent.functions.deploy import Runners
+    from agent.functions.reconcile import Reconciler
+    from agent.functions.registry import Registry
+    from agent.gateway.server import Gateway
+    from agent.sandbox.images import Images
+    from agent.storage.slots import WritableLayers
+    from agent.store.calls import CallStore
+    from agent.telemetry.events import Events
+    from agent.telemetry.logs import Logs
+
+IMPORT_S = 600.0
+PULL_S = 600.0
+DRAIN_STEP_S = 0.05
+MAX_STEPS = 1000  # progress of a pull that its reader has not taken yet
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """Everything the door's questions are about."""
+
+    config: NodeConfig
+    containerd: Containerd
+    images: Images
+    layers: WritableLayers
+    registry: Registry
+    deployer: Deployer
+    runners: Runners
+    reconciler: Reconciler
+    gateway: Gateway
+    calls: CallStore
+    events: Events
+    logs: Logs
+    components: dict[str, str]
+    features: tuple[str, ...]
+
+
+class LocalNode:
+    """This node, as the scheduler's door sees it."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._started_ns = time.time_ns()
+        self._set_serving: Callable[[bool], Awaitable[None]] | None = None
+
+    def on_serving(self, told: Callable[[bool], Awaitable[None]]) -> None:
+        """Have the health service told when the node stops and starts to take calls."""
+        self._set_serving = told
+
+    async def _serving(self, value: bool) -> None:
+        if self._set_serving is not None:
+            await self._set_serving(value)
+
+    # -- functions
+
+    async def deploy(self, spec: FunctionSpec, *, wait: bool) -> Deployed:
+        """See `control.node.Node.deploy`."""
+        outcome = await self._rooms.deployer.deploy(spec, wait=wait)
+        return Deployed(outcome.version, outcome.created, outcome.warnings)
+
+    async def remove(self, name: str, *, force: bool) -> None:
+        """See `control.node.Node.remove`."""
+        await self._rooms.deployer.remove(name, force=force)
+
+    async def get(self, name: str, qualifier: str) -> FunctionView:
+        """See `control.node.Node.get`."""
+        function = self._rooms.registry.get(name)
+        view = self._view(function)
+        if not qualifier:
+            return view
+        number = pick(name, function.versions, function.latest, qualifier)
+        return FunctionView(
+            name=name,
+            latest=view.latest,
+            versions=tuple(v for v in view.versions if v.version == number),
+            instances=tuple(i for i in view.instances if i.version == number),
+        )
+
+    async def functions(self) -> Sequence[FunctionView]:
+        """See `control.node.Node.functions`."""
+        return [self._view(function) for function in self._rooms.registry.functions()]
+
+    def _view(self, function: RegisteredFunction) -> FunctionView:
+        return FunctionView(
+            name=function.name,
+            latest=function.current.version,
+            versions=tuple(t.version for _, t in sorted(function.versions.items())),
+            instances=tuple(self._instances(function.name)),
+        )
+
+    def _instances(self, function: str) -> Sequence[InstanceView]:
+        inflight = {
+            member.instance.id: member.inflight
+            for target in self._rooms.registry.targets()
+            for member in target.pool.members
+        }
+        return [
+            _instance_view(instance, inflight.get(instance.id, 0))
+            for instance in self._rooms.runners.fleet.instances.values()
+            if not function or instance.version.name == function
+        ]
+
+    async def instances(self, function: str) -> Sequence[InstanceView]:
+        """See `control.node.Node.instances`."""
+        if function:
+            self._rooms.registry.get(function)
+        return self._instances(function)
+
+    # -- images
+
+    async def images(self) -> Sequence[ImageView]:
+        """See `control.node.Node.images`."""
+        return [await self._image(r) for r in await self._rooms.containerd.images.list()]
+
+    async def _image(self, record: ImageRecord) -> ImageView:
+        try:
+            image = await self._rooms.containerd.images.inspect(record.name)
+            digest, size = image.digest, image.compressed_bytes
+        except (NotFound, InvalidSpec):
+            digest, size = record.target.digest, 0
+        used_by = tuple(self._rooms.registry.using(digest))
+        return ImageView(record.name, digest, size, record.created_ns, used_by)
+
+    async def pull_image(self, ref: str) -> AsyncIterator[ImageStep]:
+        """See `control.node.Node.pull_image`."""
+        name = parse_image_ref(ref).full
+        steps: asyncio.Queue[ImageStep] = asyncio.Queue(MAX_STEPS)
+
+        def told(progress: Progress) -> None:
+            if not steps.full():
+                steps.put_nowait(
+                    ImageStep(
+                        progress.event, progress.name, progress.done_bytes, progress.total_bytes
+                    )
+                )
+
+        deadline = asyncio.get_running_loop().time() + PULL_S
+        transfer = self._rooms.containerd.transfer
+        pull = spawn(f"pull {name}", transfer.pull(name, deadline=deadline, progress=told))
+        try:
+            while not pull.done() or not steps.empty():
+                taking = spawn(f"progress of {name}", steps.get())
+                await asyncio.wait({taking, pull}, return_when=asyncio.FIRST_COMPLETED)
+                if taking.done():
+                    yield taking.result()
+                else:
+                    await stop(taking)
+            image = pull.result()
+            done = await self._image(await self._rooms.containerd.images.get(image.name))
+            yield ImageStep("done", done=done)
+        finally:
+            await stop(pull)
+
+    async def import_image(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
+        """See `control.node.Node.import_image`."""
+        full = parse_image_ref(name).full if name else ""
+        scratch = self._rooms.config.paths.data / "import"
+        scratch.mkdir(mode=0o700, exist_ok=True)
+        fd, path = await asyncio.to_thread(tempfile.mkstemp, ".tar", "image-", scratch)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                async for chunk in chunks:
+                    await asyncio.to_thread(file.write, chunk)
+            deadline = asyncio.get_running_loop().time() + IMPORT_S
+            image = await self._rooms.containerd.importer.load(
+                Path(path), name=full, scratch=scratch, deadline=deadline
+            )
+        finally:
+            await asyncio.to_thread(Path(path).unlink, missing_ok=True)
+        return [await self._image(await self._rooms.containerd.images.get(image.name))]
+
+    async def remove_image(self, name: str) -> None:
+        """See `control.node.Node.remove_image`."""
+        full = parse_image_ref(name).full
+        door = self._rooms.containerd
+        record = await door.images.get(full)
+        try:
+            image = await door.images.inspect(full)
+        except (NotFound, InvalidSpec):
+            await door.images.delete(full)
+            return
+        users = self._rooms.registry.using(image.digest)
+        if users:
+            raise FailedPrecondition(
+                f"image {full} is in use by {', '.join(users)}; remove the function first"
+            )
+        await door.images.delete(record.name)
+        others = [await door.images.inspect(r.name) for r in await door.images.list()]
+        if all(other.chain_id != image.chain_id for other in others):
+            await self._rooms.images.forget(image.chain_id)
+
+    # -- calls
+
+    async def invoke(self, call: InvokeCall) -> InvokeResult:
+        """See `control.node.Node.invoke`."""
+        result = await self._rooms.gateway.call(
+            call.name,
+            kind=call.kind,
+            method=call.method,
+            path=call.path,
+            headers=call.headers,
+            body=call.body,
+            qualifier=call.qualifier,
+            request_id=call.request_id or None,
+        )
+        report = result.report
+        return InvokeResult(
+            request_id=result.request_id,
+            status=result.status,
+            headers=result.headers,
+            body=result.body,
+            cold_start=result.cold_start,
+            meters=report.meters if report is not None else Meters(),
+            log_tail=report.log_tail if report is not None else b"",
+            instance=report.instance if report is not None else "",
+            failure=result.failure,
+        )
+
+    async def run_job(
+        self, name: str, qualifier: str, event: bytes, *, wait: bool, request_id: str
+    ) -> CallRecord:
+        """See `control.node.Node.run_job`."""
+        target = self._rooms.registry.find(name, qualifier)
+        if target.version.spec.kind != "job":
+            raise InvalidSpec([Problem("name", f"{name} is no job; call it with Invoke")])
+        id = request_id or target.contract.new_request_id(os.urandom(16))
+        call = Call(id, "job", b"POST", b"/", [], instance="")
+        run = await self._rooms.runners.jobs.run(target, call, event)
+        await asyncio.shield(run.ended if wait else run.started)
+        return run.record
+
+    async def get_call(self, call: str) -> CallRecord:
+        """See `control.node.Node.get_call`."""
+        running = self._rooms.runners.jobs.find(call)
+        return running if running is not None else await self._rooms.calls.get(call)
+
+    async def stop_call(self, call: str) -> CallRecord:
+        """See `control.node.Node.stop_call`."""
+        if self._rooms.runners.jobs.find(call) is None:
+            return await self._rooms.calls.get(call)
+        return await self._rooms.runners.jobs.stop(call)
+
+    # -- watching
+
+    async def logs(self, name: str, query: LogQuery) -> AsyncIterator[LogEntry]:
+        """See `control.node.Node.logs`."""
+        self._rooms.registry.get(name)
+        log = self._rooms.logs.of(name)
+        kept = [
+            line for line in log.tail(0) if not query.instance or line.instance == query.instance
+        ]
+        if query.tail is not None:
+            kept = kept[len(kept) - min(query.tail, len(kept)) :]
+        if not query.follow:
+            for line in kept:
+                yield LogEntry(line)
+            return
+        follower = log.follow(kept)
+        lost = 0
+        try:
+            async for line in follower:
+                if query.instance and line.instance != query.instance:
+                    continue
+                yield LogEntry(line, dropped=follower.lost - lost)
+                lost = follower.lost
+        finally:
+            log.unfollow(follower)
+
+    async def events(self, resume_token: str, functions: frozenset[str]) -> AsyncIterator[Event]:
+        """See `control.node.Node.events`."""
+        async for event in self._rooms.events.watch(resume_token, functions):
+            subject = event.subject
+            yield Event(
+                token=event.token,
+                at_ns=event.at_ns,
+                type=event.type,
+                function=subject.function,
+                version=subject.version,
+                instance=subject.instance,
+                call=subject.call,
+                message=event.message,
+                details=event.details,
+            )
+
+    async def info(self) -> NodeView:
+        """See `control.node.Node.info`."""
+        rooms = self._rooms
+        return NodeView(
+            name=rooms.config.node.name,
+            region=rooms.config.node.region,
+            version=rooms.components.get("kindling", ""),
+            started_ns=self._started_ns,
+            draining=rooms.runners.fleet.draining,
+            capacity=self._capacity(),
+            components={**rooms.components, "kernel": platform.release()},
+            contracts=tuple(DIALECTS),
+            features=rooms.features,
+            summary=rooms.reconciler.sentence,
+        )
+
+    def _capacity(self) -> CapacityView:
+        rooms = self._rooms
+        fleet, use = rooms.runners.fleet, rooms.runners.fleet.use
+        targets = rooms.registry.targets()
+        return CapacityView(
+            at_ns=time.time_ns(),
+            memory_bytes=fleet.memory_bytes,
+            memory_used_bytes=use.memory_bytes,
+            cpu_millis=(os.cpu_count() or 1) * 1000,
+            cpu_used_millis=use.cpu_millis,
+            instances=rooms.config.runtime.max_instances,
+            instances_used=use.instances,
+            inflight=sum(t.pool.inflight for t in targets),
+            queued=sum(t.pool.waiting for t in targets),
+            draining=fleet.draining,
+            free_layers={
+                int(kind.removeprefix("slot")): counts.ready
+                for kind, counts in rooms.layers.counts().items()
+                if kind.startswith("slot")
+            },
+            image_free_bytes=shutil.disk_usage(rooms.config.paths.data).free,
+        )
+
+    async def capacity(self, min_interval_s: float) -> AsyncIterator[CapacityView]:
+        """See `control.node.Node.capacity`."""
+        before: CapacityView | None = None
+        while True:
+            now = self._capacity()
+            if before is None or _changed(before, now):
+                before = now
+                yield now
+            await asyncio.sleep(max(min_interval_s, DRAIN_STEP_S))
+
+    # -- the node
+
+    async def drain(self, timeout_s: float | None) -> int:
+        """See `control.node.Node.drain`."""
+        fleet = self._rooms.runners.fleet
+        fleet.draining = True
+        await self._serving(False)
+        self._rooms.events.add("NodeDrainBegan", message="the node takes no new calls")
+        limit = asyncio.get_running_loop().time() + (timeout_s if timeout_s is not None else 1e9)
+        left = self._inflight()
+        while left and asyncio.get_running_loop().time() < limit:
+            await asyncio.sleep(DRAIN_STEP_S)
+            left = self._inflight()
+        if not left:
+            self._rooms.events.add("NodeDrained", message="nothing is in flight any more")
+        return left
+
+    def _inflight(self) -> int:
+        jobs = self._rooms.runners.jobs.running
+        return jobs + sum(t.pool.inflight for t in self._rooms.registry.targets())
+
+    async def undrain(self) -> None:
+        """See `control.node.Node.undrain`."""
+        self._rooms.runners.fleet.draining = False
+        await self._serving(True)
+        self._rooms.events.add("NodeUndrained", message="the node takes calls again")
+
+
+def _instance_view(instance: Instance, inflight: int) -> InstanceView:
+    return InstanceView(
+        id=instance.id,
+        function=instance.version.name,
+        version=instance.version.version,
+        state=instance.state.name,
+        inflight=inflight,
+        created_ns=instance.created_ns,
+        cold_start=instance.cold_start,
+    )
+
+
+def _changed(before: CapacityView, now: CapacityView) -> bool:
+    ignored = {"at_ns", "image_free_bytes"}
+    return any(
+        getattr(before, name) != getattr(now, name)
+        for name in CapacityView.__dataclass_fields__
+        if name not in ignored
+    )
