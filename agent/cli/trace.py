@@ -1,0 +1,47 @@
+"""Shows on stderr what a call cost and where its cold start spent the time.
+
+A terminal gets a bar per phase, a pipe one line. The same figures stand in `invoke --json`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli import answer, table
+
+if TYPE_CHECKING:
+    from agent._pb.worker.v1 import worker_pb2 as pb
+
+
+def show(reply: pb.InvokeResponse) -> None:
+    """Print cold start and meters of a call."""
+    if reply.HasField("cold_start"):
+        _cold(answer.cold_start(reply.cold_start))
+    else:
+        click.echo("warm: no start was needed", err=True)
+    meters = answer.meters(reply.meters)
+    said = [
+        f"wall {meters['wall_ms']:.2f} ms",
+        f"billed {meters['billed_ms']:g} ms",
+        f"CPU {meters['cpu_ms']:.2f} ms" + ("" if meters["cpu_exact"] else " (apportioned)"),
+        f"{meters['memory_gb_s']:.6f} GB-s",
+    ]
+    if meters["peak_memory_bytes"]:
+        said.append(f"peak memory {table.size(meters['peak_memory_bytes'])}")
+    click.echo(", ".join(said), err=True)
+
+
+def _cold(cold: answer.Json) -> None:
+    phases = list(cold["phases"].items())
+    cached = f", found ready: {', '.join(cold['cached'])}" if cold["cached"] else ""
+    total = f"cold start {cold['total_ms']:.2f} ms"
+    if sys.stderr.isatty():
+        click.echo(f"{total}{cached}", err=True)
+        for line in table.bars(phases, sum(value for _, value in phases)):
+            click.echo(line, err=True)
+    else:
+        told = ", ".join(f"{name} {value:.2f}" for name, value in phases)
+        click.echo(f"{total}: {told}{cached}", err=True)
