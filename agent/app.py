@@ -243,7 +243,7 @@ class App:
         await self._shims.stop()
 
     async def _make_room(self) -> None:
-        """Take no new calls, let those in flight end, and leave the functions to the next worker."""
+        """Take no new calls, let those in flight end, leave the functions to the next worker."""
         self._fleet.draining = True
         self._control.stop_accepting()
         left = await self._gateway.drain(self._config.limits.stop_timeout_s)

@@ -1,8 +1,8 @@
 """The errors the agent raises, sorted by whose fault they are.
 
 Every room raises these and nothing foreign: a foreign error is converted once, at the door where
-it enters, with `from`. Status codes, retries and billing hang on `fault` and on the class, never on the
-text. The text names the thing and the way out.
+it enters, with `from`. Status codes, retries and billing hang on `fault` and on the class, never
+on the text. The text names the thing and the way out.
 """
 
 from __future__ import annotations
