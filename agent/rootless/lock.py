@@ -61,6 +61,21 @@ def holder(run: Path) -> int | None:
     return None
 
 
+def is_held(directory: Path) -> bool:
+    """Return whether an agent that is alive has this directory (see `acquire_directory`)."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def release(run: Path, descriptor: int) -> None:
     """Remove the file, then the lock; a waiting `acquire` notices and takes a new file."""
     (run / NAME).unlink(missing_ok=True)

@@ -190,8 +190,10 @@ def _open_error(path: str) -> str:
 def _directory_error(path: Path) -> str:
     if not path.is_absolute():
         return f"{path} is not absolute"
-    if not path.is_dir():
-        return f"{path} does not exist"
+    if not path.exists():
+        # `kindling run` makes it where it may.
+        nearest = next(parent for parent in path.parents if parent.exists())
+        return "" if os.access(nearest, os.W_OK | os.X_OK) else f"{path} does not exist"
     return "" if os.access(path, os.R_OK | os.W_OK | os.X_OK) else f"{path} is not writable"
 
 
