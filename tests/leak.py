@@ -298,7 +298,7 @@ def slots(agent: Agent) -> list[str]:
     directories = [Path(agent.config["paths"]["slots"])] if agent.config else list(SLOTS)
     found = []
     for directory in directories:
-        if not agent.alive and lock.is_held(directory):
+        if not agent.alive and lock.is_held(directory / "slots.json"):
             continue
         for slot in sorted(directory.glob("*/*/")):
             upper = list((slot / "upper").glob("*"))

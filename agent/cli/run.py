@@ -92,11 +92,12 @@ def _lock_shared(house: settings.House) -> list[int]:
     """Lock what two agents must not share; the sweep relies on the lock of the node's cgroup."""
     node_group = parent.layout().agent_directory(house.node).parent
     locks = [
-        lock.acquire_directory(node_group, "give this one another [node] name"),
-        lock.acquire_directory(house.data, "give this one another [paths] data"),
+        lock.acquire_shared(node_group, "give this one another [node] name"),
+        lock.acquire_shared(house.data, "give this one another [paths] data"),
     ]
-    if house.writable == "slots":
-        locks.append(lock.acquire_directory(house.slots, "give this one other [paths] slots"))
+    # The worker locks the directory itself; this lock outlives the worker.
+    if house.writable == "slots" and house.slots_file.exists():
+        locks.append(lock.acquire_shared(house.slots_file, "give this one other [paths] slots"))
     return locks
 
 

@@ -1,8 +1,8 @@
 """One agent per run directory, node name, data directory and slots: locks that tell who is alive.
 
 The kernel frees a lock when its holder ends, however it ends, so a stale file never blocks a start.
-The lock file holds the owner's pid for the error message only; nobody acts on it. Directories that
-two agents must not share are locked by their own descriptors.
+The lock file holds the owner's pid for the error message only; nobody acts on it. Directories and
+files that two agents must not share are locked by their own descriptors.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def holder(run: Path) -> int | None:
     return None
 
 
-def is_held(directory: Path) -> bool:
-    """Return whether an agent that is alive has this directory (see `acquire_directory`)."""
+def is_held(path: Path) -> bool:
+    """Return whether an agent that is alive has this file or directory (see `acquire_shared`)."""
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -82,14 +82,16 @@ def release(run: Path, descriptor: int) -> None:
     os.close(descriptor)
 
 
-def acquire_directory(path: Path, mend: str) -> int:
-    """Lock a directory, made if missing; return the descriptor that holds it (close-on-exec).
+def acquire_shared(path: Path, mend: str) -> int:
+    """Lock what two agents must not share; return the descriptor that holds it (close-on-exec).
 
-    Raises AlreadyExists ending in `mend` if another agent has it, and OSError.
+    `path` is a file, or a directory that is made if missing. Raises AlreadyExists ending in `mend`
+    if another agent has it, and OSError.
     """
     while True:
-        path.mkdir(exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not path.exists():
+            path.mkdir(exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -101,7 +101,7 @@ def _cgroups(starting: bool) -> Check:
 def _slots(house: House) -> Check:
     kind = "unknown"
     with suppress(OSError, ValueError, AttributeError):
-        described = json.loads((house.slots / "slots.json").read_text("utf-8"))
+        described = json.loads(house.slots_file.read_text("utf-8"))
         kind = str(described.get("kind", kind))
     ready: dict[int, int] = {}
     free_mb: dict[int, int] = {}

@@ -63,6 +63,11 @@ class House:
         return self.run / "containerd" / "containerd.sock"
 
     @property
+    def slots_file(self) -> Path:
+        """Setup's description of the slots; its lock says which agent has them."""
+        return self.slots / "slots.json"
+
+    @property
     def notify(self) -> Path:
         """The datagram socket on which `supervise` tells `run` how it is."""
         return self.run / NOTIFY_NAME

@@ -296,7 +296,9 @@ class Supervisor:
         house = self.house
         leftovers.unmount_below(house.run, keep=("rootlesskit",))
         stayed = leftovers.clear_directory(house.run, KEPT_IN_RUN)
-        dirty = leftovers.clear_slots(house.slots, within_s=_SWEEP_S)
+        dirty = 0
+        if house.writable == "slots":
+            dirty = leftovers.clear_slots(house.slots, within_s=_SWEEP_S)
         if stayed or dirty:
             names = ", ".join(str(path) for path in stayed[:5])
             notice.say("supervise", f"could not clear {dirty} slots and: {names or 'nothing else'}")
