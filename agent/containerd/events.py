@@ -116,6 +116,9 @@ class Subscription:
                 await asyncio.wait({stream})
             finally:
                 await tasks.stop(stream)
+            if stream.cancelled() or stream.exception() is not None:
+                # Not a lost connection: a channel closed before its subscriptions.
+                return
             log.warning("the stream of containerd's events ended; connecting again")
             await asyncio.sleep(RETRY_S)
 
