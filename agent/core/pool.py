@@ -295,7 +295,7 @@ class Pool(Generic[T, W]):
         be too early, never too late.
         """
         times = [self._earliest if self._queue else inf]
-        if self.failures and (self._queue or self.policy.min > self.starting + self.ready_count):
+        if self.failures and self.starts_wanted(inf):
             times.append(self._retry_at)
         for member in self._members:
             times.extend(member.held.values())

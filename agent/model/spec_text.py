@@ -24,7 +24,7 @@ def parse_toml(text: str, file: str = "spec") -> dict[str, Any]:
     if len(text) > MAX_TEXT_CHARS:
         raise InvalidSpec([Problem(file, f"is longer than {MAX_TEXT_CHARS} characters")])
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text if text.endswith("\n") else f"{text}\n")
     except tomllib.TOMLDecodeError as error:
         raise InvalidSpec([Problem(file, _explained(str(error), text))]) from error
     except RecursionError as error:
@@ -37,7 +37,7 @@ def _explained(message: str, text: str) -> str:
         return f"is not TOML: {message}"
     what = match["what"]
     if match["line"] is None:
-        return f"is not TOML: {what} at the end of the text"
+        return f"is not TOML: {what} at the end, line {len(text.splitlines())}"
     line = text.splitlines()[int(match["line"]) - 1 : int(match["line"])]
     shown = f": {line[0].strip()[:80]}" if line else ""
     return f"is not TOML: {what} at line {match['line']}, column {match['column']}{shown}"
