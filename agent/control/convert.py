@@ -7,6 +7,7 @@ number: a limit that is silently ignored is worse than an error. The rest: `conv
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -101,12 +102,19 @@ def version_to_proto(version: FunctionVersion) -> pb.FunctionVersion:
     )
 
 
-def function_to_proto(view: FunctionView) -> pb.Function:
-    """Return a function with its versions and instances."""
+async def function_to_proto(view: FunctionView) -> pb.Function:
+    """Return a function with its versions and instances.
+
+    A version takes a quarter of a millisecond, so the loop is let go between two of them.
+    """
+    versions = []
+    for version in view.versions:
+        versions.append(version_to_proto(version))
+        await asyncio.sleep(0)
     return pb.Function(
         name=view.name,
         latest=version_to_proto(view.latest),
-        versions=[version_to_proto(version) for version in view.versions],
+        versions=versions,
         instances=[
             instance_to_proto(one) for one in sorted(view.instances, key=lambda one: one.id)
         ],

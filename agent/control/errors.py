@@ -8,10 +8,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
@@ -102,9 +103,22 @@ def refusal(error: BaseException, call: str) -> Refusal:
     return Refusal(grpc.StatusCode.INTERNAL, text, "INTERNAL", _blame("platform"))
 
 
-def told(error: grpc.aio.AioRpcError) -> Refusal:
+class Failed(Protocol):
+    """A client's error, of grpc or grpc.aio."""
+
+    def code(self) -> grpc.StatusCode:
+        """Return the status code."""
+
+    def details(self) -> str | None:
+        """Return the message."""
+
+    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """Return the trailers, if any came."""
+
+
+def told(error: Failed) -> Refusal:
     """Return what a server said with an error; details that are missing or broken are left out."""
-    raw = next((v for k, v in error.trailing_metadata() if k == DETAILS_KEY), b"")
+    raw = next((v for k, v in error.trailing_metadata() or () if k == DETAILS_KEY), b"")
     try:
         status = status_pb2.Status.FromString(raw if isinstance(raw, bytes) else b"")
     except DecodeError:

@@ -2,8 +2,9 @@
 
 grpcio cannot adopt a listening descriptor, and the held socket must outlive the worker: so that a
 caller who comes while workers change waits in the kernel's queue instead of being refused. The pump
-understands nothing of what it carries. One link is two protocols and no task; a link that cannot be
-written to stops being read; at the limit of links nothing is accepted until one ends.
+knows nothing of what it carries but where frames end (`goaway.py`). One link is two protocols and
+no task; a link that cannot be written to stops being read; at the limit of links nothing is
+accepted until one ends.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 from typing import cast
 
 from agent.aio.tasks import spawn
+from agent.control.goaway import GOAWAY, FrameWatch
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +81,36 @@ class _End(asyncio.Protocol):
             self.transport.write_eof()
 
 
+class _CallerEnd(_End):
+    """The end at the caller, who can be asked to come back on another connection."""
+
+    def __init__(self, link: _Link) -> None:
+        super().__init__(link)
+        self.frames = FrameWatch()
+        self.asking = False
+
+    def send(self, data: bytes) -> None:
+        place = self.frames.feed(data)
+        if self.asking and place is not None:
+            self.asking = False
+            data = data[:place] + GOAWAY + data[place:]
+        super().send(data)
+
+    def ask_away(self) -> None:
+        """Put a GOAWAY between two frames, now or as soon as there is a place."""
+        if self.frames.between_frames:
+            super().send(GOAWAY)
+        else:
+            self.asking = True
+
+
 class _Link:
     """A caller's connection and its twin to the target, ended together."""
 
     def __init__(self, pump: Pump, sock: socket.socket) -> None:
         self.pump = pump
         self.sock = sock
-        self.caller = _End(self)
+        self.caller = _CallerEnd(self)
         self.target = _End(self)
         self.caller.other, self.target.other = self.target, self.caller
         self.broken = False
@@ -178,6 +203,21 @@ class Pump:
             self._retry = None
         self._pause()
 
+    def leave(self) -> None:
+        """Accept no more, and ask every caller to open its next call on a new connection."""
+        self.stop_accepting()
+        for link in self._links:
+            link.caller.ask_away()
+
+    async def emptied(self, within_s: float) -> bool:
+        """Wait until every connection has ended by itself; False when time is up."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def close(self) -> None:
         """Accept no more and end every connection; returns when they are gone."""
         self.stop_accepting()
@@ -185,10 +225,7 @@ class Pump:
             await asyncio.wait(self._links.values(), timeout=CLOSE_S)
         for link in list(self._links):
             link.abort()
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await self._empty.wait()
-        except TimeoutError:
+        if not await self.emptied(CLOSE_S):
             log.warning("%s: %d connections did not end", self.name, len(self._links))
 
     def forget(self, link: _Link) -> None:

@@ -88,17 +88,27 @@ class ControlServer:
             await self._health.set(name, state)
 
     def stop_accepting(self) -> None:
-        """Leave new connections to another worker; those that are open go on."""
+        """Leave new connections to another worker; on those that are open calls go on."""
         for pump in self._pumps:
             pump.stop_accepting()
 
+    def leave(self) -> None:
+        """Send callers to another worker: new ones at once, connected ones with their next call.
+
+        Calls and streams that are open go on until `stop`.
+        """
+        for pump in self._pumps:
+            pump.leave()
+
     async def stop(self, grace_s: float) -> None:
-        """End: calls in flight have `grace_s` seconds, then they are cancelled."""
-        self.stop_accepting()
+        """End: calls and streams in flight have `grace_s` seconds, then they are cancelled."""
+        self.leave()
         await self._health.enter_graceful_shutdown()
         servers, pumps = self._servers, self._pumps
         self._servers, self._pumps = [], []
-        await asyncio.gather(*(server.stop(grace_s) for server in servers))
+        # Only then grpcio: what comes in while it shuts down it cancels.
+        await asyncio.gather(*(pump.emptied(grace_s) for pump in pumps))
+        await asyncio.gather(*(server.stop(0.0) for server in servers))
         await asyncio.gather(*(pump.close() for pump in pumps))
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)

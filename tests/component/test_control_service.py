@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from agent._pb.worker.v1 import worker_pb2 as pb
+from agent.aio.tasks import spawn
 from agent.control.errors import Refusal, told
 from agent.control.node import InvokeCall, InvokeResult, LogEntry, LogQuery
 from agent.control.server import ControlServer
@@ -436,7 +437,7 @@ async def test_two_workers_swap_on_the_same_held_socket(run: Path) -> None:
         async with grpc.aio.insecure_channel(f"unix:{run}/a.sock") as first:
             from_old = pb_stub(first).StreamLogs(pb.StreamLogsRequest(name="f", follow=True))
             await from_old.read()
-            old.stop_accepting()
+            old.leave()
             new = ControlServer(typed(new_node), run, 16)
             await new.start(held, None)
             async with grpc.aio.insecure_channel(
@@ -452,6 +453,42 @@ async def test_two_workers_swap_on_the_same_held_socket(run: Path) -> None:
                 await pb_stub(second).List(pb.ListRequest())
             await new.stop(0.0)
     assert sorted(path.name for path in run.iterdir()) == ["a.sock"]
+
+
+async def test_a_connected_scheduler_loses_no_call_while_workers_change(run: Path) -> None:
+    done, failed = 0, []
+    changed = asyncio.Event()
+
+    async def call_on(stub: Any) -> None:
+        nonlocal done
+        while not changed.is_set():
+            try:
+                await stub.List(pb.ListRequest(), timeout=5)
+                done += 1
+            except grpc.aio.AioRpcError as error:
+                failed.append(error)
+
+    async def until(count: int) -> None:
+        while done < count and not failed:  # noqa: ASYNC110 - progress made by the callers
+            await asyncio.sleep(0.01)
+
+    with listener(run / "a.sock") as held:
+        worker = ControlServer(typed(FakeNode()), run, 16)
+        await worker.start(held, None)
+        async with grpc.aio.insecure_channel(f"unix:{run}/a.sock") as channel:
+            callers = [spawn("caller", call_on(pb_stub(channel))) for _ in range(4)]
+            for _ in range(5):
+                successor = ControlServer(typed(FakeNode()), run, 16)
+                worker.leave()
+                await successor.start(held, None)
+                await until(done + 50)
+                await worker.stop(5.0)
+                worker = successor
+            changed.set()
+            await asyncio.gather(*callers)
+        await worker.stop(0.0)
+    assert failed == []
+    assert done >= 250
 
 
 def pb_stub(channel: grpc.aio.Channel) -> Any:
