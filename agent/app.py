@@ -184,7 +184,6 @@ class App:
         undo.push_async_callback(network.close)
         await network.open()
         layers = WritableLayers(config.storage, config.paths.slots, run)
-        undo.push_async_callback(layers.close)
         await layers.open()
         rootfs = RootFilesystems(run)
         cgroups = CgroupTree.load(run, config.node.name)
@@ -230,7 +229,7 @@ class App:
         limit_s = self._config.limits.stop_timeout_s
         self._fleet.draining = True
         await self._control.set_serving(False)
-        self._control.stop_accepting()
+        self._control.leave()
         left = await self._gateway.drain(limit_s * DRAIN_SHARE)
         if left:
             log.warning("%d calls are cut off: they did not end in time", left)
@@ -245,7 +244,7 @@ class App:
     async def _make_room(self) -> None:
         """Take no new calls, let those in flight end, leave the functions to the next worker."""
         self._fleet.draining = True
-        self._control.stop_accepting()
+        self._control.leave()
         left = await self._gateway.drain(self._config.limits.stop_timeout_s)
         log.info("made room with %d calls left", left)
 

@@ -19,6 +19,8 @@ from agent.rootless.settings import House
 
 # containerd has the directory of its shims' sockets compiled in.
 SHIM_SOCKETS = Path("/run/containerd")
+# systemd's hierarchy without a controller; on hybrid hosts it is delegated like the others.
+NAMED = "/sys/fs/cgroup/systemd"
 # `run` tells in this variable which directories it sees on the host: {path: [device, inode]}.
 PLACES_VARIABLE = "KINDLING_PLACES"
 
@@ -40,9 +42,10 @@ def prepare(house: House, layout: Layout, expected: str) -> None:
     for path in (house.run, house.data, house.lib, house.slots):
         pin(path)
     _private_directory(SHIM_SOCKETS)
-    if layout.hybrid and not _is_tmpfs(UNIFIED):
-        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-        kernel.mount("kindling", UNIFIED, "tmpfs", flags, "size=4k,mode=0555")
+    if layout.hybrid and not os.path.samefile(UNIFIED, NAMED):
+        # An empty tmpfs would do for crun's check, but crun also makes its group there and cannot
+        # remove it; in a hierarchy without controllers it makes and removes it like any other.
+        kernel.mount(NAMED, UNIFIED, "", kernel.MS_BIND)
     compare(json.loads(expected))
 
 
@@ -86,9 +89,3 @@ def _private_directory(path: Path) -> None:
     path.mkdir(mode=0o711, exist_ok=True)
     if not os.access(path, os.W_OK):
         raise RuntimeUnavailable(f"{path} inside the namespace is not ours: copy-up of /run failed")
-
-
-def _is_tmpfs(path: str) -> bool:
-    text = Path("/proc/self/mountinfo").read_text("utf-8")
-    last = [line for line in text.splitlines() if line.split()[4] == path][-1:]
-    return bool(last) and " - tmpfs " in last[0]

@@ -36,8 +36,8 @@ _directory = threading.Lock()
 def overlay(lower: Sequence[Path], upper: Path, work: Path, target: Path) -> None:
     """Mount an overlay: `lower` topmost first, changes into `upper`.
 
-    `volatile`: nothing is synced, what an instance wrote is worth nothing after a crash. `userxattr`
-    is what a user namespace may have (kernel 5.11). Raises RuntimeUnavailable.
+    `volatile`: nothing is synced, what an instance wrote is worth nothing after a crash.
+    `userxattr` is what a user namespace may have (kernel 5.11). Raises RuntimeUnavailable.
     """
     if len(lower) > MAX_LAYERS:
         raise RuntimeUnavailable(f"{target}: {len(lower)} layers; the kernel takes {MAX_LAYERS}")

@@ -2,15 +2,13 @@
 
 Slots were made by root at setup, `<slots>/<class in MB>/<number>/{upper,work}`, each a file system
 of its own or a directory with a quota; the agent only uses them and wipes them after use, in the
-background. One agent owns a slots directory at a time. Who has which slot decides
-`agent/core/slots.py`; mounting the overlay is `rootfs.py`'s.
+background. That one agent alone uses a slots directory is `agent/rootless/lock.py`'s care. Who has
+which slot decides `agent/core/slots.py`; mounting the overlay is `rootfs.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -27,8 +25,6 @@ log = logging.getLogger(__name__)
 
 TMPFS = "tmpfs"
 SLOT = "slot"
-LOCK_NAME = "writable.lock"
-LOCK_STEP_S = 0.05
 RETRY_AFTER_S = 1.0
 MAX_TMPFS = 1023  # as many as there are network slots
 MB = 1 << 20
@@ -52,25 +48,20 @@ class WritableLayers:
         self._config = config
         self._base = slots
         self._tmpfs = run / "layers"
-        self._lock_path = run / LOCK_NAME
-        self._lock = -1
         self._slots: dict[str, Slots] = {}
         self._leased: set[tuple[str, int]] = set()
 
     def __repr__(self) -> str:
         return f"<WritableLayers {self._slots}>"
 
-    async def open(self, *, wait_s: float = 5.0) -> None:
-        """Find the slots and take the lock on them.
-
-        Waits up to `wait_s` for a worker that makes room. Raises FailedPrecondition when another
-        agent owns the slots, or when none were provisioned.
-        """
+    async def open(self) -> None:
+        """Find the slots. Raises FailedPrecondition when none were provisioned."""
         if self._config.writable == "tmpfs":
             self._tmpfs.mkdir(exist_ok=True)
             self._slots[TMPFS] = Slots(range(1, MAX_TMPFS + 1), first=SlotState.DIRTY)
             return
-        await self._take_lock(wait_s)
+        if not self._base.is_dir():
+            raise FailedPrecondition(f"{self._base} is not there: run setup/host.sh")
         for folder in sorted(self._base.iterdir()):
             if folder.name.isdecimal() and folder.is_dir():
                 numbers = [int(p.name) for p in folder.iterdir() if _is_slot(p)]
@@ -83,31 +74,6 @@ class WritableLayers:
                 f"no writable-layer slots below {self._base}: run setup/host.sh --slots N, "
                 'or set storage.writable = "tmpfs"'
             )
-
-    async def _take_lock(self, wait_s: float) -> None:
-        """Lock the directory itself: two agents over the same slots would wipe each other's."""
-        try:
-            self._lock = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise FailedPrecondition(
-                f"{self._base} cannot be opened ({error.strerror}): run setup/host.sh"
-            ) from error
-        loop = asyncio.get_running_loop()
-        limit = loop.time() + wait_s
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno != errno.EWOULDBLOCK or loop.time() >= limit:
-                    os.close(self._lock)
-                    self._lock = -1
-                    raise FailedPrecondition(
-                        f"the slots in {self._base} belong to another agent that runs; "
-                        "give this one its own (paths.slots)"
-                    ) from error
-                await asyncio.sleep(LOCK_STEP_S)
-            else:
-                return
 
     def adopt(self, instance: str, kind: str, number: int) -> WritableLayer:
         """Take over the layer of a running instance from its record. Raises RuntimeUnavailable."""
@@ -207,12 +173,6 @@ class WritableLayers:
     def counts(self) -> dict[str, SlotCounts]:
         """Return how many layers stand where, by kind."""
         return {kind: slots.counts() for kind, slots in self._slots.items()}
-
-    async def close(self) -> None:
-        """Let the next worker or agent have the slots; the layers in use stay as they are."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
 
     def _layer(self, instance: str, kind: str, number: int) -> WritableLayer:
         folder = self._folder(kind, number)
