@@ -52,7 +52,7 @@ class Refused(AgentError):
         )
         self.fault = cast("Fault", metadata.pop("fault", "platform"))
         self.retryable = metadata.pop("retryable", "false") == "true"
-        self.more = metadata
+        self.more = {name: _value(name, text) for name, text in metadata.items()}
         self.retry_after_s = refusal.retry_after_s
         self.log = refusal.log
 
@@ -174,6 +174,13 @@ def _user() -> str:
 
         return pwd.getpwuid(os.getuid()).pw_name
     return "USER"
+
+
+def _value(name: str, text: str) -> object:
+    """ErrorInfo's metadata is all text; numbers and truths become themselves."""
+    if name in ("exit_code", "signal") and text.lstrip("-").isdecimal():
+        return int(text)
+    return text == "true" if name == "out_of_memory" else text
 
 
 def _serialized(message: Message) -> bytes:

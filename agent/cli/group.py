@@ -77,6 +77,19 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
+def _version(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    """Print the installed package's version; a working tree that is not installed has none."""
+    if not asked or context.resilient_parsing:
+        return
+    from importlib import metadata
+
+    try:
+        click.echo(f"kindling {metadata.version('kindling')}")
+    except metadata.PackageNotFoundError:
+        click.echo("kindling, not installed: run from its working tree")
+    context.exit()
+
+
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -94,6 +107,13 @@ First steps:
   kindling invoke hello --data '{"name": "world"}' --trace
   kindling logs hello -f""",
 )
-@click.version_option(package_name="kindling", message="kindling %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and exit.",
+)
 def kindling() -> None:
     """Run container images as serverless functions, without root."""

@@ -51,6 +51,8 @@ def _print(record: pb.Call, lines: list[pb.LogLine]) -> None:
     click.echo(f"call {record.id}")
     for line in lines:
         click.echo(line.text, nl=not line.partial)
+    if lines and lines[-1].partial:
+        click.echo()
     if record.HasField("exit_code"):
         click.echo(f"exit code {record.exit_code}")
     else:

@@ -74,7 +74,7 @@ def told(error: Exception) -> tuple[str, list[str], dict[str, Any]]:
         return text, [], {"code": "Failed"}
     first, *details = error.message.splitlines() or [error.code]
     said = {"code": error.code, "fault": error.fault, "retryable": error.retryable}
-    said |= {name: _value(name, value) for name, value in getattr(error, "more", {}).items()}
+    said |= getattr(error, "more", {})
     if log := getattr(error, "log", ""):
         said["log"] = log.splitlines()
         details += [f"| {line}" for line in log.splitlines()]
@@ -95,13 +95,6 @@ def _problems(error: InvalidSpec) -> tuple[str, list[str], dict[str, Any]]:
     if len(lines) == 1:
         return lines[0], [], said
     return f"{len(lines)} problems:", lines, said
-
-
-def _value(name: str, value: str) -> object:
-    """ErrorInfo's metadata is all text; numbers and truths become themselves."""
-    if name in ("exit_code", "signal") and value.lstrip("-").isdecimal():
-        return int(value)
-    return value == "true" if name == "out_of_memory" else value
 
 
 def _usage(error: click.UsageError) -> list[str]:

@@ -6,6 +6,7 @@ here again with everything held; then a wrong configuration changes nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import suppress
@@ -40,11 +41,11 @@ def command(file: Path | None, check_config: bool) -> None:
         _refuse_root()
         if held is None:
             held = _prepare(node, file)
+        else:
+            _refuse_move(node, held)
     except AgentError as error:
         if held is None:
-            for line in str(error).split("; ") if check_config else [str(error)]:
-                click.echo(f"kindling run: {line}", err=True)
-            sys.exit(1)
+            raise
         notice.say("run", f"{error}; the configuration stays as it was")
         parent.become(Path(held.config), held)
         return
@@ -60,6 +61,17 @@ def _refuse_root() -> None:
         raise FailedPrecondition(
             f"the agent does not run as root: run 'runuser -u {preflight.USER} -- {again}'"
         )
+
+
+def _refuse_move(node: config.NodeConfig, held: parent.Held) -> None:
+    """Refuse a reload that would make another agent of this one."""
+    before = json.loads(Path(held.config).read_text("utf-8"))
+    after = node.model_dump(mode="json")
+    for section, name in (("paths", None), ("node", "name")):
+        old, new = before[section], after[section]
+        if (old != new) if name is None else (old[name] != new[name]):
+            what = f"[{section}]" if name is None else f"[{section}] {name}"
+            raise FailedPrecondition(f"{what} cannot change while functions run: stop and start")
 
 
 def _prepare(node: config.NodeConfig, file: Path | None) -> parent.Held:
