@@ -36,6 +36,10 @@ Door = Literal["admin", "readonly"]
 MESSAGE_BYTES = 40 << 20
 # Open streams count as well: a few hundred watchers and as many calls.
 CONCURRENT_RPCS = 1024
+# In this time a caller has heard that it should go, and the last reply has gone out. A client may
+# keep its connection for as long as it remembers a finished call.
+SETTLE_S = 0.25
+STEP_S = 0.01
 # struct sockaddr_un holds 108 bytes with the NUL (unix(7)).
 _MAX_UNIX_PATH = 107
 
@@ -72,7 +76,7 @@ class ControlServer:
         await self.set_serving(False)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.stop, 0.0)
-            self._private = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._run))
+            self._private = self._private_directory()
             for door, listener in (("admin", admin), ("readonly", readonly)):
                 if listener is not None:
                     await self._open("admin" if door == "admin" else "readonly", listener)
@@ -107,12 +111,32 @@ class ControlServer:
         servers, pumps = self._servers, self._pumps
         self._servers, self._pumps = [], []
         # Only then grpcio: what comes in while it shuts down it cancels.
-        await asyncio.gather(*(pump.emptied(grace_s) for pump in pumps))
+        await self._calm(pumps, grace_s)
         await asyncio.gather(*(server.stop(0.0) for server in servers))
         await asyncio.gather(*(pump.close() for pump in pumps))
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)
             self._private = None
+
+    async def _calm(self, pumps: list[Pump], within_s: float) -> None:
+        """Wait until callers have gone, or nothing has been in flight for a while."""
+        now = asyncio.get_running_loop().time
+        deadline, busy_at = now() + within_s, now()
+        while any(pump.links for pump in pumps) and now() < deadline:
+            if self._service.active:
+                busy_at = now()
+            elif now() - busy_at >= SETTLE_S:
+                return
+            await asyncio.sleep(STEP_S)
+
+    def _private_directory(self) -> Path:
+        try:
+            return Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._run))
+        except OSError as error:
+            raise FailedPrecondition(
+                f"cannot make a directory in {self._run}: {error.strerror}; paths.run must exist "
+                "and belong to the agent's user"
+            ) from error
 
     async def _open(self, door: Door, listener: socket.socket) -> None:
         path = f"{self._private}/{door}"

@@ -27,10 +27,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Verbs:
-    """What every group of verbs shares: the node that it asks."""
+    """What every group of verbs shares: the node that it asks, and how many calls are open."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.active = 0
 
 
 def unary(
@@ -39,11 +40,14 @@ def unary(
     """Make the RPC `name`, which answers once, out of a coroutine method."""
 
     @functools.wraps(verb)
-    async def call(self: Any, request: Request, context: Context) -> Reply:
+    async def call(self: Verbs, request: Request, context: Context) -> Reply:
+        self.active += 1
         try:
             return await verb(self, request)
         except Exception as error:  # the top of this call: the client is told
             await refuse(context, name, error)
+        finally:
+            self.active -= 1
 
     return call
 
@@ -54,7 +58,8 @@ def streaming(
     """Make the RPC `name`, which answers with a stream, out of an async generator method."""
 
     @functools.wraps(verb)
-    async def call(self: Any, request: Request, context: Context) -> None:
+    async def call(self: Verbs, request: Request, context: Context) -> None:
+        self.active += 1
         # Written by hand rather than yielded: a generator that gRPC abandons would be closed only
         # when it is collected.
         try:
@@ -63,6 +68,8 @@ def streaming(
                     await context.write(reply)
         except Exception as error:  # the top of this call: the client is told
             await refuse(context, name, error)
+        finally:
+            self.active -= 1
 
     return cast("Callable[[Any, Request, Context], AsyncIterator[Reply]]", call)
 
