@@ -40,6 +40,8 @@ def ensure(netlink: Netlink, plan: AddressPlan, mtu: int) -> int:
     namespace.set_kernel(
         {
             "ipv4/ip_forward": "1",
+            # Refusals always tell the function at once instead of letting it wait for a timeout.
+            "ipv4/icmp_ratelimit": "0",
             # Both must be off, else the kernel tells functions about their neighbours.
             "ipv4/conf/all/send_redirects": "0",
             f"ipv4/conf/{plan.bridge}/send_redirects": "0",

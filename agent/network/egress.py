@@ -70,7 +70,7 @@ table {_TABLE} {{
     ip saddr @listed ip saddr . ip daddr != @allowed {_REFUSE}
     accept
   }}
-  chain masquerade {{
+  chain source_nat {{
     type nat hook postrouting priority srcnat; policy accept;
     oifname "{UPLINK}" ip saddr {plan.subnet} masquerade
   }}

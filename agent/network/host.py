@@ -17,8 +17,8 @@ from agent.network.netlink import ROUTE, Netlink
 
 log = logging.getLogger(__name__)
 
-# A device coming up sends a dozen messages; one reading serves them all.
-_SETTLE_S = 0.05
+# Read at once after a message, then not again for this long: a device coming up sends a dozen.
+_SETTLE_S = 0.01
 _RETRY_S = 1.0
 
 Heard = Callable[[frozenset[str]], Awaitable[None]]
@@ -62,7 +62,6 @@ class HostAddresses:
     async def _watch(self) -> None:
         while True:
             await self._changed.wait()
-            await asyncio.sleep(_SETTLE_S)
             self._changed.clear()
             try:
                 await self._refresh()
@@ -70,6 +69,7 @@ class HostAddresses:
                 log.exception("the host's addresses cannot be read; trying again")
                 await asyncio.sleep(_RETRY_S)
                 self._changed.set()
+            await asyncio.sleep(_SETTLE_S)
 
     async def _refresh(self) -> None:
         # Worker threads of the loop's executor live in the loop's own namespace: the host's.

@@ -89,14 +89,17 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 class Netlink:
-    """One netlink socket in the namespace of the thread that makes it."""
+    """One netlink socket in the namespace of the thread that makes it.
+
+    With `groups` it only listens: it never waits, and `drain` empties it.
+    """
 
     def __init__(self, protocol: int, groups: int = 0) -> None:
         self._sock = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
         )
         try:
-            self._sock.settimeout(_TIMEOUT_S)
+            self._sock.settimeout(0 if groups else _TIMEOUT_S)
             self._sock.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
             self._sock.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
             self._sock.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
@@ -130,7 +133,7 @@ class Netlink:
         heard = False
         while True:
             try:
-                self._sock.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+                self._sock.recv(_RECEIVE_BYTES)
             except BlockingIOError:
                 return heard
             except OSError:  # ENOBUFS: events were lost, which is news too

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 
 from agent.aio import tasks
@@ -22,6 +23,7 @@ from agent.network import egress as rules
 from agent.network import wire
 from agent.network.egress import Egress, PacketFilter
 from agent.network.thread import NetworkThread
+from agent.network.wire import Condition
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 _KEEP_FACTOR = 4
 # How long a start waits for a slot being made or restored (each takes 1 to 8 ms).
 _WAIT_S = 5.0
+# A slot with sockets left is looked at again after this, then twice this, …: 1.3 s in all.
+_BUSY_S = 0.02
+_BUSY_TRIES = 6
 # The kernel refused a slot: try again after this.
 _RETRY_S = 1.0
 
@@ -67,6 +72,9 @@ class NetworkSlots:
         self._slots = Slots(range(1, plan.capacity + 1))
         self._wires: dict[int, wire.Wire] = {}
         self._held: dict[int, NetworkSlot] = {}
+        # slots that were busy when they were looked at: how often, and when to look again
+        self._tries: dict[int, int] = {}
+        self._later: dict[int, float] = {}
         # the keeper and who waits for it
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._wake = asyncio.Event()
@@ -206,14 +214,24 @@ class NetworkSlots:
                 await asyncio.sleep(_RETRY_S)
                 continue
             if not busy:
-                self._wake.clear()
+                await self._rest()
+
+    async def _rest(self) -> None:
+        """Wait until somebody calls, or until a slot that was busy is to be looked at again."""
+        again = min(self._later.values(), default=None)
+        self._wake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(again):
                 await self._wake.wait()
 
     async def _one_step(self) -> bool:
         """Do one piece of work; False when there is none."""
         counts = self._slots.counts()
-        if counts.dirty:
-            await self._restore(self._slots.numbers(SlotState.DIRTY)[0])
+        now = asyncio.get_running_loop().time()
+        dirty = self._slots.numbers(SlotState.DIRTY) if counts.dirty else ()
+        used = next((number for number in dirty if self._later.get(number, now) <= now), None)
+        if used is not None:
+            await self._restore(used)
         elif counts.ready < self._warm or self._waiting:
             number = self._slots.make()
             if number is None:
@@ -238,25 +256,41 @@ class NetworkSlots:
         self._slots.made(number)
 
     async def _restore(self, number: int) -> None:
-        """Undo a lease's rules, then keep the slot if it is as new, else destroy it."""
-        slot = self._held[number]
-        if await self._thread.call(self._restore_on_thread, self._wires[number], slot):
+        """Keep a used slot if it is as new, else destroy it or look again later."""
+        tries = self._tries.get(number, 0)
+        condition = await self._thread.call(
+            self._restore_on_thread, self._wires[number], self._held[number], tries
+        )
+        if condition is Condition.BUSY:
+            self._tries[number] = tries + 1
+            self._later[number] = asyncio.get_running_loop().time() + _BUSY_S * 2**tries
+            return
+        self._tries.pop(number, None)
+        self._later.pop(number, None)
+        if condition is Condition.CLEAN:
             self._slots.clean(number)
         else:
             self._slots.discard(number)
             wire.drop(self._wires.pop(number))
         del self._held[number]
 
-    def _restore_on_thread(self, used: wire.Wire, slot: NetworkSlot) -> bool:
-        # Adding first makes the deletion right even if the lease failed before its own addition.
+    def _restore_on_thread(self, used: wire.Wire, slot: NetworkSlot, tries: int) -> Condition:
+        try:
+            condition = self._wiring.restore(used)
+        except OSError as error:
+            log.warning("network slot %d cannot be restored: %s", used.number, error)
+            condition = Condition.SPOILED
+        if condition is Condition.BUSY:
+            if tries < _BUSY_TRIES:
+                return condition
+            log.warning("network slot %d is still in use and will be destroyed", used.number)
+        if condition is not Condition.CLEAN:
+            self._wiring.cut(used.number)
+            condition = Condition.SPOILED
+        # Only now: while anything lives in the slot its rules must hold. Adding first makes the
+        # deletion right even if the lease failed before its own addition.
         self._filter.run(
             rules.members("add", slot.address, slot.egress)
             + rules.members("delete", slot.address, slot.egress)
         )
-        try:
-            if self._wiring.restore(used):
-                return True
-        except OSError as error:
-            log.warning("network slot %d cannot be restored: %s", used.number, error)
-        self._wiring.cut(used.number)
-        return False
+        return condition

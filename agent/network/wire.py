@@ -9,22 +9,31 @@ is not as new must never be used again.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum
 
 from agent.core.addresses import AddressPlan
 from agent.errors import NotFound
 from agent.network import conntrack, namespace, rtnetlink, sockets
 from agent.network.netlink import Netlink, NetlinkError
 
-log = logging.getLogger(__name__)
-
 # Device numbers are ours to choose; these leave room for tap0, the bridge and what else comes.
 _FIRST_INDEX = 10_000
 _LO, _ETH0 = 1, 2
+
+
+class Condition(Enum):
+    """What became of a used wire."""
+
+    CLEAN = "clean"
+    """As new."""
+    BUSY = "busy"
+    """Sockets are left; they may be gone in a moment."""
+    SPOILED = "spoiled"
+    """Not what it was, or nobody knows what it was: to be destroyed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +107,25 @@ class Wiring:
             raise NotFound(f"process {pid} is not in network slot {number}")
         return Wire(number, fd)
 
-    def restore(self, wire: Wire) -> bool:
-        """Bring a used wire back to what `make` made, and say whether that succeeded."""
-        conntrack.forget(self._netfilter, self._plan.address(wire.number))
+    def restore(self, wire: Wire) -> Condition:
+        """Bring a used wire back to what `make` made, as far as that goes, and say how far.
+
+        The kernel frees a closed socket a little later (RCU), so `BUSY` soon after the end of a
+        process only means: ask again.
+        """
         if wire.sockets < 0:
-            return False
+            return Condition.SPOILED
+        conntrack.forget(self._netfilter, self._plan.address(wire.number))
         with namespace.inside(wire.fd, self._home):
-            if sockets.count() != (wire.sockets, 0):
-                sockets.end_tcp()
+            # Counted before any socket of ours is made in there.
             held, waiting = sockets.count()
             if held > wire.sockets or waiting:
-                log.info("network slot %d: %d sockets left over", wire.number, held + waiting)
-                return False
+                sockets.end_tcp()
+                _, waiting = sockets.count()
+            if held > wire.sockets or waiting:
+                return Condition.BUSY
             with rtnetlink.open_route() as inner:
-                return _looks(inner) == wire.looks
+                return Condition.CLEAN if _looks(inner) == wire.looks else Condition.SPOILED
 
     def cut(self, number: int) -> None:
         """Remove a slot's devices at once, even if something still holds its namespace."""
