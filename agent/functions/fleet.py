@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -68,7 +69,7 @@ class Fleet:
         self.draining = False
         self.memory_bytes = memory_bytes
         self.zombie_s = config.limits.zombie_s
-        self.now: Callable[[], float] = asyncio.get_running_loop().time
+        self.now: Callable[[], float] = time.monotonic  # the loop's own clock ticks in whole ms
         self.instances: dict[str, Instance] = {}
         self._config = config
         self._doors = doors

@@ -88,32 +88,31 @@ class Instance:
     async def start(self, environment: dict[str, str], asked_at: float) -> None:
         """Build, start and initialise; returns when READY (a job: when its process runs).
 
-        `asked_at` is the loop time of the decision to start. Raises FunctionFailed when the
+        `asked_at` is the monotonic time of the decision to start. Raises FunctionFailed when the
         function would not start, Overloaded or RuntimeUnavailable when the node could not.
         """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.monotonic()
         try:
             container, timings = await self._doors.builder.build(
                 Order(self.id, self.version, environment, self.sink, self._leased)
             )
             self.container = container
             self._happened(Event.CREATED)
-            mark = loop.time()
+            mark = time.monotonic()
             await self._doors.builder.start(container)
-            timings.start_ms = (loop.time() - mark) * 1000
+            timings.start_ms = (time.monotonic() - mark) * 1000
             self._happened(Event.STARTED)
             self._remember()
-            mark = loop.time()
+            mark = time.monotonic()
             if self.contract.port:
-                await self._listen(container, mark)
-            listening = loop.time()
+                await self._listen(container)
+            listening = time.monotonic()
             if self.contract.port:
                 await self._initialize()
         except BaseException:
             await self._broke()
             raise
-        ended = loop.time()
+        ended = time.monotonic()
         self.cold_start = ColdStart(
             total_ms=(ended - asked_at) * 1000,
             queue_ms=(began - asked_at) * 1000,
@@ -128,7 +127,8 @@ class Instance:
         self._happened(Event.INITIALIZED)
         self._remember()
 
-    async def _listen(self, container: Container, began: float) -> None:
+    async def _listen(self, container: Container) -> None:
+        began = asyncio.get_running_loop().time()
         limit_s = self.version.spec.startup_timeout_s or self.contract.limits.start_s
         address, port = container.address, self.contract.port
         try:
@@ -153,7 +153,8 @@ class Instance:
                 )
             ) from error
         if sock is None:
-            raise FunctionFailed(await self.explain_exit(FailureKind.EXITED_AT_START, began))
+            waited_s = asyncio.get_running_loop().time() - began
+            raise FunctionFailed(await self.explain_exit(FailureKind.EXITED_AT_START, waited_s))
         self.endpoint.idle.append(await self._doors.connector.adopt(sock))
 
     async def _initialize(self) -> None:
@@ -297,8 +298,8 @@ class Instance:
         self.created_ns = record.created_ns
         self._life = Lifecycle(asyncio.get_running_loop().time(), State.READY)
 
-    async def explain_exit(self, kind: FailureKind, began: float) -> Failure:
-        """Say how the process ended; it has, or is about to."""
+    async def explain_exit(self, kind: FailureKind, waited_s: float) -> Failure:
+        """Say how the process ended; it has, or is about to. `waited_s` is the call's so far."""
         assert self.container is not None
         how = await asyncio.shield(self.container.exit)
         if how.out_of_memory:
@@ -317,7 +318,7 @@ class Instance:
             out_of_memory=how.out_of_memory,
             address=self.endpoint.address,
             port=self.endpoint.port,
-            waited_s=asyncio.get_running_loop().time() - began,
+            waited_s=waited_s,
             log_lines=self.quote(),
         )
 

@@ -177,8 +177,7 @@ class FunctionTarget:
         exit = instance.container.exit
         await asyncio.wait({exit}, timeout=EXPLAIN_S)
         if exit.done():
-            began = self._fleet.now() - waited_s
-            return await instance.explain_exit(FailureKind.EXITED, began)
+            return await instance.explain_exit(FailureKind.EXITED, waited_s)
         return Failure(
             FailureKind.BAD_RESPONSE,
             "the function closed the connection without a whole answer",
@@ -295,7 +294,7 @@ class FunctionTarget:
         self.pool.gone(member)
         failure = None
         if event is Event.EXITED:
-            failure = await instance.explain_exit(FailureKind.EXITED, self._fleet.now())
+            failure = await instance.explain_exit(FailureKind.EXITED, 0.0)
         self._fleet.ended(instance, failure)
         self._fleet.waiting(self)
 

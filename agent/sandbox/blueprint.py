@@ -6,6 +6,7 @@ only fills in the few values that differ (`SpecTemplate.encode`).
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def blueprint_of(version: FunctionVersion, image: PreparedImage, config: NodeCon
         memory_bytes=spec.memory_bytes,
         cpu_millis=spec.cpu_millis,
         pids=spec.pids,
-        fds=LIMITS[spec.contract].fds,
+        fds=min(LIMITS[spec.contract].fds, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         shm_bytes=min(SHM_BYTES, spec.memory_bytes // 2),
         init_path=INIT,
         oom_score_adj=FUNCTION_OOM_SCORE,

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,18 +125,17 @@ class Builder:
         FunctionFailed when the image has no such executable, RuntimeUnavailable when the runtime
         fails; nothing is left behind then.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._config.runtime.create_timeout_s
+        deadline = asyncio.get_running_loop().time() + self._config.runtime.create_timeout_s
         timings = Timings()
         async with contextlib.AsyncExitStack() as undo:
-            mark = loop.time()
+            mark = time.perf_counter()
             blueprint = await self._blueprint(order.version, timings, deadline)
-            timings.image_ms = (loop.time() - mark) * 1000
-            mark = loop.time()
+            timings.image_ms = ms_since(mark)
+            mark = time.perf_counter()
             container, rootfs = await self._slots(order, blueprint, undo)
             order.leased(container)
-            timings.slots_ms = (loop.time() - mark) * 1000
-            mark = loop.time()
+            timings.slots_ms = ms_since(mark)
+            mark = time.perf_counter()
             spec = blueprint.template.encode(
                 InstancePlan(
                     hostname=order.id,
@@ -151,7 +151,7 @@ class Builder:
                 )
             )
             await self._create(container, order.version, spec, undo, deadline)
-            timings.create_ms = (loop.time() - mark) * 1000
+            timings.create_ms = ms_since(mark)
             undo.pop_all()
         return container, timings
 
@@ -315,6 +315,11 @@ class Builder:
     def forget(self, version: FunctionVersion) -> None:
         """Drop what was kept for a removed version."""
         self._blueprints.pop(version.key, None)
+
+
+def ms_since(mark: float) -> float:
+    """Return the milliseconds since a reading of time.perf_counter()."""
+    return (time.perf_counter() - mark) * 1000
 
 
 def _later(
