@@ -27,7 +27,6 @@ from typing import Any
 
 from agent.core.anchor import ANCHOR_PREFIX
 from agent.rootless import cgroup, lock, preflight, settings
-from agent.rootless.supervise import PIDS_NAME
 from agent.rootless.sweep import parent_of
 
 DEFAULT_RUN = Path("/run/kindling")
@@ -317,7 +316,7 @@ def holds_data(path: Path) -> bool:
 
 def pids(agent: Agent) -> dict[str, int]:
     with suppress(OSError, ValueError):
-        return dict(json.loads((agent.run / PIDS_NAME).read_text()))
+        return dict(json.loads((agent.run / settings.PIDS_NAME).read_text()))
     return {}
 
 

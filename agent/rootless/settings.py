@@ -14,6 +14,8 @@ from typing import Any
 CONFIG_NAME = "config.json"
 CGROUP_NAME = "cgroup.json"
 NOTIFY_NAME = "notify.sock"
+# Who is who, for people and tests: {"supervise": pid, "containerd": pid, "worker": pid}.
+PIDS_NAME = "pids.json"
 
 
 @dataclass(frozen=True, slots=True)

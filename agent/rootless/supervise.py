@@ -3,8 +3,8 @@
 One thread, standard library only. It holds the listening sockets, so that a worker may die without
 a caller noticing; it restarts what dies, with back-off; SIGHUP makes it replace its own code in
 place and the worker with it; SIGTERM and SIGINT stop everything in order. Functions and their shims
-outlive containerd and the worker, never this process. What it needs of the kernel is in `mounts`,
-`sockets` and `child`; the parent outside the namespaces is `parent`.
+outlive containerd and the worker, never this process. Its start is in `mounts` and `sockets`, its
+children in `child` and `daemon`, its end in `ending`; its parent outside is `parent`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import selectors
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from agent.rootless import (
     cgroup,
     child,
     containerd_config,
+    ending,
     kernel,
     leftovers,
     mounts,
@@ -33,38 +33,23 @@ from agent.rootless import (
     settings,
     signals,
     sockets,
-    sweep,
 )
 from agent.rootless.daemon import Daemon
+from agent.rootless.hello import serves
 from agent.rootless.settings import House
 from agent.rootless.signals import Inbox
 
 STATE_VARIABLE = "KINDLING_SUPERVISE_STATE"
 WORKER_VARIABLE = "KINDLING_WORKER"
-PIDS_NAME = "pids.json"
-# What `supervise` leaves in the run directory when it ends; `run` outside removes the rest.
-KEPT_IN_RUN = (
-    "lock",
-    settings.CONFIG_NAME,
-    settings.CGROUP_NAME,
-    settings.NOTIFY_NAME,
-    "rootlesskit",
-)
-
 _CONTAINERD_READY_S = 30.0
 _WORKER_READY_S = 60.0
 _PROBE_S = 0.01
 _CONTAINERD_STOP_S = 5.0
-_SWEEP_S = 10.0
 _TRIAL_S = 15.0
 # How long a replaced worker may go on finishing calls it had accepted.
 _RETIRE_S = 900.0
 # A daemon that dies this often without ever having worked will not work next time either.
 _HOPELESS_AFTER = 5
-
-# HTTP/2 connection preface and an empty SETTINGS frame (RFC 9113, 3.4 and 6.5).
-_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-_SETTINGS_TYPE = 4
 
 
 class Supervisor:
@@ -118,7 +103,7 @@ class Supervisor:
         if self.containerd.due(now):
             self._start_containerd(now)
         if self.containerd.waiting:
-            if _serves(self.house.containerd_socket):
+            if serves(self.house.containerd_socket):
                 self.containerd.became_ready(now)
                 notice.say("supervise", f"containerd serves after {self.containerd.age_ms(now)} ms")
             elif self.containerd.late(now):
@@ -131,7 +116,7 @@ class Supervisor:
             if now >= until:
                 notice.say("supervise", f"worker {pid} still had calls after its time: killed")
                 self.retiring[pid] = now + _RETIRE_S
-                _kill(pid, signal.SIGKILL)
+                ending.kill(pid, signal.SIGKILL)
 
     def _next_event_s(self) -> float:
         times = [*self.containerd.timers(), *self.retiring.values()]
@@ -214,7 +199,7 @@ class Supervisor:
     # Ending
 
     def _reap(self, now: float) -> None:
-        for pid, status in reap():
+        for pid, status in ending.reap():
             self.retiring.pop(pid, None)
             for daemon in (self.containerd, self.worker):
                 if pid == daemon.pid:
@@ -238,70 +223,36 @@ class Supervisor:
             "supervise", f"{daemon.name} was not ready in {daemon.ready_within_s:g} s: killed"
         )
         daemon.give_up_waiting()
-        _kill(daemon.pid, signal.SIGKILL)
+        ending.kill(daemon.pid, signal.SIGKILL)
 
     def _stop(self) -> None:
         self.inbox.asked.clear()
         began = time.monotonic()
         notice.say("supervise", "stopping: worker first, then containerd, then what is left")
         for pid in self.retiring:
-            _kill(pid, signal.SIGTERM)
+            ending.kill(pid, signal.SIGTERM)
         if self.worker.pid:
-            self._end(self.worker.pid, self.house.stop_timeout_s, "worker")
+            self._end(self.worker, self.house.stop_timeout_s)
         for _, descriptor in self.held.values():
             os.close(descriptor)
         if self.containerd.pid:
-            self._end(self.containerd.pid, _CONTAINERD_STOP_S, "containerd")
-        self._end_rest()
-        self._clear()
-        took_s = time.monotonic() - began
-        notice.say("supervise", f"stopped in {took_s:.1f} s")
+            self._end(self.containerd, _CONTAINERD_STOP_S)
+        ending.end_rest(self.house, self.layout)
+        ending.clear(self.house)
+        notice.say("supervise", f"stopped in {time.monotonic() - began:.1f} s")
 
-    def _end(self, pid: int, within_s: float, name: str) -> None:
-        """TERM one daemon and wait for it; a second signal from outside cuts the wait short."""
-        _kill(pid, signal.SIGTERM)
+    def _end(self, daemon: Daemon, within_s: float) -> None:
+        """TERM a daemon and wait for it; a second signal from outside cuts the wait short."""
+        ending.kill(daemon.pid, signal.SIGTERM)
         deadline = time.monotonic() + within_s
-        while _is_child(pid):
+        while ending.is_child(daemon.pid):
             now = time.monotonic()
             if now >= deadline or self.inbox.asked:
-                notice.say("supervise", f"{name} did not end in its time: killed")
+                notice.say("supervise", f"{daemon.name} did not end in its time: killed")
                 self.inbox.asked.clear()
-                _kill(pid, signal.SIGKILL)
+                ending.kill(daemon.pid, signal.SIGKILL)
                 deadline = now + within_s
             self._wait(deadline - now)
-
-    def _end_rest(self) -> None:
-        """Kill functions, shims and whatever else is below this process, and wait for them."""
-        agent = self.layout.agent_directory(self.house.node)
-        groups = [
-            group
-            for directory in self.layout.node_directories(self.house.node)
-            for group in directory.glob("*/")
-            if group.name != agent.name
-        ]
-        swept = sweep.sweep(groups, within_s=_SWEEP_S)
-        deadline = time.monotonic() + _SWEEP_S
-        below = sweep.descendants(os.getpid())
-        while below and time.monotonic() < deadline:
-            for pid in below:
-                _kill(pid, signal.SIGKILL)
-            self._wait(_PROBE_S)
-            reap()
-            below = sweep.descendants(os.getpid())
-        reap()
-        if swept.ended or swept.alive:
-            notice.say("supervise", f"ended {len(swept.ended)} processes of functions")
-
-    def _clear(self) -> None:
-        house = self.house
-        leftovers.unmount_below(house.run, keep=("rootlesskit",))
-        stayed = leftovers.clear_directory(house.run, KEPT_IN_RUN)
-        dirty = 0
-        if house.writable == "slots":
-            dirty = leftovers.clear_slots(house.slots, within_s=_SWEEP_S)
-        if stayed or dirty:
-            names = ", ".join(str(path) for path in stayed[:5])
-            notice.say("supervise", f"could not clear {dirty} slots and: {names or 'nothing else'}")
 
     # Replacing its own code
 
@@ -329,18 +280,18 @@ class Supervisor:
         pid = child.start(command, self._environment())
         deadline = time.monotonic() + _TRIAL_S
         while time.monotonic() < deadline:
-            for ended, status in reap():
+            for ended, status in ending.reap():
                 if ended == pid:
                     return status == 0
                 for daemon in (self.containerd, self.worker):
                     if ended == daemon.pid:
                         self._note_end(daemon, status, time.monotonic())
             self._wait(deadline - time.monotonic())
-        _kill(pid, signal.SIGKILL)
+        ending.kill(pid, signal.SIGKILL)
         return False
 
     def _write_pids(self) -> None:
-        path = self.house.run / PIDS_NAME
+        path = self.house.run / settings.PIDS_NAME
         fresh = path.with_suffix(".new")
         pids = {
             "supervise": os.getpid(),
@@ -365,49 +316,12 @@ def worker_command() -> list[str]:
     return [sys.executable, "-P", "-m", "agent.cli.main", "worker"]
 
 
-def reap() -> list[tuple[int, int]]:
-    """Collect every child that has ended, adopted orphans too, as (pid, wait status)."""
-    ended: list[tuple[int, int]] = []
-    with suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            ended.append((pid, status))
-    return ended
-
-
-def _is_child(pid: int) -> bool:
-    """Whether this child still runs; collects it if it has just ended."""
-    with suppress(ChildProcessError):
-        return os.waitpid(pid, os.WNOHANG)[0] == 0
-    return False
-
-
-def _serves(path: Path) -> bool:
-    """Whether a gRPC server answers on a unix socket: it says hello in HTTP/2."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(0.2)
-        try:
-            client.connect(str(path))
-            client.sendall(_HTTP2_HELLO)
-            answer = client.recv(9)
-        except OSError:
-            return False
-    return len(answer) > 3 and answer[3] == _SETTINGS_TYPE
-
-
-def _kill(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
-
-
 def _start(house: House) -> Supervisor:
     state = json.loads(os.environ.pop(STATE_VARIABLE, "null"))
     layout = cgroup.load(house.run / settings.CGROUP_NAME)
     mounts.prepare(house, layout, os.environ.get(mounts.PLACES_VARIABLE, "{}"))
     if state is None:
-        leftovers.clear_directory(house.run, KEPT_IN_RUN)
+        leftovers.clear_directory(house.run, ending.KEPT_IN_RUN)
         return Supervisor(house, layout, sockets.open_all(house.doors, {}))
     held = {name: (address, descriptor) for name, (address, descriptor) in state["held"].items()}
     for _, descriptor in held.values():

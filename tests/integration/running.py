@@ -26,7 +26,8 @@ from typing import Any
 
 from agent.rootless import cgroup
 from agent.rootless.preflight import USER
-from agent.rootless.supervise import PIDS_NAME, WORKER_VARIABLE
+from agent.rootless.settings import PIDS_NAME
+from agent.rootless.supervise import WORKER_VARIABLE
 from agent.rootless.sweep import sweep
 from tests.leak import leaks
 
