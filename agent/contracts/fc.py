@@ -35,6 +35,8 @@ OCTETS = b"application/octet-stream"
 _DROPPED = h.HOP_BY_HOP | {b"date", b"server"}
 _CODE_PATH = "/code"
 _HOOK_TITLES = {"initialize": "Initialize", "pre_freeze": "PreFreeze", "pre_stop": "PreStop"}
+_HOOK_CONTROL = {"initialize": "/initialize", "pre_freeze": "/pre-freeze", "pre_stop": "/pre-stop"}
+"""x-fc-control-path of a hook: its kind, whatever path the function chose for it."""
 
 
 class Fc(Dialect):
@@ -56,7 +58,7 @@ class Fc(Dialect):
         )
         self._http = self._identity("/http-invoke")
         self._hook_heads = {
-            name: self._fixed_head(hook.method, hook.path) + self._identity(hook.path.decode())
+            name: self._fixed_head(hook.method, hook.path) + self._identity(_HOOK_CONTROL[name])
             for name, hook in self._hooks.items()
         }
 

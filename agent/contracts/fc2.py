@@ -72,7 +72,7 @@ class Fc2(Fc):
     ) -> Reply:
         """Return the last 4 KB of stdout on exit 0, else an unhandled failure with the code."""
         tail = output[-LOG_TAIL_BYTES:]
-        if not exit_code:
+        if exit_code == 0:
             return Reply(200, self._event_headers(call, report, b"", OCTETS), tail)
         message = (
             f"Process exited unexpectedly before completing request (code {exit_code}).\n"
