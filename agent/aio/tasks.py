@@ -25,9 +25,16 @@ def spawn(name: str, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     The task is kept alive until it ends. An exception other than cancellation is logged; it is
     still raised to whoever awaits the task.
     """
+    task = _kept(name, coro)
+    task.add_done_callback(_report)
+    return task
+
+
+def _kept(name: str, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Make the task and hold on to it: the loop itself only keeps a weak reference."""
     task = asyncio.get_running_loop().create_task(coro, name=name)
     _alive.add(task)
-    task.add_done_callback(_ended)
+    task.add_done_callback(_alive.discard)
     return task
 
 
@@ -36,8 +43,7 @@ def launch(name: str, coro: Coroutine[Any, Any, Any]) -> None:
     spawn(name, coro).get_name()
 
 
-def _ended(task: asyncio.Task[Any]) -> None:
-    _alive.discard(task)
+def _report(task: asyncio.Task[Any]) -> None:
     if task.cancelled():
         return
     error = task.exception()
@@ -52,7 +58,7 @@ async def finish(name: str, coro: Coroutine[Any, Any, T], *, within_s: float) ->
     a warning names it). If the caller is cancelled, the cleanup still ends before the cancellation
     goes on. Errors of the cleanup itself are raised.
     """
-    task = spawn(name, coro)
+    task = _kept(name, coro)
     deadline = asyncio.get_running_loop().time() + within_s
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -66,6 +72,8 @@ async def finish(name: str, coro: Coroutine[Any, Any, T], *, within_s: float) ->
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
+        if task.done():
+            _report(task)
         raise cancelled
     return task.result() if task.done() and not task.cancelled() else None
 

@@ -25,7 +25,7 @@ from agent.functions import readiness
 from agent.functions.ports import Connection, Connector, Endpoint
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord
-from agent.sandbox.builder import Builder, Order
+from agent.sandbox.builder import Builder, Laps, Order
 from agent.telemetry.logs import FunctionLog, LogLine, Stream
 
 if TYPE_CHECKING:
@@ -91,37 +91,36 @@ class Instance:
         `asked_at` is the monotonic time of the decision to start. Raises FunctionFailed when the
         function would not start, Overloaded or RuntimeUnavailable when the node could not.
         """
-        began = time.monotonic()
+        laps = Laps(asked_at)
+        queue_ms = laps.ms()
+        listen_ms = init_ms = 0.0
         try:
             container, timings = await self._doors.builder.build(
-                Order(self.id, self.version, environment, self.sink, self._leased)
+                Order(self.id, self.version, environment, self.sink, self._leased, laps)
             )
             self.container = container
             self._happened(Event.CREATED)
-            mark = time.monotonic()
             await self._doors.builder.start(container)
-            timings.start_ms = (time.monotonic() - mark) * 1000
             self._happened(Event.STARTED)
             self._remember()
-            mark = time.monotonic()
+            start_ms = laps.ms()
             if self.contract.port:
                 await self._listen(container)
-            listening = time.monotonic()
-            if self.contract.port:
+                listen_ms = laps.ms()
                 await self._initialize()
+                init_ms = laps.ms()
         except BaseException:
             await self._broke()
             raise
-        ended = time.monotonic()
         self.cold_start = ColdStart(
-            total_ms=(ended - asked_at) * 1000,
-            queue_ms=(began - asked_at) * 1000,
+            total_ms=(time.monotonic() - asked_at) * 1000,
+            queue_ms=queue_ms,
             image_ms=timings.image_ms,
             slots_ms=timings.slots_ms,
             create_ms=timings.create_ms,
-            start_ms=timings.start_ms,
-            listen_ms=(listening - mark) * 1000,
-            init_ms=(ended - listening) * 1000,
+            start_ms=start_ms,
+            listen_ms=listen_ms,
+            init_ms=init_ms,
             cached=tuple(timings.cached),
         )
         self._happened(Event.INITIALIZED)

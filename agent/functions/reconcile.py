@@ -122,6 +122,7 @@ class Reconciler:
         effects = reconcile.plan((await self._look()).world)
         wanted = [effect for effect in effects if not isinstance(effect, Adopt)]
         await asyncio.gather(*(self._act(effect) for effect in wanted))
+        await self._builder.tidy(self._fleet.instances)
         self.sentence = reconcile.sentence(wanted)
         if wanted:
             log.info("cycle: %s", self.sentence)

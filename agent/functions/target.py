@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.aio.tasks import launch
+from agent.aio.tasks import launch, spawn, stop
 from agent.contracts.base import Call, CallReport, Contract, Reply
 from agent.core.billing import gb_s
 from agent.core.instance import Event, State
@@ -71,6 +71,7 @@ class FunctionTarget:
         self.last_failure: Failure | None = None
         """Why the last start failed; None once one succeeded."""
         self._causes: dict[Instance, Waiter] = {}
+        self._starts: dict[Member[Instance], asyncio.Task[None]] = {}
 
     def __repr__(self) -> str:
         return f"<Target {self.version.name}:{self.version.version} {self.pool!r}>"
@@ -207,7 +208,7 @@ class FunctionTarget:
             if cause is not None:
                 self._causes[instance] = cause
                 cause = None
-            launch(f"start {instance.id}", self._start(member, now))
+            self._starts[member] = spawn(f"start {instance.id}", self._start(member, now))
 
     def _refuse_uncovered(self, error: Overloaded) -> None:
         """Refuse the waiters when nothing serves or starts that could ever take them."""
@@ -231,6 +232,8 @@ class FunctionTarget:
             log.exception("start of %s", instance.id)
             self._failed(member, Failure(FailureKind.INTERNAL, f"start failed: {error}"))
             return
+        finally:
+            self._starts.pop(member, None)
         self._serve(member)
 
     def _failed(self, member: Member[Instance], failure: Failure) -> None:
@@ -320,7 +323,8 @@ class FunctionTarget:
         """Take no more calls, refuse those that wait, drain and stop every instance."""
         for waiter in self.pool.close():
             waiter.refused(Failure(FailureKind.DRAINING, "the function is being removed"))
-        members = [m for m in self.pool.members]
+        await stop(*self._starts.values())
+        members = self.pool.members
         for member in members:
             self.pool.drain(member)
             member.instance.drain_began()

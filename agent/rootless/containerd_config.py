@@ -48,6 +48,9 @@ disabled_plugins = [
 
 [grpc]
   address = {_quoted(socket)}
+  # Listing 500 containers with their specs comes near the default of 16 MB.
+  max_recv_message_size = 67108864
+  max_send_message_size = 67108864
 
 [timeouts]
   # Without a bound a database locked by a forgotten containerd hangs the start for ever.

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from agent.containerd.client import Containerd
 from agent.containerd.containers import Container as Record
 from agent.containerd.containers import RuntimeOptions
 from agent.containerd.tasks import Output as TaskOutput
+from agent.core.anchor import ANCHOR_PREFIX
 from agent.core.oci import InstancePlan, merged_env
 from agent.errors import (
     AgentError,
@@ -52,6 +53,22 @@ FUNCTION_LABEL = "kindling.function"
 VERSION_LABEL = "kindling.version"
 UNDO_S = 20.0
 TASK_GONE_S = 5.0
+CREATE_SLACK_S = 2.0
+SCRUB_TRIES = 40
+SCRUB_PAUSE_S = 0.05
+
+
+class Laps:
+    """A stopwatch whose laps follow each other without a gap, so that they add up to the whole."""
+
+    def __init__(self, began: float | None = None) -> None:
+        """Start now, or at an earlier reading of time.monotonic()."""
+        self._mark = time.monotonic() if began is None else began
+
+    def ms(self) -> float:
+        """End a lap and return its milliseconds."""
+        before, self._mark = self._mark, time.monotonic()
+        return (self._mark - before) * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +84,7 @@ class Order:
     environment: Mapping[str, str]
     sink: Sink
     leased: Callable[[Container], None]
+    laps: Laps
 
 
 @dataclass(slots=True)
@@ -121,21 +139,19 @@ class Builder:
     async def build(self, order: Order) -> tuple[Container, Timings]:
         """Create the container of an order, not started yet.
 
-        Returns the container and what each phase took. Raises Overloaded without a free slot,
-        FunctionFailed when the image has no such executable, RuntimeUnavailable when the runtime
-        fails; nothing is left behind then.
+        Returns the container and what each phase took, counted on `order.laps`. Raises Overloaded
+        without a free slot, FunctionFailed when the image has no such executable,
+        RuntimeUnavailable when the runtime fails; nothing is left behind then.
         """
         deadline = asyncio.get_running_loop().time() + self._config.runtime.create_timeout_s
         timings = Timings()
         async with contextlib.AsyncExitStack() as undo:
-            mark = time.perf_counter()
+            lap = order.laps
             blueprint = await self._blueprint(order.version, timings, deadline)
-            timings.image_ms = ms_since(mark)
-            mark = time.perf_counter()
+            timings.image_ms = lap.ms()
             container, rootfs = await self._slots(order, blueprint, undo)
             order.leased(container)
-            timings.slots_ms = ms_since(mark)
-            mark = time.perf_counter()
+            timings.slots_ms = lap.ms()
             spec = blueprint.template.encode(
                 InstancePlan(
                     hostname=order.id,
@@ -151,7 +167,7 @@ class Builder:
                 )
             )
             await self._create(container, order.version, spec, undo, deadline)
-            timings.create_ms = ms_since(mark)
+            timings.create_ms = lap.ms()
             undo.pop_all()
         return container, timings
 
@@ -226,8 +242,8 @@ class Builder:
             _later(undo, f"container {id}", lambda: self._delete_record(id))
             output = container.output
             _later(undo, f"task of {id}", lambda: self._delete_task(id))
-            container.pid = await door.tasks.create(
-                id, TaskOutput(output.path("stdout"), output.path("stderr")), deadline=deadline
+            container.pid = await self._create_task(
+                id, TaskOutput(output.path("stdout"), output.path("stderr")), deadline
             )
             ok = True
         finally:
@@ -235,6 +251,19 @@ class Builder:
             shims.created(anchor, ok=ok, late=late)
         undo.callback(container.unwatch)
         container.watch(container.pid)
+
+    async def _create_task(self, id: str, output: TaskOutput, deadline: float) -> int:
+        """Create the task and return its pid, to the end even when the caller is cancelled.
+
+        A create that is given up half-way may still come into being in the shim, where nobody
+        would find it.
+        """
+        create = self._rooms.containerd.tasks.create(id, output, deadline=deadline)
+        within_s = self._config.runtime.create_timeout_s + CREATE_SLACK_S
+        pid = await finish(f"create {id}", create, within_s=within_s)
+        if pid is None:
+            raise RuntimeUnavailable(f"create task {id}: no answer within {within_s:g} s")
+        return pid
 
     async def start(self, container: Container) -> None:
         """Let a created container run. Raises RuntimeUnavailable; `destroy` it then."""
@@ -266,8 +295,17 @@ class Builder:
             await self._rooms.containerd.tasks.kill(id, 9, everyone=True)
         await self._delete_task(id)
         await self._delete_record(id)
+        await asyncio.to_thread(self._scrub, id)
         await self._rooms.rootfs.teardown(id)
         await asyncio.to_thread(shutil.rmtree, self._fifos / id, ignore_errors=True)
+
+    async def tidy(self, known: Collection[str]) -> None:
+        """Mend the shims, and end what runs in cgroups of instances that nobody knows."""
+        await self._rooms.shims.mend()
+        for id in self._rooms.cgroups.instances() - set(known):
+            if not id.startswith(ANCHOR_PREFIX):
+                log.warning("%s runs without anybody knowing it: ended", id)
+                await asyncio.to_thread(self._scrub, id)
 
     # -- down
 
@@ -280,6 +318,7 @@ class Builder:
         steps: tuple[tuple[str, Callable[[], Awaitable[object]]], ...] = (
             ("task", lambda: self._delete_task(id)),
             ("record", lambda: self._delete_record(id)),
+            ("cgroup", lambda: asyncio.to_thread(self._scrub, id)),
             ("rootfs", lambda: rooms.rootfs.teardown(id)),
             ("writable layer", lambda: rooms.layers.release(container.layer)),
             ("network slot", lambda: rooms.network.release(container.slot)),
@@ -293,6 +332,21 @@ class Builder:
         container.output.close()
         container.cgroup.close()
         rooms.shims.removed(container.anchor)
+
+    def _scrub(self, id: str) -> None:
+        """Kill and remove what a dead shim or a late create left in the instance's cgroup."""
+        group = self._rooms.cgroups.instance(id)
+        try:
+            if not group.exists():
+                return
+            for _ in range(SCRUB_TRIES):
+                group.kill()
+                if self._rooms.cgroups.remove(id):
+                    return
+                time.sleep(SCRUB_PAUSE_S)
+            raise RuntimeUnavailable(f"processes of {id} cannot be ended")
+        finally:
+            group.close()
 
     async def _delete_task(self, id: str) -> None:
         """Delete a task whatever its state; killed first if it still runs."""
@@ -315,11 +369,6 @@ class Builder:
     def forget(self, version: FunctionVersion) -> None:
         """Drop what was kept for a removed version."""
         self._blueprints.pop(version.key, None)
-
-
-def ms_since(mark: float) -> float:
-    """Return the milliseconds since a reading of time.perf_counter()."""
-    return (time.perf_counter() - mark) * 1000
 
 
 def _later(

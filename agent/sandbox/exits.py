@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 
 class ProcessExit:
@@ -37,3 +38,12 @@ class ProcessExit:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent of a process: for a container's init, its shim.
+
+    Field 4 of /proc/<pid>/stat, proc(5); the name before it may hold anything but ends with ")".
+    """
+    text = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    return int(text.rpartition(")")[2].split()[1])

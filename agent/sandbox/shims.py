@@ -16,12 +16,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.aio.tasks import launch
 from agent.cgroups.tree import CgroupTree
 from agent.containerd.client import Containerd
 from agent.containerd.containers import Container, RuntimeOptions
 from agent.containerd.tasks import TaskStatus
 from agent.core.anchor import ANCHOR_PREFIX, anchor_spec
 from agent.errors import AgentError, AlreadyExists, NotFound
+from agent.sandbox.exits import ProcessExit, parent_of
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class Anchor:
     creating: int = 0
     containers: int = 0
     draining: bool = False
+    process: ProcessExit | None = None
 
     @property
     def load(self) -> int:
@@ -67,6 +70,7 @@ class Shims:
         self._cgroups = cgroups
         self._anchors: dict[str, Anchor] = {}
         self._numbers = 0
+        self._works = False
 
     def __repr__(self) -> str:
         each = ", ".join(
@@ -95,6 +99,7 @@ class Shims:
             except AgentError as error:
                 log.warning("no anchored shim: %s", error)
                 break
+        self._works = bool(self._anchors)
 
     async def _adopt(self) -> None:
         tasks = {task.id: task for task in await self._containerd.tasks.list()}
@@ -105,8 +110,8 @@ class Shims:
             self._numbers = max(self._numbers, int(number) if number.isdecimal() else 0)
             task = tasks.get(record.id)
             alive = task is not None and task.status is TaskStatus.CREATED
-            if alive and record.id in sandboxes:
-                self._anchors[record.id] = Anchor(record.id)
+            if task is not None and alive and record.id in sandboxes:
+                self._add(record.id, task.pid)
             else:
                 await self._remove(record.id)
 
@@ -119,12 +124,29 @@ class Shims:
         record = Container(id=id, spec=spec, labels={KIND_LABEL: "anchor"})
         try:
             await self._containerd.containers.create(record, self._options, deadline=deadline)
-            await self._containerd.tasks.create(id, deadline=deadline)
+            pid = await self._containerd.tasks.create(id, deadline=deadline)
             await self._containerd.sandboxes.create(id, self._options, {}, deadline=deadline)
         except (AgentError, asyncio.CancelledError):
             await self._remove(id)
             raise
-        self._anchors[id] = Anchor(id)
+        self._add(id, pid)
+
+    def _add(self, id: str, pid: int) -> None:
+        """Take an anchor into use and watch the shim above its process."""
+        anchor = self._anchors[id] = Anchor(id)
+        try:
+            anchor.process = ProcessExit(parent_of(pid))
+        except (OSError, ValueError):
+            anchor.draining = True
+        else:
+            anchor.process.done.add_done_callback(lambda _: self._died(anchor))
+
+    def _died(self, anchor: Anchor) -> None:
+        """A shim is gone: its containers run on, but only their cgroups can end them now."""
+        if self._anchors.get(anchor.id) is anchor:
+            anchor.draining = True
+            log.warning("the shim of %s has ended with %d containers", anchor.id, anchor.containers)
+            launch(f"mend shims after {anchor.id}", self.mend())
 
     def pick(self) -> str:
         """Return the least busy anchor's id, counted as creating; "" means a shim of its own."""
@@ -163,22 +185,27 @@ class Shims:
         """Remove drained anchors and make new ones up to the count; called now and then."""
         for anchor in list(self._anchors.values()):
             if anchor.draining and not anchor.containers and not anchor.creating:
-                del self._anchors[anchor.id]
                 await self._remove(anchor.id)
-        usable = sum(not a.draining for a in self._anchors.values())
-        if self._anchors and usable < self._count:
+        while self._works and self.usable < self._count:
             try:
                 await self._make()
             except AgentError as error:
                 log.warning("no further anchored shim: %s", error)
+                return
+
+    @property
+    def usable(self) -> int:
+        """How many shims take containers."""
+        return sum(not a.draining for a in self._anchors.values())
 
     async def stop(self) -> None:
         """Remove all anchors; every container is gone by now."""
-        ids = list(self._anchors)
-        self._anchors.clear()
-        await asyncio.gather(*(self._remove(id) for id in ids))
+        await asyncio.gather(*(self._remove(id) for id in list(self._anchors)))
 
     async def _remove(self, id: str) -> None:
+        anchor = self._anchors.pop(id, None)
+        if anchor is not None and anchor.process is not None:
+            anchor.process.close()
         door = self._containerd
         deadline = asyncio.get_running_loop().time() + REMOVE_S
         steps = (
