@@ -102,15 +102,13 @@ def _refuse_lack(house: settings.House) -> None:
 
 def _lock_shared(house: settings.House) -> list[int]:
     """Lock what two agents must not share; the sweep relies on the lock of the node's cgroup."""
-    node_group = parent.layout().agent_directory(house.node).parent
-    locks = [
-        lock.acquire_shared(node_group, "give this one another [node] name"),
-        lock.acquire_shared(house.data, "give this one another [paths] data"),
-    ]
-    # The worker locks the directory itself; this lock outlives the worker.
+    locks = [lock.acquire_shared(house.data, "give this one another [paths] data")]
+    # Outlives every worker: the storage room relies on it.
     if house.writable == "slots" and house.slots_file.exists():
         locks.append(lock.acquire_shared(house.slots_file, "give this one other [paths] slots"))
-    return locks
+    # Last, because this one is made if missing: from here on the parent cleans up.
+    node_group = parent.layout().agent_directory(house.node).parent
+    return [*locks, lock.acquire_shared(node_group, "give this one another [node] name")]
 
 
 def _write(path: Path, text: str) -> None:

@@ -255,6 +255,7 @@ def main(arguments: list[str]) -> int:
         return Parent(house, held).run()
     except (AgentError, OSError) as error:
         notice.say("run", f"cannot go on: {error}")
+        sweep(layout().node_directories(house.node), within_s=_SWEEP_S)
         leftovers.clear_directory(house.run, keep=(lock.NAME,))
         lock.release(house.run, held.lock)
         return 1
