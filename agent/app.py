@@ -149,10 +149,10 @@ class App:
         await machine.shims.start()
         self._shims = machine.shims
         await reconciler.adopt()
+        await reconciler.clear()
+        await machine.rootfs.sweep(self._fleet.instances)
         await machine.network.ready()
         await machine.layers.ready()
-        await machine.rootfs.sweep(self._fleet.instances)
-        await reconciler.clear()
         timer = spawn("timer", self._fleet.run_timer(self._registry.targets))
         cycle = spawn("control cycle", reconciler.run())
         undo.push_async_callback(stop, timer, cycle)

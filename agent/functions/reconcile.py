@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import Counter
 from dataclasses import dataclass
 
@@ -31,6 +30,7 @@ from agent.core.reconcile import (
 )
 from agent.errors import AgentError, NotFound
 from agent.functions.deploy import Deployer, Runners, Stores
+from agent.functions.foreign import ForeignCalls
 from agent.functions.registry import Registry
 from agent.model.records import InstanceRecord
 from agent.sandbox.shims import KIND_LABEL
@@ -74,6 +74,8 @@ class Reconciler:
         self._builder = runners.builder
         self._stores = stores
         self._files = files
+        self._left: list[Effect] = []
+        self.foreign = ForeignCalls(runners.fleet)
         self.sentence = "the node has just started"
 
     async def load(self) -> None:
@@ -97,18 +99,24 @@ class Reconciler:
         for effect in effects:
             if isinstance(effect, Adopt):
                 await self._adopt(found.records[effect.id], effect.foreign)
-        self._forget_dead_workers()
+        if not self.foreign.workers_alive():
+            self.foreign.forget_dead()
         self.sentence = reconcile.sentence(effects)
         log.info("start: %s", self.sentence)
         self._left = [effect for effect in effects if not isinstance(effect, Adopt)]
 
     async def clear(self) -> None:
-        """Do the rest of the plan made by `adopt`: removals and first starts."""
-        await asyncio.gather(*(self._act(effect) for effect in self._left))
+        """Do the removals of the plan made by `adopt`; only then are slots given out again.
+
+        First starts are the timer's: it looks at every target that was just installed.
+        """
+        removals = [effect for effect in self._left if not isinstance(effect, StartMin)]
+        await asyncio.gather(*(self._act(effect) for effect in removals))
         self._left = []
 
     async def run(self) -> None:
-        """Look again every CYCLE_S seconds, for ever."""
+        """Follow the worker before until it is gone, then look again every CYCLE_S seconds."""
+        await self.foreign.follow()
         while True:
             await asyncio.sleep(CYCLE_S)
             try:
@@ -136,11 +144,8 @@ class Reconciler:
         statuses = {task.id: STATUS.get(task.status, "none") for task in await door.tasks.list()}
         instances = self._fleet.instances.values()
         rows = {record.row: record.id for record in listed}
-        alive = self._live_workers()
-        foreign: Counter[str] = Counter()
-        for calls in self._fleet.ledger.foreign():
-            if calls.row in rows:
-                foreign[rows[calls.row]] += calls.inflight
+        counts = self.foreign.counts()
+        foreign = {rows[row]: count for row, count in counts.items() if row in rows}
         world = World(
             wanted={
                 t.version.key: _wanted(
@@ -151,20 +156,12 @@ class Reconciler:
             records=listed,
             tasks={c.id: statuses.get(c.id, "none") for c in containers},
             foreign=foreign,
-            foreign_alive=bool(alive),
+            foreign_alive=self.foreign.workers_alive(),
             held={i.id: i.version.key for i in instances if i.state in SERVING},
             busy=frozenset(i.id for i in instances if i.state in BUSY),
             starting=Counter(i.version.key for i in instances if i.state in BEFORE_READY),
         )
         return Found(world, {record.id: record for record in listed})
-
-    def _live_workers(self) -> list[int]:
-        return [pid for pid in self._fleet.ledger.workers().values() if _alive(pid)]
-
-    def _forget_dead_workers(self) -> None:
-        for generation, pid in self._fleet.ledger.workers().items():
-            if not _alive(pid):
-                self._fleet.ledger.forget(generation)
 
     async def _adopt(self, record: InstanceRecord, foreign: int) -> None:
         target = self._registry.find(record.function, str(record.version))
@@ -178,7 +175,7 @@ class Reconciler:
             return
         instance.adopted(container, record)
         self._fleet.adopt(instance)
-        target.adopt(instance, foreign)
+        self.foreign.add(target, target.adopt(instance, foreign), foreign)
 
     async def _act(self, effect: Effect) -> None:
         match effect:
@@ -208,13 +205,3 @@ class Reconciler:
 
 def _wanted(least: int, concurrency: int, kind: str) -> Wanted:
     return Wanted(min=least, concurrency=concurrency, kind=kind)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -134,7 +134,7 @@ class FunctionTarget:
         for line in self.contract.log_after(call, report, failure.message if failure else ""):
             instance.note(line)
         if recycle or instance.state not in (State.READY, State.FROZEN):
-            self._retire(member, grace_s=0.0 if recycle else None)
+            self.retire(member, grace_s=0.0 if recycle else None)
         waiter = self.pool.release(member, now)
         if waiter is not None:
             waiter.granted(self._lease(member, now, waiter))
@@ -262,20 +262,29 @@ class FunctionTarget:
         assert container is not None
         container.exit.add_done_callback(lambda _: self._exited(member))
 
-    def adopt(self, instance: Instance, foreign: int) -> None:
-        """Count a running instance of the worker before as READY."""
+    def adopt(self, instance: Instance, foreign: int) -> Member[Instance]:
+        """Count a running instance of the worker before as READY, `foreign` places taken."""
         now = self._fleet.now()
         member, waiters = self.pool.adopted(instance, now, foreign)
         self.watch(member)
         for waiter in waiters:
             waiter.granted(self._lease(member, now, waiter))
+        return member
+
+    def give_back(self, member: Member[Instance], places: int) -> None:
+        """Free places that another worker's calls had taken."""
+        now = self._fleet.now()
+        for _ in range(places):
+            waiter = self.pool.release(member, now)
+            if waiter is not None:
+                waiter.granted(self._lease(member, now, waiter))
 
     def _exited(self, member: Member[Instance]) -> None:
         if member.instance.state in (State.READY, State.FROZEN, State.DRAINING):
             self.pool.gone(member)
             launch(f"clear {member.instance.id}", self._stop(member, None, Event.EXITED))
 
-    def _retire(self, member: Member[Instance], *, grace_s: float | None = None) -> None:
+    def retire(self, member: Member[Instance], *, grace_s: float | None = None) -> None:
         """Give a member no more calls and stop it."""
         if member.instance.state not in (State.READY, State.FROZEN):
             return
@@ -316,7 +325,7 @@ class FunctionTarget:
                 )
             )
         for member in self.pool.idle(now):
-            self._retire(member)
+            self.retire(member)
         self.scale(now)
 
     async def stop(self, *, grace_s: float | None) -> None:
