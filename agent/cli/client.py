@@ -209,7 +209,10 @@ def _converted(error: Any, rpc: str, within_s: float | None, path: str) -> Agent
     if refusal.code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return NoAgent(f"the agent at {path} did not answer {rpc} within {within_s:g} s")
     if refusal.code is grpc.StatusCode.UNAVAILABLE:
-        return NoAgent(f"the agent at {path} went away: {_way_out()}")
+        return NoAgent(
+            f"the agent at {path} does not answer: it is starting or has just ended; try again, "
+            "or look at its log"
+        )
     if refusal.code is grpc.StatusCode.UNIMPLEMENTED:
         return NoAgent(f"what answers at {path} has no call {SERVICE}/{rpc}: is it Kindling's?")
     return Refused(refusal)

@@ -22,6 +22,9 @@ WRONG_USE = 2
 INTERRUPTED = 130
 READER_GONE = 141
 
+GROUP = "image"
+"""The verb that has verbs of its own."""
+
 
 class Unsuccessful(AgentError):
     """The agent did answer, but the answer is a failure; it has been printed already."""
@@ -108,9 +111,9 @@ def _tell(line: str, details: list[str], said: dict[str, Any], arguments: Sequen
         told_first = {"code": said["code"], "message": line, "fault": "caller", "retryable": False}
         click.echo(json.dumps({"error": told_first | said}), err=True)
         return
-    verb = next((word for word in arguments if not word.startswith("-")), "")
-    prefix = click.style(f"kindling {verb}".rstrip() + ":", fg="red", bold=True)
-    click.echo(f"{prefix} {line}", err=True)
+    words = [word for word in arguments if not word.startswith("-")]
+    said_to = " ".join(["kindling", *words[: 2 if words[:1] == [GROUP] else 1]])
+    click.echo(f"{click.style(f'{said_to}:', fg='red', bold=True)} {line}", err=True)
     for detail in details:
         click.echo(f"  {detail}", err=True)
 

@@ -5,6 +5,7 @@ A terminal gets a bar per phase, a pipe one line. The same figures stand in `inv
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ def _cold(cold: answer.Json) -> None:
     phases = list(cold["phases"].items())
     cached = f", found ready: {', '.join(cold['cached'])}" if cold["cached"] else ""
     total = f"cold start {cold['total_ms']:.2f} ms"
-    if sys.stderr.isatty():
+    # FORCE_COLOR as rich and others read it: what is caught now is shown on a terminal later.
+    if sys.stderr.isatty() or os.environ.get("FORCE_COLOR"):
         click.echo(f"{total}{cached}", err=True)
         for line in table.bars(phases, sum(value for _, value in phases)):
             click.echo(line, err=True)
