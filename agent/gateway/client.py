@@ -273,14 +273,14 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             parser, self._parser = self._parser, httptools.HttpRequestParser(self)
             self.upgrade = self._upgrade_asked and self.method != b"CONNECT"
-            self._request(parser.get_http_version(), keep=self.upgrade)
+            self._keep = self.upgrade
+            self._request(parser.get_http_version())
             return
         except httptools.HttpParserError as error:
             self._junk(f"this is not HTTP/1.1: {error}")
             return
         if self._head_done:
-            parser = self._parser
-            self._request(parser.get_http_version(), keep=parser.should_keep_alive())
+            self._request(self._parser.get_http_version())
         else:
             self._tail = (self._tail + piece[-3:])[-3:]
 
@@ -294,9 +294,8 @@ class ClientConnection(asyncio.Protocol):
         end = data.find(HEAD_END, at)
         return end + 4 if end >= 0 else len(data)
 
-    def _request(self, version: str, *, keep: bool) -> None:
+    def _request(self, version: str) -> None:
         """A whole head is here: check what must hold for any request, then pass it on."""
-        self._keep = keep
         self._old = old = version == "1.0"
         wrong = self._wrong(version, old)
         if wrong:
@@ -371,6 +370,7 @@ class ClientConnection(asyncio.Protocol):
         """The head is whole."""
         self._head_done = True
         self.method = self._parser.get_method()
+        self._keep = self._parser.should_keep_alive()
 
     # -- the request's body
 

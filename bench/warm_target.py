@@ -1,0 +1,88 @@
+"""A gateway with one function that is always warm: the cost of the data path and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from agent.config import NodeConfig
+from agent.contracts.base import Call, CallReport, NodeFacts, Reply
+from agent.contracts.bind import bind
+from agent.errors import NotFound
+from agent.functions.ports import Endpoint, Lease, Target, Waiter
+from agent.gateway.server import Gateway
+from agent.gateway.upstream import UpstreamConnector
+from agent.model.failure import Failure
+from agent.model.records import FunctionVersion, Meters
+from agent.model.spec import parse_spec
+from agent.telemetry.metrics import AgentMetrics
+
+
+class WarmTarget:
+    """Gives a lease at once and takes it back; counts what is out."""
+
+    def __init__(self, port: int, contract: str) -> None:
+        spec = parse_spec(
+            {"name": "f", "image": "x:1", "contract": contract, "kind": "http", "concurrency": 100}
+        )
+        self.version = FunctionVersion("f", 1, spec, None, "Ready", created_ns=0)
+        self.contract = bind(self.version, NodeFacts())
+        self.out = 0
+        self._endpoint = Endpoint("f-00000001", "127.0.0.1", port)
+        self._loop = asyncio.get_running_loop()
+
+    def acquire(self, waiter: Waiter) -> Lease | None:
+        """Return a lease."""
+        self.out += 1
+        return Lease(self._endpoint, self._loop.time())
+
+    def abandon(self, waiter: Waiter) -> None:
+        """Nobody waits."""
+
+    def release(
+        self, lease: Lease, call: Call, failure: Failure | None = None, *, recycle: bool = False
+    ) -> CallReport:
+        """Take the lease back."""
+        self.out -= 1
+        wall_ms = (self._loop.time() - lease.taken_at) * 1000
+        return CallReport(Meters(wall_ms=wall_ms), None, b"", lease.endpoint.id)
+
+    def deliver_log_before(self, lease: Lease, call: Call) -> None:
+        """No log here."""
+
+    async def explain(self, lease: Lease, waited_s: float) -> Failure:
+        """Never asked."""
+        raise NotImplementedError
+
+    async def run_job(self, call: Call, event: bytes) -> Reply:
+        """Never asked."""
+        raise NotImplementedError
+
+
+class OneFunction:
+    """A catalog of one."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def find(self, name: str, qualifier: str) -> Target:
+        """Return the one there is."""
+        if name != "f":
+            raise NotFound(f"function '{name}' is not deployed")
+        return self._target
+
+
+def _socket() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    return sock
+
+
+async def gateway(port: int, backend: int, contract: str) -> Gateway:
+    """Return a gateway that serves `port` in front of `backend`."""
+    target: Target = WarmTarget(backend, contract)
+    door = Gateway(
+        NodeConfig(), OneFunction(target), UpstreamConnector(_socket), AgentMetrics().calls
+    )
+    await door.serve([socket.create_server(("127.0.0.1", port), backlog=512)])
+    return door

@@ -1,0 +1,267 @@
+"""A small house for gateway tests: targets in memory, real instances on loopback sockets.
+
+`FakeTarget` keeps the ports' promises (leases, a queue, exactly-once release, which it checks);
+`Instance` is a raw asyncio server whose behaviour a test writes as a coroutine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from contextlib import asynccontextmanager
+
+from agent.config import Invoke, Limits, NodeConfig
+from agent.contracts.base import Call, CallReport, NodeFacts, Reply
+from agent.contracts.bind import bind
+from agent.errors import Bug, FunctionFailed, NotFound
+from agent.functions.ports import Endpoint, Lease
+from agent.gateway.server import Gateway
+from agent.gateway.upstream import UpstreamConnector
+from agent.model.failure import Failure, FailureKind
+from agent.model.records import ColdStart, FunctionVersion, Meters
+from agent.model.spec import parse_spec
+from agent.telemetry.metrics import AgentMetrics
+
+
+def spec(**fields):
+    data = {"name": "f", "image": "x:1", "contract": "fc", "kind": "http"}
+    return parse_spec({**data, **fields})
+
+
+class FakeTarget:
+    """One instance behind one function; at most `spec.concurrency` leases at a time."""
+
+    def __init__(self, port=0, *, cold=None, queue=10, **fields):
+        record = FunctionVersion(
+            fields.get("name", "f"), 1, spec(**fields), None, "Ready", created_ns=0
+        )
+        self.version = record
+        self.contract = bind(record, NodeFacts())
+        self.endpoint = Endpoint("f-00000001", "127.0.0.1", port)
+        self.room = record.spec.concurrency
+        self.queue: deque = deque()
+        self.max_queue = queue
+        self.leases: set[Lease] = set()
+        self.released: list[tuple[Lease, Failure | None, bool]] = []
+        self.abandoned = 0
+        self.cold = cold
+        self.explanation = Failure(FailureKind.EXITED, exit_code=3)
+        self.explained = 0
+        self.jobs: list[bytes] = []
+        self.job = None
+        self.closed = False
+        self.calls: list[Call] = []
+
+    def acquire(self, waiter):
+        if len(self.leases) < self.room and not self.closed:
+            return self._lease()
+        if len(self.queue) >= self.max_queue:
+            raise FunctionFailed(Failure(FailureKind.QUEUE_FULL, retry_after_s=2.0))
+        self.queue.append(waiter)
+        return None
+
+    def _lease(self):
+        cold, self.cold = self.cold, None
+        lease = Lease(self.endpoint, asyncio.get_running_loop().time(), cold)
+        self.leases.add(lease)
+        return lease
+
+    def abandon(self, waiter):
+        if waiter in self.queue:
+            self.queue.remove(waiter)
+            self.abandoned += 1
+
+    def release(self, lease, call, failure=None, *, recycle=False):
+        if lease not in self.leases:
+            raise Bug("released twice")
+        self.leases.remove(lease)
+        self.released.append((lease, failure, recycle))
+        self.calls.append(call)
+        self.open()
+        return CallReport(Meters(wall_ms=1.0), lease.cold_start, b"tail", lease.endpoint.id)
+
+    def open(self):
+        """Grant to those who wait, as far as there is room."""
+        while self.queue and len(self.leases) < self.room and not self.closed:
+            self.queue.popleft().granted(self._lease())
+
+    def deliver_log_before(self, lease, call):
+        pass
+
+    async def explain(self, lease, waited_s):
+        self.explained += 1
+        await asyncio.sleep(0)
+        return self.explanation
+
+    async def run_job(self, call, event):
+        self.jobs.append(event)
+        if self.job is not None:
+            return await self.job(call, event)
+        return Reply(200, [(b"X-Job", b"yes")], b"done")
+
+
+class FakeCatalog:
+    def __init__(self, *targets):
+        self.targets = {target.version.name: target for target in targets}
+
+    def find(self, name, qualifier):
+        target = self.targets.get(name)
+        if target is None or qualifier not in ("LATEST", "1"):
+            raise NotFound(f"function '{name}' is not deployed")
+        return target
+
+
+class Instance:
+    """A server on loopback. `serve(reader, writer)` runs once per connection."""
+
+    def __init__(self, serve):
+        self.serve = serve
+        self.connections = 0
+        self.port = 0
+        self._writers = set()
+
+    async def start(self):
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, limit=1 << 24)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def _connected(self, reader, writer):
+        self.connections += 1
+        self._writers.add(writer)
+        try:
+            await self.serve(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def stop(self):
+        self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+async def read_request(reader):
+    """Read one request; return (request line, headers, body)."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    line, *rows = head[:-4].split(b"\r\n")
+    headers = {}
+    for row in rows:
+        name, _, value = row.partition(b": ")
+        headers[name.lower()] = value
+    if headers.get(b"transfer-encoding") == b"chunked":
+        body = b""
+        while size := int((await reader.readuntil(b"\r\n"))[:-2], 16):
+            body += await reader.readexactly(size)
+            await reader.readexactly(2)
+        await reader.readexactly(2)
+    else:
+        body = await reader.readexactly(int(headers.get(b"content-length", 0)))
+    return line, headers, body
+
+
+def http(body, status=b"200 OK", extra=b""):
+    return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n%b\r\n%b" % (status, len(body), extra, body)
+
+
+async def echo(reader, writer):
+    """Answer each request with its line, its sorted headers and its body."""
+    while True:
+        line, headers, body = await read_request(reader)
+        text = line + b"\n" + b"\n".join(b"%b=%b" % pair for pair in sorted(headers.items()))
+        text += b"\n\n" + body
+        writer.write(http(b"" if line.startswith(b"HEAD ") else text))
+
+
+class Door:
+    """A running gateway on loopback, and what tests want to know of it."""
+
+    def __init__(self, gateway, targets, connector, metrics, port):
+        self.gateway, self.targets, self.connector = gateway, targets, connector
+        self.metrics, self.port = metrics, port
+        self.writers = []
+
+    @property
+    def target(self):
+        return self.targets[0]
+
+    async def connect(self, limit=1 << 24):
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=limit)
+        self.writers.append(writer)
+        return reader, writer
+
+    async def ask(self, raw, *, close=True):
+        """Send bytes; return everything that comes until the gateway closes."""
+        reader, writer = await self.connect()
+        writer.write(raw)
+        data = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        return data
+
+    async def settled(self):
+        """Wait until no lease is out and no exchange is open."""
+        for _ in range(500):
+            if not self.gateway.desk.open_exchanges() and not any(t.leases for t in self.targets):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"not settled: {self.gateway.desk.open_exchanges()}")
+
+
+def tcp_socket():
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    return sock
+
+
+@asynccontextmanager
+async def house(*targets, domain="", zombie_s=30.0, take_socket=tcp_socket, **invoke):
+    config = NodeConfig(invoke=Invoke(domain=domain, **invoke), limits=Limits(zombie_s=zombie_s))
+    metrics = AgentMetrics()
+    connector = UpstreamConnector(take_socket)
+    gateway = Gateway(config, FakeCatalog(*targets), connector, metrics.calls)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    await gateway.serve([listener])
+    door = Door(gateway, targets, connector, metrics, listener.getsockname()[1])
+    try:
+        yield door
+    finally:
+        for writer in door.writers:
+            writer.transport.abort()
+        await gateway.close()
+        connector.close()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        for target in targets:
+            assert not target.leases, f"leases left: {target.leases}"
+        assert not gateway.desk.open_exchanges()
+        assert not gateway.desk.buffered_bytes
+        assert not gateway.calls_running
+
+
+async def read_reply(reader, *, head_only=False):
+    """Read one reply; return (status, headers, body)."""
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    line, *rows = head[:-4].split(b"\r\n")
+    status = int(line.split()[1])
+    headers = {}
+    for row in rows:
+        name, _, value = row.partition(b": ")
+        headers[name.lower()] = value
+    if head_only or status in (204, 304) or 100 <= status < 200:
+        return status, headers, b""
+    if headers.get(b"transfer-encoding") == b"chunked":
+        body = b""
+        while size := int((await asyncio.wait_for(reader.readuntil(b"\r\n"), 5))[:-2], 16):
+            body += await asyncio.wait_for(reader.readexactly(size), 5)
+            await reader.readexactly(2)
+        await reader.readexactly(2)
+    elif b"content-length" in headers:
+        body = await asyncio.wait_for(reader.readexactly(int(headers[b"content-length"])), 5)
+    else:
+        body = await asyncio.wait_for(reader.read(), 5)
+    return status, headers, body
+
+
