@@ -78,8 +78,7 @@ def leaks(
 def look(run: Path, node: str | None, *, apart: bool) -> Leaks:
     """Look once."""
     agent = find_agent(run, node)
-    layout = cgroup.detect()
-    assert layout is not None, "this host has no cgroups"
+    layout = find_layout(agent)
     containers = set(ctr(agent, "containers", "ls", "-q")) if agent.alive else set()
     found = {
         "processes": processes(agent, layout, containers),
@@ -110,6 +109,21 @@ def find_agent(run: Path, node: str | None) -> Agent:
     if node is None:
         node = config["node"]["name"] if config else default_node()
     return Agent(run, node, pid, config if pid is not None else {})
+
+
+def find_layout(agent: Agent) -> cgroup.Layout:
+    """Return where agents' cgroups are: as this one found them, or where they would be."""
+    with suppress(OSError, ValueError, KeyError):
+        return cgroup.load(agent.run / settings.CGROUP_NAME)
+    found = cgroup.detect()
+    assert found is not None, "this host has no cgroups"
+    if found.version == 1:
+        return found
+    # On v2 `detect` names the group of whoever asks; the agent's is its unit's.
+    unit = "/system.slice/kindling.service"
+    mount = found.mounts[""]
+    base = unit if Path(mount + unit).is_dir() else cgroup.DELEGATED
+    return cgroup.Layout(2, False, base, found.mounts)
 
 
 def default_node() -> str:

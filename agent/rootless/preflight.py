@@ -18,6 +18,8 @@ LEAST_KERNEL = (5, 11)
 LEAST_SUBIDS = 65536
 # Package: (least version that works at all, least version for everything).
 LEAST_VERSIONS = {"containerd": ((1, 7), (2, 1)), "rootlesskit": ((2, 0), (2, 0))}
+# The largest number of open files a contract promises to one function.
+LEAST_OPEN_FILES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,13 @@ def sysctls(wanted: Mapping[str, int], found: Mapping[str, int]) -> Check:
     detail = ", ".join(f"{key} is {found[key]}, wanted {value}" for key, value in low.items())
     mend = "sysctl -w " + " ".join(f"{key}={value}" for key, value in low.items())
     return Check("kernel limits", False, detail, mend, required=False)
+
+
+def open_files(hard: int) -> Check:
+    """Judge the hard limit of open files: nobody below it, functions included, can go higher."""
+    enough = hard >= LEAST_OPEN_FILES
+    detail = str(hard) if enough else f"{hard}, some functions may have {LEAST_OPEN_FILES}"
+    return Check("open files", enough, detail, "ulimit -n 1048576", required=False)
 
 
 def slots(

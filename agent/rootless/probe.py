@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import resource
 import shutil
 import stat
 import subprocess
@@ -41,6 +42,7 @@ def checks(house: House, *, starting: bool) -> list[Check]:
         _cgroups(starting),
         _slots(house),
         _sysctls(house),
+        preflight.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         preflight.directory("run", str(house.run), _directory_error(house.run), user),
         preflight.directory("data", str(house.data), _directory_error(house.data), user),
         preflight.tmpfs(str(house.run), _filesystem(house.run)),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import selectors
 import signal
 import sys
@@ -345,6 +346,9 @@ def main(arguments: list[str]) -> int:
         if arguments[1:]:
             return 0
         kernel.become_subreaper()
+        # Callers' connections count; the usual soft limit of 1024 is for programs with select().
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         kernel.set_process_name("kindling-house")
         return _start(house).run()
     except (AgentError, OSError, ValueError, KeyError) as error:

@@ -134,6 +134,12 @@ def test_slots_must_be_ready_and_as_free_as_their_class(writable, ready, free, o
     assert (check.ok, check.required) == (ok, required)
 
 
+@pytest.mark.parametrize(("hard", "ok"), [(1024, False), (100_000, True)])
+def test_few_open_files_are_said_but_do_not_block(hard, ok):
+    check = preflight.open_files(hard)
+    assert (check.ok, check.required) == (ok, False)
+
+
 def test_taken_ports_are_named_unless_the_agent_itself_has_them():
     taken = {"127.0.0.1:8080": "Address already in use"}
     check = preflight.ports(taken, None)
