@@ -89,6 +89,7 @@ start_agent() {
     "${as_root[@]}" systemctl start kindling
     return
   fi
+  LOG_BEGIN=$("${as_root[@]}" stat -c %s "$LOG" 2>/dev/null || echo 0)
   # shellcheck disable=SC2016  # expanded by the shell that is started
   "${as_root[@]}" bash -c '
     ulimit -n 1048576 2>/dev/null || true
@@ -111,11 +112,13 @@ reload_agent() {
 
 agent_pid() { "${as_root[@]}" cat "$RUN/lock"; }
 
+log_command() { if has_systemd; then echo 'journalctl -fu kindling'; else echo "tail -f $LOG"; fi; }
+
 last_words() {
   if has_systemd; then
     "${as_root[@]}" journalctl -u kindling -n 15 --no-pager -o cat
   else
-    "${as_root[@]}" tail -n 15 "$LOG"
+    "${as_root[@]}" tail -c "+$((${LOG_BEGIN:-0} + 1))" "$LOG" | tail -n 15
   fi
 }
 
@@ -137,7 +140,7 @@ wait_ready() {
 }
 
 agent() {
-  step agent "run 'kindling check'; the agent's log is $LOG, or 'journalctl -u kindling'"
+  step agent "run 'kindling check'; the agent's whole log: $(log_command)"
   local before
   if ! answers; then
     say 'start the agent as the user kindling'
@@ -240,9 +243,10 @@ print(reply.status, reply.headers, reply.read().decode(), sep="\n")' "$1"
 }
 
 next_steps() {
-  local stop log="tail -f $LOG" sudo=''
+  local stop log sudo=''
+  log=$(log_command)
   stop="kill $(agent_pid)"
-  if has_systemd; then stop='systemctl stop kindling' log='journalctl -fu kindling'; fi
+  if has_systemd; then stop='systemctl stop kindling'; fi
   if [ "$(id -u)" != 0 ]; then stop="sudo $stop" log="sudo $log"; fi
   if [ "${#cli[@]}" = 2 ]; then sudo='sudo '; fi
   say "done in $((SECONDS - BEGAN)) s, of which setup $SETUP_S s ($DOWNLOAD_S s of it downloads). The agent keeps running; try:"

@@ -258,6 +258,14 @@ def test_wrong_use_ends_with_2_and_says_what_is_wrong_first(
     assert value["error"]["code"] == "WrongUse"
 
 
+def test_check_prints_what_its_schema_says() -> None:
+    # Whatever this host lacks: the exit status says so, the answer is whole.
+    done = subprocess.run([*COMMAND, "check", "--json"], capture_output=True, check=False)
+    value = json.loads(done.stdout)
+    assert faults("check", value) == []
+    assert done.returncode == (0 if value["ok"] else 1)
+
+
 def test_help_and_version_end_with_0() -> None:
     for arguments in (["--help"], ["--version"], ["deploy", "-h"], ["image", "pull", "--help"]):
         done = CliRunner().invoke(kindling, arguments)
