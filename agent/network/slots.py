@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 
 from agent.aio import tasks
+from agent.aio.line import Line
 from agent.core.addresses import AddressPlan
 from agent.core.slots import SlotCounts, Slots, SlotState
 from agent.errors import AgentError, Bug, Overloaded, RuntimeUnavailable
@@ -76,7 +76,7 @@ class NetworkSlots:
         self._tries: dict[int, int] = {}
         self._later: dict[int, float] = {}
         # the keeper and who waits for it
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting = Line()
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -116,7 +116,7 @@ class NetworkSlots:
         keeper, self._keeper = self._keeper, None
         await tasks.stop(keeper)
         while self._waiting:
-            self._refuse(RuntimeUnavailable("the agent is stopping"))
+            self._waiting.refuse(RuntimeUnavailable("the agent is stopping"))
         # A job of the stopped keeper may still be at work on a wire: close them only after it.
         await self._thread.call(len, ())
         for one in self._wires.values():
@@ -161,45 +161,22 @@ class NetworkSlots:
         """Wait until there is a ready slot and lease it."""
         if self._keeper is None:
             raise RuntimeUnavailable("the network has not been opened")
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _WAIT_S
+        deadline = asyncio.get_running_loop().time() + _WAIT_S
         while True:
             counts = self._slots.counts()
             if counts.free + counts.making + counts.dirty + counts.ready <= len(self._waiting):
                 raise self._full()
-            # The answer only says "look again", so that none is lost when its waiter has gone.
-            answer: asyncio.Future[None] = loop.create_future()
-            self._waiting.append(answer)
             self._wake.set()
             try:
-                async with asyncio.timeout_at(deadline):
-                    await answer
+                await self._waiting.turn(deadline)
             except TimeoutError as error:
                 raise self._full() from error
-            finally:
-                if answer in self._waiting:
-                    self._waiting.remove(answer)
             number = self._slots.lease()
             if number is not None:
                 return number
 
     def _full(self) -> Overloaded:
         return Overloaded(f"all {len(self._slots)} network slots are taken", reason="slots")
-
-    def _serve(self) -> None:
-        """Tell as many waiters as there are ready slots to look again."""
-        for _ in range(self._slots.counts().ready):
-            while self._waiting and self._waiting[0].done():
-                del self._waiting[0]
-            if not self._waiting:
-                return
-            answer = self._waiting.popleft()
-            answer.set_result(None)
-
-    def _refuse(self, error: AgentError) -> None:
-        answer = self._waiting.popleft()
-        if not answer.done():
-            answer.set_exception(error)
 
     # -- the keeper
 
@@ -209,8 +186,7 @@ class NetworkSlots:
                 busy = await self._one_step()
             except (OSError, AgentError) as error:
                 log.warning("network slots: %s", error)
-                if self._waiting:
-                    self._refuse(RuntimeUnavailable(f"network slot cannot be made: {error}"))
+                self._waiting.refuse(RuntimeUnavailable(f"network slot cannot be made: {error}"))
                 await asyncio.sleep(_RETRY_S)
                 continue
             if not busy:
@@ -243,7 +219,7 @@ class NetworkSlots:
             wire.drop(self._wires.pop(number))
         else:
             return False
-        self._serve()
+        self._waiting.tell(self._slots.counts().ready)
         return True
 
     async def _make(self, number: int) -> None:

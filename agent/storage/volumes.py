@@ -1,12 +1,12 @@
-"""Volumes: host directories that the node's configuration names, bound into containers.
+"""Which host directories a function may see: those the node's configuration names, no other.
 
-The platform mounts (NAS, OSS, file storage), we bind; a function names a volume, never a path of
-the host. Pure but for one look whether the directory is there.
+A platform mounts NAS or object storage on the host and names the directory; a function's spec asks
+for it by that name. Pure but for looking whether the directory is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,48 +14,52 @@ from typing import Protocol
 from agent.errors import InvalidSpec, Problem
 
 
-class VolumeMount(Protocol):
-    """A mount as a spec has it."""
+class Wanted(Protocol):
+    """One entry of a spec's `mounts`."""
 
     @property
     def volume(self) -> str:
-        """The volume's name in the node's configuration."""
+        """The name of a volume of the node."""
 
     @property
     def target(self) -> str:
-        """Where the container finds it, absolute."""
+        """The absolute path inside the container."""
 
     @property
     def read_only(self) -> bool:
-        """Whether the container may not write."""
+        """Whether the function may not write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """A directory of the host and where the container finds it."""
+    """A host directory to be bound at `target` inside the container."""
 
     source: Path
     target: str
     read_only: bool
 
 
-def resolve(mounts: Iterable[VolumeMount], volumes: Mapping[str, Path]) -> tuple[Bind, ...]:
-    """Return the binds of a spec's mounts.
+def resolve(mounts: Sequence[Wanted], volumes: Mapping[str, Path]) -> tuple[Bind, ...]:
+    """Return what to bind for a spec's mounts.
 
-    Raises InvalidSpec with every mount whose volume this node does not name or does not have.
+    Raises InvalidSpec with every mount whose volume this node does not have, or whose directory
+    is missing.
     """
-    problems: list[Problem] = []
-    binds: list[Bind] = []
-    for number, mount in enumerate(mounts):
+    binds, problems = [], []
+    for position, mount in enumerate(mounts):
+        field = f"mounts[{position}].volume"
         source = volumes.get(mount.volume)
-        field = f"mounts[{number}].volume"
         if source is None:
-            there = ", ".join(sorted(volumes)) or "none"
+            known = ", ".join(sorted(volumes)) or "none"
             problems.append(
-                Problem(field, f"this node has no volume {mount.volume!r}; it has: {there}")
+                Problem(
+                    field,
+                    f"{mount.volume!r} is no volume of this node (it has: {known}); "
+                    "name its directory in the node's config under [volumes]",
+                )
             )
-        elif not source.is_dir():
-            problems.append(Problem(field, f"{source} is not a directory on this node"))
+        elif not source.is_absolute() or not source.is_dir():
+            problems.append(Problem(field, f"{source} is no directory on this node"))
         else:
             binds.append(Bind(source, mount.target, mount.read_only))
     if problems:

@@ -51,8 +51,12 @@ class Session:
         self.run = self.root / "run"
         self.run.mkdir()
         shutil.chown(self.run, "kindling", "kindling")
+        self.prepare()
         self.stderr = (self.root / "stderr").open("w+")
         self.process = self._start(program, code)
+
+    def prepare(self) -> None:
+        """Make what the namespace is to see when it is made; for subclasses."""
 
     def _start(self, program: str, code: Path) -> subprocess.Popen[str]:
         environment = {
@@ -105,9 +109,10 @@ class Session:
             raise ProbeFailed(*answer["error"])
         return answer["result"]
 
-    def end(self) -> None:
-        """Close the probe's input, wait for it, remove the directory."""
+    def stop(self) -> None:
+        """Close the probe's input and wait until all has ended; safe to call twice."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         try:
             self.process.stdin.close()
             self.process.wait(END_S)
@@ -117,9 +122,14 @@ class Session:
             self.process.wait()
             raise
         finally:
-            assert self.process.stdout is not None
             self.process.stdout.close()
             self.stderr.close()
+
+    def end(self) -> None:
+        """Stop, and remove the directory."""
+        try:
+            self.stop()
+        finally:
             shutil.rmtree(self.root)
 
 
