@@ -161,7 +161,8 @@ def node_groups(layout: cgroup.Layout) -> list[Path]:
 def other_nodes(agent: Agent, layout: cgroup.Layout) -> set[str]:
     """Return the nodes of other agents that are alive: each locks its group's directory."""
     nodes = {group.name for group in node_groups(layout) if lock.is_held(group)}
-    return nodes - {agent.node}
+    # A living agent of our node's name, but not on our run directory, is another one.
+    return nodes - ({agent.node} if agent.alive else set())
 
 
 def processes(agent: Agent, layout: cgroup.Layout, containers: set[str]) -> list[str]:

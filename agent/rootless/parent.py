@@ -212,7 +212,9 @@ class Parent:
         swept = sweep(groups.node_directories(house.node), within_s=_SWEEP_S)
         with suppress(ChildProcessError):
             os.waitpid(self.held.rootlesskit, os.WNOHANG)
-        leftovers.clear_directory(house.run, keep=(lock.NAME,))
+        stayed = leftovers.clear_directory(house.run, keep=(lock.NAME,))
+        if stayed:
+            notice.say("run", f"cannot be removed: {', '.join(map(str, stayed[:5]))}")
         asked = self._stop_by is not None
         if self.status is None or self.status != 0:
             how = "did not end" if self.status is None else child.how_ended(self.status)

@@ -172,6 +172,27 @@ def test_a_frozen_orphan_in_an_instance_group_is_swept(house):
         sleeper.wait()
 
 
+def test_the_leak_check_sees_what_is_left_of_a_killed_agent_and_of_an_instance(house):
+    house.start()
+    assert house.leaks() == {}
+    layout = cgroup.detect()
+    group = layout.directory("memory", "house") / "hello-1"
+    record = house.run / "instances" / "hello-1.json"
+    subprocess.run([*as_kindling(), "mkdir", str(group), str(record.parent)], check=True)
+    subprocess.run([*as_kindling(), "touch", str(record)], check=True)
+    left = house.leaks(within_s=0)
+    assert left["cgroups"] == [str(group)]
+    assert left["files"] == [str(record)]
+    house.http("GET", "/orphan")
+    orphan = child_named(house, "sleep")
+    house.kill_everything(spare=[orphan])
+    left = house.leaks(within_s=0)
+    assert any(f"{orphan} uid" in line for line in left["processes"])
+    assert {"processes", "cgroups", "files"} <= set(left)
+    house.start()
+    assert house.leaks() == {}
+
+
 def test_kill_9_of_the_parent_stops_the_house_by_itself(house):
     house.start()
     supervise = house.pids["supervise"]
