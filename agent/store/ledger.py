@@ -153,25 +153,20 @@ def _opened(path: Path, rows: int) -> Ledger:
             rows, newest = there
         elif os.fstat(fd).st_size == 0:
             newest = 0
-            _lay_out(fd, rows)
+            os.ftruncate(fd, _ROWS_AT + rows * _ROW_BYTES)
         else:
-            os.close(fd)
-            fd = -1
-            return _replaced(path, rows)
+            # The old inode lives on as long as somebody has it mapped.
+            path.unlink()
+            return _opened(path, rows)
         memory = mmap.mmap(fd, _ROWS_AT + rows * _ROW_BYTES)
         generation = newest + 1
         _HEADER.pack_into(memory, 0, MAGIC, rows, generation)
         _clear_lane(memory, rows, generation % LANES, generation, os.getpid())
         return Ledger(memory, rows, generation)
     finally:
-        if fd >= 0:
-            os.close(fd)
-
-
-def _replaced(path: Path, rows: int) -> Ledger:
-    """Put a fresh file where an unfit one lies; the old inode lives as long as it is mapped."""
-    path.unlink()
-    return _opened(path, rows)
+        # mmap keeps a duplicate of the fd, and the lock with it, unless it is taken off.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
 
 
 def _layout(fd: int) -> tuple[int, int] | None:
@@ -182,10 +177,6 @@ def _layout(fd: int) -> tuple[int, int] | None:
     magic, rows, newest = _HEADER.unpack(header)
     whole = os.fstat(fd).st_size == _ROWS_AT + rows * _ROW_BYTES
     return (rows, newest) if magic == MAGIC and whole else None
-
-
-def _lay_out(fd: int, rows: int) -> None:
-    os.ftruncate(fd, _ROWS_AT + rows * _ROW_BYTES)
 
 
 def _lane(memory: mmap.mmap, lane: int) -> tuple[int, int]:

@@ -1,0 +1,242 @@
+"""Instance records and the in-flight ledger as real files: successors, junk, kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.errors import Bug, RuntimeUnavailable
+from agent.model.records import ColdStart, InstanceRecord
+from agent.store.instances import InstanceFiles
+from agent.store.ledger import LANES, Foreign, Ledger
+
+ROOT = Path(__file__).parents[2]
+RECORD = InstanceRecord(
+    "f-0a1b2c3d", "f", 3, 5, 5, "172.30.0.7", 9000, "slots", 2, 4711, "ready", 99
+)
+
+
+def test_records_come_back_as_they_were(tmp_path):
+    files = InstanceFiles(tmp_path / "instances")
+    cold = replace(RECORD, id="g-1", cold_start=ColdStart(12.5, create_ms=3.0, cached=("image",)))
+    for record in (RECORD, cold):
+        files.save(record)
+    assert InstanceFiles(tmp_path / "instances").load() == ([RECORD, cold], [])
+
+
+def test_a_record_is_replaced_whole_and_removed_twice(tmp_path):
+    files = InstanceFiles(tmp_path)
+    files.save(RECORD)
+    files.save(replace(RECORD, state="draining"))
+    assert [r.state for r in files.load()[0]] == ["draining"]
+    files.remove(RECORD.id)
+    files.remove(RECORD.id)
+    assert files.load() == ([], [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_directory_is_no_records(tmp_path):
+    assert InstanceFiles(tmp_path / "none").load() == ([], [])
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"",
+        b"\x00\xff",
+        b"[]",
+        b"5",
+        b'{"id": "x"}',
+        b"{" * 100_000,
+        json.dumps({**RECORD.to_json(), "id": "x", "row": "5"}).encode(),
+        json.dumps({**RECORD.to_json(), "id": "other"}).encode(),
+        json.dumps({**RECORD.to_json(), "id": "x", "more": 1}).encode(),
+        json.dumps({**RECORD.to_json(), "id": "x", "cold_start": 5}).encode(),
+    ],
+)
+def test_a_file_that_is_no_record_is_told_and_left(tmp_path, junk):
+    files = InstanceFiles(tmp_path)
+    files.save(RECORD)
+    (tmp_path / "x.json").write_bytes(junk)
+    records, damaged = files.load()
+    assert records == [RECORD]
+    assert [d.path.name for d in damaged] == ["x.json"]
+    assert damaged[0].reason
+    assert (tmp_path / "x.json").exists()
+
+
+def test_a_half_written_record_is_removed(tmp_path):
+    files = InstanceFiles(tmp_path)
+    (tmp_path / "x.tmp").write_bytes(b'{"id"')
+    assert files.load() == ([], [])
+    assert not (tmp_path / "x.tmp").exists()
+
+
+@pytest.mark.parametrize("id", ["", "../x", "a/b", ".hidden", "a\0", "x" * 200])
+def test_an_id_that_is_no_file_name_is_a_bug(tmp_path, id):
+    with pytest.raises(Bug):
+        InstanceFiles(tmp_path).save(replace(RECORD, id=id))
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RuntimeUnavailable, match=r"f-0a1b2c3d cannot be written"):
+        InstanceFiles(tmp_path / "file").save(RECORD)
+
+
+def test_a_successor_sees_the_calls_of_the_worker_before(tmp_path):
+    old = Ledger.open(tmp_path / "ledger", 8)
+    old.begin(3, "call-1", 11)
+    old.begin(3, "call-2", 22)
+    old.begin(7)
+    new = Ledger.open(tmp_path / "ledger", 8)
+    assert (old.generation, new.generation) == (1, 2)
+    assert new.workers() == {1: os.getpid()}
+    assert new.foreign() == [
+        Foreign(3, 1, os.getpid(), 2, "call-2", 22),
+        Foreign(7, 1, os.getpid(), 1, "", 0),
+    ]
+    old.end(7)
+    old.end(3)
+    assert [(f.row, f.inflight) for f in new.foreign()] == [(3, 1)]
+    new.forget(1)
+    assert new.foreign() == []
+    assert new.workers() == {}
+    for ledger in (old, new):
+        ledger.close()
+
+
+def test_two_workers_count_on_one_row_without_disturbing_each_other(tmp_path):
+    old = Ledger.open(tmp_path / "ledger", 4)
+    new = Ledger.open(tmp_path / "ledger", 4)
+    old.begin(1, "old", 1)
+    new.begin(1, "new", 2)
+    new.begin(1, "new", 3)
+    assert (old.inflight(1), new.inflight(1)) == (1, 2)
+    assert [(f.call_id, f.inflight) for f in old.foreign()] == [("new", 2)]
+    assert old.end(1)
+    assert not old.end(1)
+    assert new.inflight(1) == 2
+    new.clear(1)
+    assert new.inflight(1) == 0
+
+
+def test_a_lane_is_clean_when_it_comes_round_again(tmp_path):
+    first = Ledger.open(tmp_path / "ledger", 2)
+    first.begin(0, "ancient", 1)
+    later = [Ledger.open(tmp_path / "ledger", 2) for _ in range(LANES)]
+    assert later[-1].generation == first.generation + LANES
+    assert later[-1].inflight(0) == 0
+    assert later[-1].foreign() == []
+    assert sorted(later[-1].workers()) == [2, 3, 4]
+
+
+def test_after_a_kill_the_calls_are_still_there(tmp_path):
+    path = tmp_path / "ledger"
+    program = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from agent.store.ledger import Ledger\n"
+        "ledger = Ledger.open(Path(sys.argv[1]), 4)\n"
+        "ledger.begin(2, 'mid-call', 5)\n"
+        "print('begun', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    try:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"begun\n"
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        worker.communicate()
+    successor = Ledger.open(path, 4)
+    assert successor.foreign() == [Foreign(2, 1, worker.pid, 1, "mid-call", 5)]
+
+
+def test_long_and_multibyte_call_ids_are_cut_not_refused(tmp_path):
+    old, new = (Ledger.open(tmp_path / "ledger", 2) for _ in range(2))
+    old.begin(1, "é" * 100, 1)
+    (found,) = new.foreign()
+    assert found.call_id.startswith("é" * 20)
+    old.begin(0, "short", 1)
+    assert {f.call_id for f in new.foreign()} >= {"short"}
+
+
+@pytest.mark.parametrize("row", [-1, 2, 10**6])
+def test_rows_that_are_not_there(tmp_path, row):
+    ledger = Ledger.open(tmp_path / "ledger", 2)
+    with pytest.raises(Bug, match=f"no row {row}"):
+        ledger.begin(row)
+    assert not ledger.end(row)
+
+
+def test_forgetting_oneself_is_a_bug(tmp_path):
+    ledger = Ledger.open(tmp_path / "ledger", 2)
+    for generation in (ledger.generation, 77):
+        with pytest.raises(Bug):
+            ledger.forget(generation)
+
+
+@pytest.mark.parametrize("junk", [b"x", b"\0" * 5000, b"KINDLED1" + b"\xff" * 9000])
+def test_a_file_of_another_layout_is_replaced(tmp_path, junk):
+    path = tmp_path / "ledger"
+    path.write_bytes(junk)
+    ledger = Ledger.open(path, 4)
+    ledger.begin(3)
+    assert ledger.generation == 1
+    assert Ledger.open(path, 4).foreign()[0].row == 3
+
+
+def test_a_larger_ledger_replaces_a_smaller_one_and_a_smaller_one_keeps_it(tmp_path):
+    path = tmp_path / "ledger"
+    small = Ledger.open(path, 4)
+    small.begin(3)
+    assert Ledger.open(path, 2).rows == 4
+    large = Ledger.open(path, 8)
+    assert large.rows == 8
+    assert large.foreign() == []
+    assert small.end(3)
+
+
+def test_the_file_is_for_its_owner_alone(tmp_path):
+    Ledger.open(tmp_path / "ledger", 2)
+    assert stat.S_IMODE((tmp_path / "ledger").stat().st_mode) == 0o600
+
+
+def test_a_place_that_cannot_be_opened_is_told(tmp_path):
+    with pytest.raises(RuntimeUnavailable, match="ledger"):
+        Ledger.open(tmp_path / "none" / "ledger", 2)
+
+
+def test_closing_twice_is_harmless(tmp_path):
+    ledger = Ledger.open(tmp_path / "ledger", 2)
+    ledger.close()
+    ledger.close()
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
+def test_rows_never_disturb_each_other(tmp_path_factory, steps):
+    ledger = Ledger.open(tmp_path_factory.mktemp("ledger") / "ledger", 4)
+    counts = [0, 0, 0, 0]
+    for row, begins in steps:
+        if begins:
+            ledger.begin(row, f"call-{row}", row)
+            counts[row] += 1
+        else:
+            assert ledger.end(row) == (counts[row] > 0)
+            counts[row] = max(0, counts[row] - 1)
+        assert [ledger.inflight(n) for n in range(4)] == counts
+    ledger.close()

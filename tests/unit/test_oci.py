@@ -1,0 +1,235 @@
+"""The runtime spec: what it must contain, and that the template says exactly the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.core.oci import (
+    CAPABILITIES,
+    Bind,
+    InstancePlan,
+    SpecTemplate,
+    VersionPlan,
+    argv_of,
+    merged_env,
+    oci_spec,
+)
+from agent.core.seccomp import ALLOWED, CLONE_NEW_ANY, profile
+from agent.errors import Bug, InvalidSpec
+
+VERSION = VersionPlan(
+    argv=("/bin/server", "--port", "9000"),
+    cwd="/app",
+    memory_bytes=128 << 20,
+    cpu_millis=1500,
+    pids=64,
+    fds=1024,
+    binds=(Bind("/srv/data", "/data", read_only=True), Bind("/srv/rw", "/rw")),
+)
+INSTANCE = InstancePlan(
+    hostname="hello-0a1b2c3d",
+    rootfs="/run/kindling/rootfs/hello-0a1b2c3d",
+    netns="/proc/12/fd/7",
+    cgroups_path="/kindling/node/hello-0a1b2c3d",
+    env={"PATH": "/bin", "A": 'quote" back\\ newline\n é'},
+    etc_dir="/run/kindling/etc/hello-0a1b2c3d",
+)
+SPEC = oci_spec(VERSION, INSTANCE)
+
+
+def mount(target: str) -> dict[str, object]:
+    (found,) = [m for m in SPEC["mounts"] if m["destination"] == target]
+    return found
+
+
+def test_the_program_runs_below_the_init_with_nothing_it_does_not_need():
+    process = SPEC["process"]
+    assert process["args"] == ["/dev/init", "--", "/bin/server", "--port", "9000"]
+    assert process["noNewPrivileges"] is True
+    assert process["terminal"] is False
+    assert process["oomScoreAdj"] > 0
+    assert {"type": "RLIMIT_CORE", "soft": 0, "hard": 0} in process["rlimits"]
+    assert {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024} in process["rlimits"]
+    assert process["capabilities"]["bounding"] == list(CAPABILITIES)
+    assert "ambient" not in process["capabilities"]
+    assert "inheritable" not in process["capabilities"]
+
+
+def test_capabilities_over_the_kernel_or_the_network_are_not_among_them():
+    for word in ("SYS_", "NET_", "MKNOD", "SETPCAP", "SETFCAP", "DAC_READ_SEARCH", "AUDIT"):
+        assert not [c for c in CAPABILITIES if word in c]
+
+
+def test_another_user_than_root_holds_no_capability():
+    held = oci_spec(replace(VERSION, uid=1000), INSTANCE)["process"]["capabilities"]
+    assert held["effective"] == held["permitted"] == []
+    assert held["bounding"] == list(CAPABILITIES)
+
+
+def test_every_namespace_is_its_own_and_the_network_is_the_slots():
+    spaces = {ns["type"]: ns.get("path") for ns in SPEC["linux"]["namespaces"]}
+    assert spaces == {
+        "pid": None,
+        "ipc": None,
+        "uts": None,
+        "mount": None,
+        "cgroup": None,
+        "user": None,
+        "network": "/proc/12/fd/7",
+    }
+    lines = [
+        {"containerID": 0, "hostID": 0, "size": 1},
+        {"containerID": 1, "hostID": 1, "size": 65535},
+    ]
+    assert SPEC["linux"]["uidMappings"] == SPEC["linux"]["gidMappings"] == lines
+
+
+def test_limits():
+    assert SPEC["linux"]["resources"] == {
+        "memory": {"limit": 128 << 20, "swap": 128 << 20},
+        "cpu": {"quota": 150_000, "period": 100_000},
+        "pids": {"limit": 64},
+    }
+    unlimited = oci_spec(replace(VERSION, limit_swap=False), INSTANCE)
+    assert "swap" not in unlimited["linux"]["resources"]["memory"]
+
+
+def test_sys_is_read_only_with_an_empty_place_over_cgroup_after_it():
+    targets = [m["destination"] for m in SPEC["mounts"]]
+    assert targets.index("/sys") < targets.index("/sys/fs/cgroup")
+    assert mount("/sys")["options"][:2] == ["rbind", "rro"]
+    assert mount("/sys/fs/cgroup")["type"] == "tmpfs"
+    assert "ro" in mount("/sys/fs/cgroup")["options"]
+
+
+def test_files_of_the_host_are_read_only_and_carry_no_devices():
+    for name in ("resolv.conf", "hosts", "hostname"):
+        bind = mount(f"/etc/{name}")
+        assert bind["source"] == f"/run/kindling/etc/hello-0a1b2c3d/{name}"
+        assert {"bind", "ro", "nosuid", "nodev", "noexec"} <= set(bind["options"])
+    assert {"bind", "ro", "nosuid", "nodev"} == set(mount("/dev/init")["options"])
+    assert {"rro", "nosuid", "nodev"} <= set(mount("/data")["options"])
+    assert not {"ro", "rro"} & set(mount("/rw")["options"])
+
+
+def test_shm_has_its_size():
+    assert f"size={VERSION.shm_bytes}" in mount("/dev/shm")["options"]
+
+
+def test_seccomp_refuses_by_default_and_allows_what_programs_need():
+    seccomp = SPEC["linux"]["seccomp"]
+    assert seccomp["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert len(ALLOWED) == len(set(ALLOWED))
+    assert {"read", "write", "execve", "futex", "epoll_wait", "clone", "socket"} - set(ALLOWED) == {
+        "clone",
+        "socket",
+    }
+    for name in (
+        "mount",
+        "umount2",
+        "unshare",
+        "setns",
+        "bpf",
+        "keyctl",
+        "add_key",
+        "init_module",
+        "kexec_load",
+        "io_uring_setup",
+        "userfaultfd",
+        "open_by_handle_at",
+        "perf_event_open",
+        "reboot",
+        "pivot_root",
+        "chroot",
+        "clock_settime",
+        "syslog",
+        "swapon",
+        "quotactl",
+    ):
+        assert not any(name in rule["names"] for rule in seccomp["syscalls"]), name
+
+
+def test_clone_may_not_make_namespaces_and_clone3_says_it_is_not_there():
+    rules = {tuple(rule["names"]): rule for rule in profile()["syscalls"]}
+    (condition,) = rules["clone",]["args"]
+    assert condition["op"] == "SCMP_CMP_MASKED_EQ"
+    assert condition["value"] == CLONE_NEW_ANY == 0x7E020000
+    assert condition["valueTwo"] == 0
+    assert rules["clone3",] == {
+        "names": ["clone3"],
+        "action": "SCMP_ACT_ERRNO",
+        "errnoRet": 38,
+    }
+
+
+def test_a_capability_adds_its_calls():
+    assert any("chroot" in r["names"] for r in profile(["CAP_SYS_CHROOT"])["syscalls"])
+
+
+words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+paths = words.map(lambda word: f"/p/{word}")
+
+
+@given(
+    st.builds(
+        VersionPlan,
+        argv=st.lists(words | st.just("\\u0000env\\u0000"), min_size=1, max_size=4).map(tuple),
+        memory_bytes=st.integers(1, 1 << 40),
+        cpu_millis=st.integers(50, 64000),
+        pids=st.integers(1, 1000),
+        fds=st.integers(1, 1000),
+        cwd=paths,
+        uid=st.integers(0, 65535),
+        annotations=st.dictionaries(words, words, max_size=2),
+    ),
+    st.builds(
+        InstancePlan,
+        hostname=paths,
+        rootfs=paths,
+        netns=paths,
+        cgroups_path=paths,
+        env=st.dictionaries(words, words | st.just("\\u0000rootfs\\u0000"), max_size=4),
+        etc_dir=paths,
+    ),
+)
+def test_the_template_says_the_same_as_the_whole_spec(version, instance):
+    assert json.loads(SpecTemplate(version).encode(instance)) == oci_spec(version, instance)
+
+
+@pytest.mark.parametrize("field", ["hostname", "rootfs", "netns", "cgroups_path", "etc_dir"])
+def test_a_missing_path_is_a_bug_and_no_spec(field):
+    with pytest.raises(Bug, match=field):
+        SpecTemplate(VERSION).encode(replace(INSTANCE, **{field: ""}))
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "cmd", "command", "args", "argv"),
+    [
+        (["/e"], ["c"], None, None, ("/e", "c")),
+        ([], ["/c", "d"], None, None, ("/c", "d")),
+        (["/e"], ["c"], None, ["a"], ("/e", "a")),
+        (["/e"], ["c"], None, [], ("/e",)),
+        (["/e"], ["c"], ["/x"], None, ("/x",)),
+        (["/e"], ["c"], ["/x"], ["a"], ("/x", "a")),
+    ],
+)
+def test_command_and_args_override_the_image(entrypoint, cmd, command, args, argv):
+    assert argv_of(entrypoint, cmd, command, args) == argv
+
+
+def test_nothing_to_run_is_an_invalid_spec():
+    with pytest.raises(InvalidSpec, match="ENTRYPOINT"):
+        argv_of([], [], None, None)
+
+
+def test_the_functions_own_variables_win_and_a_path_is_always_there():
+    env = merged_env(["A=img", "B=img", "junk", "=x", "E="], {"B": "con", "C": "con"}, {"C": "own"})
+    assert env["PATH"].endswith("/bin")
+    assert {k: env[k] for k in "ABCE"} == {"A": "img", "B": "con", "C": "own", "E": ""}
+    assert set(env) == {"PATH", "A", "B", "C", "E"}
+    assert merged_env(["PATH=/x"], {}, {})["PATH"] == "/x"
