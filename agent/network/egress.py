@@ -18,6 +18,7 @@ from agent.core.addresses import AddressPlan
 from agent.errors import InvalidSpec, Problem, RuntimeUnavailable
 
 Egress = Literal["all", "none"] | Sequence[str]
+Verb = Literal["add", "delete"]
 
 # rootlesskit's slirp4netns defaults: device, network and resolver (slirp4netns(1)).
 UPLINK = "tap0"
@@ -91,7 +92,7 @@ def all_members(rules: Mapping[str, Egress]) -> str:
     return text + "".join(members("add", address, egress) for address, egress in rules.items())
 
 
-def members(verb: Literal["add", "delete"], address: str, egress: Egress) -> str:
+def members(verb: Verb, address: str, egress: Egress) -> str:
     """Return nft text that puts one slot under its rule or takes it off; empty for `all`.
 
     Raises InvalidSpec when an entry is no IPv4 network.

@@ -21,7 +21,7 @@ from agent.core.slots import SlotCounts, Slots, SlotState
 from agent.errors import AgentError, Bug, Overloaded, RuntimeUnavailable
 from agent.network import egress as rules
 from agent.network import wire
-from agent.network.egress import Egress, PacketFilter
+from agent.network.egress import Egress, PacketFilter, Verb
 from agent.network.thread import NetworkThread
 from agent.network.wire import Condition
 
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _KEEP_FACTOR = 4
 # How long a start waits for a slot being made or restored (each takes 1 to 8 ms).
 _WAIT_S = 5.0
+# So many slots are restored in one go: about 10 ms of the thread, during which no socket is made.
+_BATCH = 16
 # A slot with sockets left is looked at again after this, then twice this, …: 1.3 s in all.
 _BUSY_S = 0.02
 _BUSY_TRIES = 6
@@ -203,11 +205,9 @@ class NetworkSlots:
     async def _one_step(self) -> bool:
         """Do one piece of work; False when there is none."""
         counts = self._slots.counts()
-        now = asyncio.get_running_loop().time()
-        dirty = self._slots.numbers(SlotState.DIRTY) if counts.dirty else ()
-        used = next((number for number in dirty if self._later.get(number, now) <= now), None)
-        if used is not None:
-            await self._restore(used)
+        due = self._due() if counts.dirty else []
+        if due:
+            await self._restore(due)
         elif counts.ready < self._warm or self._waiting:
             number = self._slots.make()
             if number is None:
@@ -231,26 +231,47 @@ class NetworkSlots:
         self._wires[number] = made
         self._slots.made(number)
 
-    async def _restore(self, number: int) -> None:
-        """Keep a used slot if it is as new, else destroy it or look again later."""
-        tries = self._tries.get(number, 0)
-        condition = await self._thread.call(
-            self._restore_on_thread, self._wires[number], self._held[number], tries
-        )
-        if condition is Condition.BUSY:
-            self._tries[number] = tries + 1
-            self._later[number] = asyncio.get_running_loop().time() + _BUSY_S * 2**tries
-            return
-        self._tries.pop(number, None)
-        self._later.pop(number, None)
-        if condition is Condition.CLEAN:
-            self._slots.clean(number)
-        else:
-            self._slots.discard(number)
-            wire.drop(self._wires.pop(number))
-        del self._held[number]
+    def _due(self) -> list[int]:
+        """The next given-back slots to look at, longest waiting first."""
+        now = asyncio.get_running_loop().time()
+        dirty = self._slots.numbers(SlotState.DIRTY)
+        return [number for number in dirty if self._later.get(number, now) <= now][:_BATCH]
 
-    def _restore_on_thread(self, used: wire.Wire, slot: NetworkSlot, tries: int) -> Condition:
+    async def _restore(self, numbers: list[int]) -> None:
+        """Keep used slots that are as new, destroy the others, or look again later."""
+        batch = [(self._wires[n], self._held[n], self._tries.get(n, 0)) for n in numbers]
+        conditions = await self._thread.call(self._restore_on_thread, batch)
+        for number, condition in conditions.items():
+            if condition is Condition.BUSY:
+                tries = self._tries.get(number, 0)
+                self._tries[number] = tries + 1
+                self._later[number] = asyncio.get_running_loop().time() + _BUSY_S * 2**tries
+                continue
+            self._tries.pop(number, None)
+            self._later.pop(number, None)
+            if condition is Condition.CLEAN:
+                self._slots.clean(number)
+            else:
+                self._slots.discard(number)
+                wire.drop(self._wires.pop(number))
+            del self._held[number]
+
+    def _restore_on_thread(
+        self, batch: list[tuple[wire.Wire, NetworkSlot, int]]
+    ) -> dict[int, Condition]:
+        conditions = {used.number: self._condition(used, tries) for used, _, tries in batch}
+        quiet = [slot for _, slot, _ in batch if conditions[slot.number] is not Condition.BUSY]
+        self._wiring.forget([slot.number for slot in quiet])
+        # Only now: while anything lives in a slot its rules must hold. Adding first makes the
+        # deletion right even if the lease failed before its own addition.
+        verbs: tuple[Verb, ...] = ("add", "delete")
+        for verb in verbs:
+            members = (rules.members(verb, slot.address, slot.egress) for slot in quiet)
+            self._filter.run("".join(members))
+        return conditions
+
+    def _condition(self, used: wire.Wire, tries: int) -> Condition:
+        """Restore or cut one wire, on the thread."""
         try:
             condition = self._wiring.restore(used)
         except OSError as error:
@@ -263,10 +284,4 @@ class NetworkSlots:
         if condition is not Condition.CLEAN:
             self._wiring.cut(used.number)
             condition = Condition.SPOILED
-        # Only now: while anything lives in the slot its rules must hold. Adding first makes the
-        # deletion right even if the lease failed before its own addition.
-        self._filter.run(
-            rules.members("add", slot.address, slot.egress)
-            + rules.members("delete", slot.address, slot.egress)
-        )
         return condition

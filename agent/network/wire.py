@@ -115,7 +115,6 @@ class Wiring:
         """
         if wire.sockets < 0:
             return Condition.SPOILED
-        conntrack.forget(self._netfilter, self._plan.address(wire.number))
         with namespace.inside(wire.fd, self._home):
             # Counted before any socket of ours is made in there.
             held, waiting = sockets.count()
@@ -126,6 +125,10 @@ class Wiring:
                 return Condition.BUSY
             with rtnetlink.open_route() as inner:
                 return Condition.CLEAN if _looks(inner) == wire.looks else Condition.SPOILED
+
+    def forget(self, numbers: Collection[int]) -> None:
+        """Drop what the kernel still tracks of the outward connections of these slots."""
+        conntrack.forget(self._netfilter, [self._plan.address(number) for number in numbers])
 
     def cut(self, number: int) -> None:
         """Remove a slot's devices at once, even if something still holds its namespace."""

@@ -18,6 +18,8 @@ from typing import Any
 from agent import config
 from agent.network import namespace, rtnetlink, sockets
 from agent.network.room import Network, NetworkSlot
+from agent.network.thread import new_socket
+from agent.network.wire import drop
 from tests.inside.rootless_session import serve
 
 RUN = Path(os.environ["PROBE_RUN"])
@@ -243,20 +245,23 @@ class Probe:
         return self.net.resolv_conf.read_text()
 
     async def measure(self, rounds: int) -> dict[str, float]:
-        """Milliseconds per lease, make and restore, medians; printed by bench/, never judged."""
-        leases, restores = [], []
-        for _ in range(rounds):
+        """Milliseconds of the work on the thread, medians; noted, never judged."""
+        thread, pool = self.net._thread, self.net._slots
+        assert pool is not None
+        wiring, times = pool._wiring, {"make": [], "restore": [], "socket": []}
+
+        def timed(what: str, run: Any, *args: Any) -> Any:
             begun = time.perf_counter()
-            slot = await self.net.lease()
-            leases.append(time.perf_counter() - begun)
-            await self.net.release(slot)
-            begun = time.perf_counter()
-            await self.settled()
-            restores.append(time.perf_counter() - begun)
-        return {
-            "lease": sorted(leases)[rounds // 2] * 1e3,
-            "restore": sorted(restores)[rounds // 2] * 1e3,
-        }
+            result = run(*args)
+            times[what].append(time.perf_counter() - begun)
+            return result
+
+        for number in range(900, 900 + rounds):
+            made = await thread.call(timed, "make", wiring.make, number)
+            await thread.call(timed, "restore", wiring.restore, made)
+            (await thread.call(timed, "socket", new_socket)).close()
+            drop(made)
+        return {what: round(sorted(each)[rounds // 2] * 1e3, 3) for what, each in times.items()}
 
     async def end(self) -> None:
         for name in list(self.processes):

@@ -287,17 +287,20 @@ class Probe:
         self.held["late"] = layer
         return layer.kind
 
-    async def measure(self, rounds: int) -> dict[str, float]:
+    async def measure(self, rounds: int, disk_mb: int) -> dict[str, float]:
         """Milliseconds of one prepare and one teardown, medians; noted, never judged."""
         up, down = [], []
         lowers = [self._image("base")]
         for _ in range(rounds):
+            layer = await self.room.lease("m", disk_mb)
             begun = time.perf_counter()
-            await self.roots.prepare("m", lowers, self.held["m"])
+            await self.roots.prepare("m", lowers, layer)
             up.append(time.perf_counter() - begun)
             begun = time.perf_counter()
             await self.roots.teardown("m")
             down.append(time.perf_counter() - begun)
+            await self.room.release(layer)
+            await self.settled()
         return {"up": sorted(up)[rounds // 2] * 1e3, "down": sorted(down)[rounds // 2] * 1e3}
 
     async def end(self) -> None:
