@@ -141,7 +141,7 @@ class App:
         self._jobs = JobRunner(self._fleet, calls.save)
         self._registry = Registry()
         runners = Runners(self._fleet, self._jobs, machine.builder)
-        stores = Stores(functions, machine.containerd, logs, events)
+        stores = Stores(functions, calls, machine.containerd, logs, events)
         deployer = Deployer(config, self._registry, runners, stores)
         self._gateway = Gateway(config, self._registry, connector, metrics.calls)
         reconciler = Reconciler(self._registry, deployer, runners, stores, files)

@@ -8,6 +8,7 @@ gRPC and one by HTTP cannot differ.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import platform
 import shutil
@@ -43,6 +44,7 @@ from agent.functions.registry import Deployed as RegisteredFunction
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import CallRecord, Meters
 from agent.model.spec import FunctionSpec
+from agent.telemetry.logs import LogLine
 
 if TYPE_CHECKING:
     from agent.config import NodeConfig
@@ -215,6 +217,11 @@ class LocalNode:
             image = await self._rooms.containerd.importer.load(
                 Path(path), name=full, scratch=scratch, deadline=deadline
             )
+        except InvalidSpec as error:
+            # The archive came as a stream: the caller knows it as its own file.
+            raise InvalidSpec(
+                [Problem("archive", p.message.replace(path, "the archive")) for p in error.problems]
+            ) from error
         finally:
             await asyncio.to_thread(Path(path).unlink, missing_ok=True)
         return [await self._image(await self._rooms.containerd.images.get(image.name))]
@@ -296,9 +303,8 @@ class LocalNode:
         """See `control.node.Node.logs`."""
         self._rooms.registry.get(name)
         log = self._rooms.logs.of(name)
-        kept = [
-            line for line in log.tail(0) if not query.instance or line.instance == query.instance
-        ]
+        wanted = await self._filter(query)
+        kept = [line for line in log.tail(0) if wanted(line)]
         if query.tail is not None:
             kept = kept[len(kept) - min(query.tail, len(kept)) :]
         if not query.follow:
@@ -309,12 +315,20 @@ class LocalNode:
         lost = 0
         try:
             async for line in follower:
-                if query.instance and line.instance != query.instance:
+                if not wanted(line):
                     continue
                 yield LogEntry(line, dropped=follower.lost - lost)
                 lost = follower.lost
         finally:
             log.unfollow(follower)
+
+    async def _filter(self, query: LogQuery) -> Callable[[LogLine], bool]:
+        """Return what tells the lines of an instance or a call; a job's are its instance's."""
+        instance, call = query.instance, query.call
+        if call and not instance:
+            with contextlib.suppress(NotFound):
+                instance, call = (await self.get_call(call)).instance, ""
+        return lambda line: (not instance or line.instance == instance) and call in line.text
 
     async def events(self, resume_token: str, functions: frozenset[str]) -> AsyncIterator[Event]:
         """See `control.node.Node.events`."""

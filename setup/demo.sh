@@ -219,7 +219,7 @@ contracts() {
 
   say 'scf-job'
   fresh scf-job hello-job scf-job
-  call 'exit code 0' "${cli[@]}" invoke scf-job --data '{"lines": 2}' --wait
+  call 'exit code 0' "${cli[@]}" invoke scf-job --data '{"lines": 2}' --wait --trace
 
   say 'vercel'
   fresh vercel hello-http vercel

@@ -159,7 +159,7 @@ def job(message: pb.Call, log: list[Json] | None) -> Json:
         "status": message.status,
         "headers": {},
         "body_base64": "",
-        "cold_start": None,
+        "cold_start": cold_start(message.cold_start) if message.HasField("cold_start") else None,
         "meters": meters(message.meters),
         "instance": message.instance,
         "error": None,

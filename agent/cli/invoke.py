@@ -112,6 +112,7 @@ def command(
                 pb.RunJobRequest(name=name, qualifier=qualifier, event=data, wait=wait),
                 _longest_s(spec),
                 as_json=as_json,
+                traced=traced,
             )
             return
         request = pb.InvokeRequest(

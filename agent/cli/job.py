@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli import answer
+from agent.cli import answer, trace
 from agent.cli.answer import print_json
 from agent.cli.client import Client
 from agent.cli.outcome import Unsuccessful
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _ENDED_BADLY = frozenset({"Failed", "Stopped", "Expired"})
 
 
-def run(client: Client, request: pb.RunJobRequest, within_s: float, *, as_json: bool) -> None:
+def run(
+    client: Client, request: pb.RunJobRequest, within_s: float, *, as_json: bool, traced: bool
+) -> None:
     """Start a job; with `wait` in the request, return when it has ended.
 
     Raises Unsuccessful when the job is known to have failed.
@@ -33,6 +35,8 @@ def run(client: Client, request: pb.RunJobRequest, within_s: float, *, as_json: 
         click.echo(record.id)
     else:
         _print(record, lines)
+    if traced:
+        trace.show(record)
     if answer.call_state(record) in _ENDED_BADLY:
         raise _failed(request.name, record)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from agent._pb.worker.v1 import worker_pb2 as pb
 
 
-def show(reply: pb.InvokeResponse) -> None:
-    """Print cold start and meters of a call."""
+def show(reply: pb.InvokeResponse | pb.Call) -> None:
+    """Print cold start and meters of a call or of a job's run."""
     if reply.HasField("cold_start"):
         _cold(answer.cold_start(reply.cold_start))
     else:

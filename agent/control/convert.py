@@ -186,6 +186,7 @@ def call_to_proto(record: CallRecord) -> pb.Call:
         error=record.error,
         meters=meters_to_proto(record.meters),
         attempts=1 if record.started_ns else 0,
+        cold_start=cold_start_to_proto(record.cold_start),
     )
 
 

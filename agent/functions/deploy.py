@@ -31,6 +31,7 @@ from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec import FunctionSpec, digest
 from agent.sandbox.builder import Builder
+from agent.store.calls import CallStore
 from agent.store.functions import FunctionStore
 from agent.telemetry.events import Events, Subject
 from agent.telemetry.logs import Logs
@@ -58,6 +59,7 @@ class Stores:
     """What a deploy writes to and reads from."""
 
     functions: FunctionStore
+    calls: CallStore
     containerd: Containerd
     logs: Logs
     events: Events

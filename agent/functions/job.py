@@ -45,6 +45,7 @@ class Run:
     ended: asyncio.Future[None]
     stopped: bool = False
     output: bytes = b""
+    cpu_ns: int = 0
     failure: Failure | None = None
     report: CallReport = field(default_factory=lambda: CallReport(Meters()))
 
@@ -66,15 +67,17 @@ class JobRunner:
         """How many jobs run now."""
         return len(self._runs)
 
-    async def answer(self, target: FunctionTarget, call: Call, event: bytes) -> Reply:
-        """Run a job for a call and word its answer as the contract does."""
+    async def answer(
+        self, target: FunctionTarget, call: Call, event: bytes
+    ) -> tuple[Reply, CallReport]:
+        """Run a job for a call; return its answer in the contract's words, and its report."""
         run = await self.run(target, call, event)
         waits = target.contract.waits_for_job()
         await asyncio.shield(run.ended if waits else run.started)
         if run.failure is not None:
             raise FunctionFailed(run.failure)
         code = run.record.exit_code if waits else None
-        return target.contract.job_reply(call, code, run.output, run.report)
+        return target.contract.job_reply(call, code, run.output, run.report), run.report
 
     async def run(self, target: FunctionTarget, call: Call, event: bytes) -> Run:
         """Begin a job and return it; `started` and `ended` are resolved, never failed.
@@ -106,14 +109,28 @@ class JobRunner:
         run = Run(record, target, instance, call, loop.create_future(), loop.create_future())
         self._runs[call.request_id] = run
         self._of[key] = self._of.get(key, 0) + 1
-        launch(f"job {call.request_id}", self._work(run, extra))
+        launch(f"job {call.request_id}", self._work(run, extra, self._fleet.now()))
         return run
 
-    async def _work(self, run: Run, extra: dict[str, str]) -> None:
-        began = self._fleet.now()
+    def adopt(self, target: FunctionTarget, instance: Instance, record: CallRecord) -> None:
+        """Go on with a job that the worker before had started; its time began with that start."""
+        loop = asyncio.get_running_loop()
+        call = Call(record.id, "job", b"POST", b"/", [], instance=instance.id)
+        run = Run(record, target, instance, call, loop.create_future(), loop.create_future())
+        run.started.set_result(None)
+        self._runs[record.id] = run
+        key = target.version.key
+        self._of[key] = self._of.get(key, 0) + 1
+        began = self._fleet.now() - (time.time_ns() - record.started_ns) / 1e9
+        launch(f"job {record.id}", self._work(run, None, began))
+
+    async def _work(self, run: Run, extra: dict[str, str] | None, began: float) -> None:
+        """Carry a job to its end; `extra` is its event's environment, None when it runs already."""
         try:
-            await self._save(run.record)
-            exit = await self._execute(run, extra, began)
+            if extra is not None:
+                await self._save(run.record)
+                await self._begin(run, extra, began)
+            exit = await self._await_end(run, began)
             await self._finish(run, exit, began)
         except FunctionFailed as error:
             await self._failed(run, error.failure)
@@ -134,8 +151,8 @@ class JobRunner:
                 if not future.done():
                     future.set_result(None)
 
-    async def _execute(self, run: Run, extra: dict[str, str], began: float) -> Exit:
-        """Start the container and wait for its exit, TERM and KILL past the time limit."""
+    async def _begin(self, run: Run, extra: dict[str, str], began: float) -> None:
+        """Start the container."""
         instance, contract = run.instance, run.target.contract
         line = contract.log_before(run.call)
         if line is not None:
@@ -144,13 +161,20 @@ class JobRunner:
             environment = {**contract.environment(instance.id), **extra}
             await instance.start(environment, began)
         self._fleet.started(instance)
-        run.record = replace(run.record, started_ns=time.time_ns())
+        run.report = CallReport(Meters(), instance.cold_start, b"", instance.id)
+        run.record = replace(run.record, started_ns=time.time_ns(), cold_start=instance.cold_start)
+        await self._save(run.record)
         run.started.set_result(None)
+
+    async def _await_end(self, run: Run, began: float) -> Exit:
+        """Wait for the exit, TERM and KILL past the time limit, and give everything back."""
+        instance = run.instance
         assert instance.container is not None
         exited = instance.container.exit
-        limit_s = contract.limits.call_s
-        await asyncio.wait({exited}, timeout=limit_s)
+        limit_s = run.target.contract.limits.call_s
+        await asyncio.wait({exited}, timeout=max(0.0, began + limit_s - self._fleet.now()))
         late = not exited.done()
+        run.cpu_ns = instance.cpu_ns()
         if late:
             run.failure = Failure(
                 FailureKind.TIMEOUT,
@@ -172,7 +196,7 @@ class JobRunner:
             wall_ms=wall_ms,
             billed_ms=billed_ms,
             memory_gb_s=gb_s(spec.memory_mb, billed_ms / 1000),
-            cpu_ms=run.instance.cpu_ns() / 1e6,
+            cpu_ms=run.cpu_ns / 1e6,
             peak_memory_bytes=exit.peak_bytes,
         )
         run.report = CallReport(meters, run.instance.cold_start, run.output, run.instance.id)

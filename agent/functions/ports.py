@@ -112,8 +112,8 @@ class Target(Protocol):
         when the instance lives.
         """
 
-    async def run_job(self, call: Call, event: bytes) -> Reply:
-        """Run a job for this call and return the contract's reply.
+    async def run_job(self, call: Call, event: bytes) -> tuple[Reply, CallReport]:
+        """Run a job for this call and return the contract's reply and what is known of the run.
 
         Returns when it has started or ended, as the contract says. Only for kind `job`. Raises
         FunctionFailed, Overloaded or InvalidSpec.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.containerd.tasks import TaskStatus as Status
 from agent.core import reconcile
@@ -32,13 +33,14 @@ from agent.errors import AgentError, NotFound
 from agent.functions.deploy import Deployer, Runners, Stores
 from agent.functions.foreign import ForeignCalls
 from agent.functions.registry import Registry
-from agent.model.records import InstanceRecord
+from agent.model.records import CallRecord, InstanceRecord
 from agent.sandbox.shims import KIND_LABEL
 from agent.store.instances import InstanceFiles
 
 log = logging.getLogger(__name__)
 
 CYCLE_S = 30.0
+LOST = "the job was lost when the agent was killed"
 STATUS: dict[Status, TaskStatus] = {
     Status.CREATED: "created",
     Status.RUNNING: "running",
@@ -72,6 +74,8 @@ class Reconciler:
         self._deployer = deployer
         self._fleet = runners.fleet
         self._builder = runners.builder
+        self._jobs = runners.jobs
+        self._calls: dict[str, CallRecord] = {}
         self._stores = stores
         self._files = files
         self._left: list[Effect] = []
@@ -94,16 +98,26 @@ class Reconciler:
 
         Network and writable layers are open, but give nothing out yet.
         """
+        self._calls = {call.instance: call for call in await self._stores.calls.unfinished()}
         found = await self._look()
         effects = reconcile.plan(found.world)
         for effect in effects:
             if isinstance(effect, Adopt):
                 await self._adopt(found.records[effect.id], effect.foreign)
+        await self._settle_lost_calls()
         if not self.foreign.workers_alive():
             self.foreign.forget_dead()
         self.sentence = reconcile.sentence(effects)
         log.info("start: %s", self.sentence)
         self._left = [effect for effect in effects if not isinstance(effect, Adopt)]
+
+    async def _settle_lost_calls(self) -> None:
+        """End the records of jobs whose instance did not outlive the worker."""
+        for call in self._calls.values():
+            if self._jobs.find(call.id) is None:
+                await self._stores.calls.save(
+                    replace(call, state="Failed", ended_ns=time.time_ns(), error=LOST)
+                )
 
     async def clear(self) -> None:
         """Do the removals of the plan made by `adopt`; only then are slots given out again.
@@ -175,6 +189,10 @@ class Reconciler:
             return
         instance.adopted(container, record)
         self._fleet.adopt(instance)
+        call = self._calls.get(record.id)
+        if target.version.spec.kind == "job" and call is not None:
+            self._jobs.adopt(target, instance, call)
+            return
         self.foreign.add(target, target.adopt(instance, foreign), foreign)
 
     async def _act(self, effect: Effect) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent.aio.tasks import launch, spawn, stop
@@ -133,6 +133,8 @@ class FunctionTarget:
         report = self._report(lease, call, now)
         for line in self.contract.log_after(call, report, failure.message if failure else ""):
             instance.note(line)
+        if call.want_log_tail:
+            report = replace(report, log_tail=self._tail(instance))
         if recycle or instance.state not in (State.READY, State.FROZEN):
             self.retire(member, grace_s=0.0 if recycle else None)
         waiter = self.pool.release(member, now)
@@ -153,10 +155,11 @@ class FunctionTarget:
             cpu_exact=lease.member.inflight <= 1,
             peak_memory_bytes=instance.peak_bytes(),
         )
-        tail = self._tail(instance) if call.want_log_tail else b""
-        return CallReport(meters, lease.cold_start, tail, instance.id)
+        return CallReport(meters, lease.cold_start, b"", instance.id)
 
     def _tail(self, instance: Instance) -> bytes:
+        if instance.container is not None:
+            instance.container.output.drain()
         lines = [line.text for line in self.log.tail(0) if line.instance == instance.id]
         return "\n".join(lines).encode()[-LOG_TAIL_BYTES:]
 
@@ -188,7 +191,7 @@ class FunctionTarget:
             log_lines=instance.quote(),
         )
 
-    async def run_job(self, call: Call, event: bytes) -> Reply:
+    async def run_job(self, call: Call, event: bytes) -> tuple[Reply, CallReport]:
         """See `ports.Target.run_job`."""
         return await self._jobs.answer(self, call, event)
 

@@ -71,6 +71,13 @@ class ColdStart:
         return {name: round(getattr(self, f"{name}_ms"), 3) for name in names}
 
 
+def cold_start_of(data: dict[str, Any] | None) -> ColdStart | None:
+    """Read a cold start back from plain JSON values."""
+    if data is None:
+        return None
+    return ColdStart(**{**data, "cached": tuple(data.get("cached", ()))})
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
     """What a new worker needs to adopt a running instance; kept on tmpfs beside its FIFOs."""
@@ -96,10 +103,7 @@ class InstanceRecord:
     @staticmethod
     def from_json(data: dict[str, Any]) -> InstanceRecord:
         """Read what `to_json` wrote; raises TypeError or KeyError on anything else."""
-        cold = data.get("cold_start")
-        if cold is not None:
-            cold = ColdStart(**{**cold, "cached": tuple(cold.get("cached", ()))})
-        return InstanceRecord(**{**data, "cold_start": cold})
+        return InstanceRecord(**{**data, "cold_start": cold_start_of(data.get("cold_start"))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +150,4 @@ class CallRecord:
     exit_code: int | None = None
     error: str = ""
     meters: Meters = field(default_factory=Meters)
+    cold_start: ColdStart | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import NotFound
-from agent.model.records import CallRecord, Meters
+from agent.model.records import CallRecord, Meters, cold_start_of
 from agent.store.database import Database
 
 MIGRATIONS = (
@@ -36,6 +36,7 @@ MIGRATIONS = (
         "CREATE INDEX calls_by_age ON calls (accepted_ns)",
         "CREATE INDEX calls_by_function ON calls (function, accepted_ns)",
     ),
+    ("ALTER TABLE calls ADD COLUMN cold_start TEXT NOT NULL DEFAULT 'null'",),
 )
 
 PRUNE_EVERY = 64
@@ -43,7 +44,7 @@ PRUNE_EVERY = 64
 MAX_LISTED = 10_000
 COLUMNS = (
     *("id", "function", "version", "instance", "state", "accepted_ns", "started_ns", "ended_ns"),
-    *("status", "exit_code", "error", "meters"),
+    *("status", "exit_code", "error", "meters", "cold_start"),
 )
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM calls"
 
@@ -66,7 +67,8 @@ class CallStore:
         self._saves += 1
         prune = self._saves % PRUNE_EVERY == 0
         values = asdict(record)
-        values["meters"] = json.dumps(values["meters"])
+        for name in ("meters", "cold_start"):
+            values[name] = json.dumps(values[name])
 
         def work(db: sqlite3.Connection) -> None:
             places = ", ".join(f":{name}" for name in values)
@@ -114,4 +116,6 @@ def _prune(db: sqlite3.Connection, kept: int) -> None:
 
 def _record(row: tuple[Any, ...]) -> CallRecord:
     values = dict(zip(COLUMNS, row, strict=True))
-    return CallRecord(**{**values, "meters": Meters(**json.loads(values["meters"]))})
+    values["meters"] = Meters(**json.loads(values["meters"]))
+    values["cold_start"] = cold_start_of(json.loads(values["cold_start"]))
+    return CallRecord(**values)

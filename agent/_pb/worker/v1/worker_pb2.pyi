@@ -643,7 +643,7 @@ class RunJobRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., qualifier: _Optional[str] = ..., event: _Optional[bytes] = ..., wait: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("id", "function", "version", "instance", "state", "accepted_at", "started_at", "ended_at", "status", "exit_code", "error", "meters", "attempts")
+    __slots__ = ("id", "function", "version", "instance", "state", "accepted_at", "started_at", "ended_at", "status", "exit_code", "error", "meters", "attempts", "cold_start")
     ID_FIELD_NUMBER: _ClassVar[int]
     FUNCTION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -657,6 +657,7 @@ class Call(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     METERS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    COLD_START_FIELD_NUMBER: _ClassVar[int]
     id: str
     function: str
     version: int
@@ -670,7 +671,8 @@ class Call(_message.Message):
     error: str
     meters: Meters
     attempts: int
-    def __init__(self, id: _Optional[str] = ..., function: _Optional[str] = ..., version: _Optional[int] = ..., instance: _Optional[str] = ..., state: _Optional[_Union[CallState, str]] = ..., accepted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., status: _Optional[int] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ..., meters: _Optional[_Union[Meters, _Mapping]] = ..., attempts: _Optional[int] = ...) -> None: ...
+    cold_start: ColdStart
+    def __init__(self, id: _Optional[str] = ..., function: _Optional[str] = ..., version: _Optional[int] = ..., instance: _Optional[str] = ..., state: _Optional[_Union[CallState, str]] = ..., accepted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., status: _Optional[int] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ..., meters: _Optional[_Union[Meters, _Mapping]] = ..., attempts: _Optional[int] = ..., cold_start: _Optional[_Union[ColdStart, _Mapping]] = ...) -> None: ...
 
 class GetCallRequest(_message.Message):
     __slots__ = ("id",)
