@@ -33,13 +33,15 @@ _NEWROUTE, _GETROUTE = 24, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
-_IFLA_LINKINFO, _IFLA_NET_NS_FD = 18, 28
+_IFLA_LINKINFO, _IFLA_GROUP, _IFLA_NET_NS_FD = 18, 27, 28
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_PEER = 1
 _BR_MCAST_SNOOPING = 23
 _PORT_LEARNING, _PORT_UNICAST_FLOOD, _PORT_MCAST_FLOOD = 8, 9, 27
 _PORT_BCAST_FLOOD, _PORT_ISOLATED = 30, 33
 _IFF_UP = 1
+# Any number but 0, the group of all other devices.
+_CONDEMNED = 0x6B64
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _NDA_DST, _NDA_LLADDR = 1, 2
@@ -158,10 +160,16 @@ def set_up(index: int, name: str) -> Message:
     return Message(_NEWLINK, link_header(index, up=True), what=f"bring {name} up")
 
 
-def delete_link(name: str) -> Message:
-    """Delete a device by its name; ENODEV if there is none."""
-    body = link_header(touch_up=False) + text(_IFLA_IFNAME, name)
-    return Message(_DELLINK, body, what=f"delete {name}")
+def condemn(name: str) -> Message:
+    """Put a device into the group that `delete_condemned` deletes; ENODEV if there is none."""
+    body = link_header(touch_up=False) + text(_IFLA_IFNAME, name) + u32(_IFLA_GROUP, _CONDEMNED)
+    return Message(_NEWLINK, body, what=f"delete {name}")
+
+
+def delete_condemned() -> Message:
+    """Delete all condemned devices in one go: each alone would cost the kernel 20 ms of waiting."""
+    body = link_header(touch_up=False) + u32(_IFLA_GROUP, _CONDEMNED)
+    return Message(_DELLINK, body, what="delete devices")
 
 
 def new_address(index: int, address: str, prefix: int) -> Message:

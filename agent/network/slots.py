@@ -260,6 +260,7 @@ class NetworkSlots:
         self, batch: list[tuple[wire.Wire, NetworkSlot, int]]
     ) -> dict[int, Condition]:
         conditions = {used.number: self._condition(used, tries) for used, _, tries in batch}
+        self._wiring.cut([n for n, how in conditions.items() if how is Condition.SPOILED])
         quiet = [slot for _, slot, _ in batch if conditions[slot.number] is not Condition.BUSY]
         self._wiring.forget([slot.number for slot in quiet])
         # Only now: while anything lives in a slot its rules must hold. Adding first makes the
@@ -271,17 +272,13 @@ class NetworkSlots:
         return conditions
 
     def _condition(self, used: wire.Wire, tries: int) -> Condition:
-        """Restore or cut one wire, on the thread."""
+        """Restore one wire, on the thread, and say what is to become of it."""
         try:
             condition = self._wiring.restore(used)
         except OSError as error:
             log.warning("network slot %d cannot be restored: %s", used.number, error)
             condition = Condition.SPOILED
-        if condition is Condition.BUSY:
-            if tries < _BUSY_TRIES:
-                return condition
+        if condition is Condition.BUSY and tries >= _BUSY_TRIES:
             log.warning("network slot %d is still in use and will be destroyed", used.number)
-        if condition is not Condition.CLEAN:
-            self._wiring.cut(used.number)
             condition = Condition.SPOILED
         return condition

@@ -130,24 +130,30 @@ class Wiring:
         """Drop what the kernel still tracks of the outward connections of these slots."""
         conntrack.forget(self._netfilter, [self._plan.address(number) for number in numbers])
 
-    def cut(self, number: int) -> None:
-        """Remove a slot's devices at once, even if something still holds its namespace."""
-        try:
-            self._route.send(rtnetlink.delete_link(self._plan.veth(number)))
-        except NetlinkError as error:
-            if error.errno != errno.ENODEV:
-                raise
-        with suppress(NetlinkError):
-            address = self._plan.address(number)
-            self._route.send(rtnetlink.delete_neighbour(self._bridge, address))
+    def cut(self, numbers: Collection[int]) -> None:
+        """Remove the devices of slots at once, even if something still holds their namespaces."""
+        found = 0
+        for number in numbers:
+            try:
+                self._route.send(rtnetlink.condemn(self._plan.veth(number)))
+            except NetlinkError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                continue
+            found += 1
+        if found:
+            self._route.send(rtnetlink.delete_condemned())
+        for number in numbers:
+            with suppress(NetlinkError):
+                address = self._plan.address(number)
+                self._route.send(rtnetlink.delete_neighbour(self._bridge, address))
 
     def sweep(self, keep: Collection[int]) -> int:
         """Remove the devices of all slots but `keep`; return how many there were."""
         names = [link.name for link in rtnetlink.links(self._route)]
         found = [self._plan.number_of_veth(name) for name in names]
         strays = [number for number in found if number is not None and number not in keep]
-        for number in strays:
-            self.cut(number)
+        self.cut(strays)
         return len(strays)
 
     def _join(self, number: int, fd: int) -> None:
@@ -174,7 +180,7 @@ class Wiring:
             if error.errno not in {errno.EEXIST, errno.EBUSY}:
                 raise
             # The number's last device is still there, because the kernel has not come to it yet.
-            self.cut(number)
+            self.cut([number])
             self._route.send(*batch)
 
     def _furnish(self, number: int, inner: Netlink) -> None:
