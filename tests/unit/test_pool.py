@@ -117,6 +117,19 @@ def test_idle_members_go_longest_idle_first_and_busy_ones_stay():
     assert p.idle(10.5) == [a]
 
 
+def test_idle_time_begins_anew_when_the_last_call_leaves():
+    p = pool(idle_s=10, concurrency=2)
+    a = serving(p, "a")
+    assert p.take(8) is a
+    assert p.take(8) is a
+    p.release(a, 9)
+    assert p.idle(100) == []
+    p.release(a, 100)
+    assert p.wake_at() == 110
+    assert p.idle(109) == []
+    assert p.idle(110) == [a]
+
+
 def test_expired_waiters_leave_in_order_and_others_stay():
     p = pool()
     p.enqueue("late", 0, 5)
