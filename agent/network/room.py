@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 from agent import config
@@ -54,6 +55,7 @@ class Network:
         RuntimeUnavailable; nothing is left open then.
         """
         async with AsyncExitStack() as stack:
+            stack.enter_context(_refusals("the functions' network cannot be set up"))
             await self._thread.start()
             stack.push_async_callback(self._thread.stop)
             packet_filter, wiring = await self._set_up(stack)
@@ -70,17 +72,12 @@ class Network:
             self._stack = stack.pop_all()
 
     async def _set_up(self, stack: AsyncExitStack) -> tuple[PacketFilter, Wiring]:
-        try:
-            packet_filter = await self._thread.call(PacketFilter)
-            stack.push_async_callback(self._thread.call, packet_filter.close)
-            # The rules come before anything that they guard against.
-            await self._thread.call(packet_filter.load, self._plan)
-            wiring = await self._thread.call(self._wire)
-            stack.push_async_callback(self._thread.call, wiring.close)
-        except OSError as error:
-            raise RuntimeUnavailable(
-                f"the functions' network cannot be set up: {error.strerror or error}"
-            ) from error
+        packet_filter = await self._thread.call(PacketFilter)
+        stack.push_async_callback(self._thread.call, packet_filter.close)
+        # The rules come before anything that they guard against.
+        await self._thread.call(packet_filter.load, self._plan)
+        wiring = await self._thread.call(self._wire)
+        stack.push_async_callback(self._thread.call, wiring.close)
         return packet_filter, wiring
 
     def _wire(self) -> Wiring:
@@ -93,11 +90,16 @@ class Network:
 
         Raises NotFound when the process is gone or is not in that slot.
         """
-        return await self._opened.adopt(number, pid, egress)
+        with _refusals(f"network slot {number} cannot be adopted"):
+            return await self._opened.adopt(number, pid, egress)
 
     async def ready(self) -> None:
-        """Remove what nobody adopted and start to keep slots in stock."""
-        removed = await self._opened.begin()
+        """Remove what nobody adopted and start to keep slots in stock.
+
+        A worker that this one replaces must have closed its network before.
+        """
+        with _refusals("network slots cannot be kept"):
+            removed = await self._opened.begin()
         if removed:
             log.info("network: removed %d devices that nobody owned", removed)
 
@@ -140,3 +142,12 @@ class Network:
         if self._slots is None:
             raise RuntimeUnavailable("the network has not been opened")
         return self._slots
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Turn what the kernel refuses into the agent's own error."""
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeUnavailable(f"{what}: {error.strerror or error}") from error

@@ -18,7 +18,7 @@ from agent.aio import tasks
 from agent.aio.line import Line
 from agent.core.addresses import AddressPlan
 from agent.core.slots import SlotCounts, Slots, SlotState
-from agent.errors import AgentError, Bug, Overloaded, RuntimeUnavailable
+from agent.errors import Bug, Overloaded, RuntimeUnavailable
 from agent.network import egress as rules
 from agent.network import wire
 from agent.network.egress import Egress, PacketFilter, Verb
@@ -186,8 +186,8 @@ class NetworkSlots:
         while True:
             try:
                 busy = await self._one_step()
-            except (OSError, AgentError) as error:
-                log.warning("network slots: %s", error)
+            except Exception as error:
+                log.exception("network slots: trying again in %g s", _RETRY_S)
                 self._waiting.refuse(RuntimeUnavailable(f"network slot cannot be made: {error}"))
                 await asyncio.sleep(_RETRY_S)
                 continue

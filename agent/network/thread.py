@@ -66,19 +66,21 @@ class NetworkThread:
     async def start(self) -> None:
         """Start the thread, enter the namespace and fill the stock of sockets.
 
-        Raises RuntimeUnavailable naming the namespace when it cannot be entered.
+        Raises RuntimeUnavailable naming the namespace when it cannot be used.
         """
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="kindling-net", daemon=True)
         self._thread.start()
         try:
-            self._home = await self.call(self._enter)
-        except OSError as error:
+            self._home = await self.call(self._enter, discard=os.close)
+            self._stock.extend(await self.call(_sockets, discard=_close_all))
+        except BaseException as error:
             await self.stop()
-            raise RuntimeUnavailable(
-                f"network namespace {self._netns} cannot be entered: {error.strerror}"
-            ) from error
-        self._stock.extend(await self.call(_sockets, discard=_close_all))
+            if isinstance(error, OSError):
+                raise RuntimeUnavailable(
+                    f"network namespace {self._netns} cannot be used: {error.strerror}"
+                ) from error
+            raise
 
     async def stop(self) -> None:
         """Let the jobs already given end, then end the thread and close the stock."""

@@ -12,7 +12,6 @@ import errno
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import RuntimeUnavailable
@@ -168,8 +167,4 @@ def _call(result: int) -> int:
 
 
 def _unavailable(what: str, error: OSError, verb: str = "mounted") -> RuntimeUnavailable:
-    cause = os.strerror(error.errno or 0)
-    failure = RuntimeUnavailable(f"{what} cannot be {verb}: {cause}")
-    with suppress(TypeError):
-        failure.add_note(str(error))
-    return failure
+    return RuntimeUnavailable(f"{what} cannot be {verb}: {os.strerror(error.errno or 0)}")

@@ -273,6 +273,18 @@ def test_egress_by_network_reaches_that_network_only(session, functions, outside
     assert ask(session, "cidr", "tcp", OUTSIDE, outside) == "No route to host"
 
 
+def test_a_list_of_everything_is_everything_but_the_host(
+    session, functions, outside, host_port
+) -> None:
+    session.call("lease", name="wide", egress=["0.0.0.0/1", "128.0.0.0/1"])
+    session.call("start", name="wide")
+    assert ask(session, "wide", "tcp", FAR_OUTSIDE, outside) == "open"
+    assert ask(session, "wide", "tcp", OUTSIDE_HOST_SIDE, host_port) == "No route to host"
+    assert ask(session, "wide", "tcp", functions["a"]["address"], 9000) in REFUSED
+    session.call("kill", name="wide")
+    session.call("release", name="wide")
+
+
 def test_traffic_between_agent_and_function_is_not_tracked(session, functions, outside) -> None:
     session.call("fetch", address=functions["a"]["address"])
     ask(session, "a", "tcp", OUTSIDE, outside)
