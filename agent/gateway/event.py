@@ -9,19 +9,30 @@ the rest.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agent.aio.tasks import spawn
 from agent.contracts.base import Call, CallReport, Headers
 from agent.contracts.failures import from_error
 from agent.errors import AgentError, FunctionFailed
-from agent.gateway.exchange import COLLECTING, DONE, JOB, NO_METERS, Caller, Exchange
+from agent.gateway.exchange import (
+    COLLECTING,
+    DONE,
+    JOB,
+    NO_METERS,
+    RUNNING,
+    Caller,
+    Exchange,
+)
 from agent.model.failure import Failure, FailureKind
 
 if TYPE_CHECKING:
     from agent.gateway.desk import Desk, View
 
 log = logging.getLogger(__name__)
+
+LOG_SETTLE_S: Final = 0.01
+"""How much later than its answer a function's last lines may come: the shim copies its output."""
 
 
 class EventExchange(Exchange):
@@ -72,6 +83,15 @@ class EventExchange(Exchange):
                 return
         else:
             body = data if not pieces else b"".join((*pieces, data))
+            if self.call.want_log_tail:
+                self._release_connection()
+                self.desk.loop.call_later(LOG_SETTLE_S, self._settled, body)
+            else:
+                self._whole(body)
+
+    def _settled(self, body: bytes) -> None:
+        """Go on once the log is there, unless the call has ended meanwhile."""
+        if self.stage == RUNNING:
             self._whole(body)
 
     def _hold(self, data: bytes) -> bool:
@@ -126,13 +146,14 @@ class JobExchange(Exchange):
         event = b"".join(self.pieces or ())
         failure = Failure(FailureKind.INTERNAL)
         try:
-            reply = await self.view.target.run_job(self.call, event)
+            reply, self.report = await self.view.target.run_job(self.call, event)
         except AgentError as error:
             failure = from_error(error)
         else:
             if self.stage != DONE:
                 caller = self.caller
                 self.caller = None
+                self.view.counters.cold_starts += self.report.cold_start is not None
                 self._done(reply.status)
                 if caller is not None:
                     self._deliver(caller, reply)

@@ -345,7 +345,7 @@ class Exchange:
             self._end(failure, recycle=alone)
             return
         self.failure = failure
-        self._answer(failure)
+        self._tell(failure)
         self.conn.flow.resume()
         self.line.pop(self, None)
         self.desk.watch_zombie(self)
@@ -497,9 +497,8 @@ class Exchange:
     def _explain(self) -> None:
         """Find out why it broke. What was answered already is broken off at once."""
         self.stage = EXPLAINING
-        if self._replied and self.caller is not None:
-            self.caller.abort()
-            self.caller = None
+        if self._replied:
+            self._break_off()
         _ = spawn(f"explain {self.call.instance}", self._ask_why())
 
     async def _ask_why(self) -> None:
@@ -516,6 +515,13 @@ class Exchange:
 
     def _done(self, status: int) -> None:
         """The instance's reply is whole: give back connection and lease."""
+        self._release_connection()
+        self._settle(self.failure)
+        self.view.counters.ended(
+            status if self.caller is not None else self._told, perf_counter() - self._started_at
+        )
+
+    def _release_connection(self) -> None:
         conn = self.conn
         lease = self.lease
         if conn is not None and lease is not None:
@@ -524,10 +530,6 @@ class Exchange:
                 conn.rest(lease.endpoint)
             else:
                 conn.drop()
-        self._settle(self.failure)
-        self.view.counters.ended(
-            status if self.caller is not None else self._told, perf_counter() - self._started_at
-        )
 
     def _end(self, failure: Failure | None, *, recycle: bool = False) -> None:
         """End before the reply is whole, and answer with the failure if nothing was answered."""
@@ -537,14 +539,10 @@ class Exchange:
             conn.drop()
         caller = self.caller
         self._settle(failure, recycle=recycle)
-        if caller is not None:
-            if failure is None:
-                caller.more(b"", True)
-            elif self._replied:
-                self.caller = None
-                caller.abort()
-            else:
-                self._answer(failure)
+        if failure is not None:
+            self._tell(failure)
+        elif caller is not None:
+            caller.more(b"", True)
         self.view.counters.ended(self._told, perf_counter() - self._started_at)
 
     def _settle(self, failure: Failure | None, *, recycle: bool = False) -> None:
@@ -566,8 +564,20 @@ class Exchange:
                 self.view.counters.cold_starts += 1
             self.report = self.view.release(lease, self.call, failure, recycle=recycle)
 
+    def _break_off(self) -> None:
+        caller, self.caller = self.caller, None
+        if caller is not None:
+            caller.abort()
+
+    def _tell(self, failure: Failure) -> None:
+        """Tell the caller, or break off what was told; afterwards nobody waits any more."""
+        if self._replied:
+            self._break_off()
+        else:
+            self._answer(failure)
+
     def _answer(self, failure: Failure) -> None:
-        """Tell the caller in the contract's words; afterwards nobody waits any more."""
+        """Tell the caller in the contract's words."""
         caller = self.caller
         if caller is None:
             return
