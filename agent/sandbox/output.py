@@ -34,6 +34,7 @@ class Output:
         self._loop = asyncio.get_running_loop()
         self._fds: dict[str, int] = {}
         self._framers = {stream: Framer(stream) for stream in STREAMS}
+        self._over: asyncio.Future[None] = self._loop.create_future()
 
     def path(self, stream: str) -> Path:
         """Return the FIFO of a stream."""
@@ -65,8 +66,17 @@ class Output:
             self._sink(line)
         return True
 
+    async def ended(self, within_s: float) -> None:
+        """Wait until both streams have ended and everything that was written has been read.
+
+        The shim copies the output, so the last lines of a process may come after its exit; it
+        closes the FIFOs behind them. Returns after `within_s` seconds whatever is left.
+        """
+        await asyncio.wait({self._over}, timeout=within_s)
+        self.drain()
+
     def drain(self) -> None:
-        """Read what is still in the FIFOs, bounded; called when the container has exited."""
+        """Read what is in the FIFOs now, bounded."""
         for stream, fd in list(self._fds.items()):
             with contextlib.suppress(BlockingIOError):
                 for _ in range(DRAIN_READS):
@@ -94,3 +104,5 @@ class Output:
         if fd >= 0:
             self._loop.remove_reader(fd)
             os.close(fd)
+        if not self._fds and not self._over.done():
+            self._over.set_result(None)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.functions import Functions
 from tests.integration.running import RunningAgent, install
 
 REPOSITORY = Path(__file__).parents[2]
@@ -70,3 +71,10 @@ def agent(make_agent: Callable[..., RunningAgent]) -> RunningAgent:
     A test leaves it as it found it: `assert agent.leaks() == {}` after removing its functions.
     """
     return make_agent().start()
+
+
+@pytest.fixture
+def functions(agent: RunningAgent) -> Iterator[Functions]:
+    """Functions on the shared agent: removed at the test's end, and nothing of them left."""
+    with Functions(agent) as found:
+        yield found
