@@ -44,8 +44,9 @@ from agent.node import LocalNode
 from agent.node import Rooms as NodeRooms
 from agent.node_facts import NodeFactsView, Watcher, components, memory_for_functions
 from agent.sandbox.blueprint import INIT
-from agent.sandbox.builder import Builder, Rooms
+from agent.sandbox.builder import Builder
 from agent.sandbox.images import Images
+from agent.sandbox.rooms import Rooms
 from agent.sandbox.shims import Shims
 from agent.storage.rootfs import RootFilesystems
 from agent.storage.slots import WritableLayers

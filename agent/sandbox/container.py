@@ -23,7 +23,9 @@ from agent.storage.slots import WritableLayer
 
 log = logging.getLogger(__name__)
 
+OUTPUT_S = 1.0  # how long the last lines of a process that has exited may take to come
 STATUS_S = 5.0  # how long containerd may take to tell the status of a process that has exited
+UNKNOWN = -1
 SIGNALLED = 128  # a shell's and an init's way to say that a signal ended the process
 LAST_SIGNAL = 64
 
@@ -46,7 +48,9 @@ class Container:
         self.output = output
         self.cgroup = cgroup
         self.pid = 0
-        self.anchor = ""
+        self.ending = asyncio.Lock()
+        self.gone = False
+        """Whether everything it held has been given back."""
         self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._containerd = containerd
         self._process: ProcessExit | None = None
@@ -81,15 +85,19 @@ class Container:
     async def _find_status(self) -> None:
         peak_bytes = self.cgroup.peak_bytes()
         out_of_memory = self.cgroup.oom_kills() > 0
-        code = -1
+        code = UNKNOWN
         try:
             deadline = asyncio.get_running_loop().time() + STATUS_S
             code = (await self._containerd.tasks.wait(self.id, deadline=deadline)).status
+            await self.output.ended(OUTPUT_S)
         except AgentError as error:
             log.warning("%s: exit status unknown: %s", self.id, error)
-        self.output.drain()
-        signal = code - SIGNALLED if SIGNALLED < code <= SIGNALLED + LAST_SIGNAL else None
+        finally:
+            self._ended(code, out_of_memory=out_of_memory, peak_bytes=peak_bytes)
+
+    def _ended(self, code: int, *, out_of_memory: bool = False, peak_bytes: int = 0) -> None:
         if not self.exit.done():
+            signal = code - SIGNALLED if SIGNALLED < code <= SIGNALLED + LAST_SIGNAL else None
             self.exit.set_result(Exit(code, signal, out_of_memory, time.time_ns(), peak_bytes))
 
     async def signal(self, number: int, *, deadline: float) -> None:
@@ -104,7 +112,14 @@ class Container:
         left_s = deadline - asyncio.get_running_loop().time()
         await asyncio.wait({self.exit}, timeout=max(0.0, left_s))
 
-    def unwatch(self) -> None:
-        """Stop watching the process; the container itself is left as it is."""
+    def close(self) -> None:
+        """Let go of its process, its output and its figures; they end with the container.
+
+        Nobody waits for the exit any longer then: one that was not seen counts as unknown.
+        """
+        if self._process is None or not self._process.done.done():
+            self._ended(UNKNOWN)
         if self._process is not None:
             self._process.close()
+        self.output.close()
+        self.cgroup.close()

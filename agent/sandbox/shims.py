@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.aio.tasks import launch
+from agent.aio.tasks import finish, launch
 from agent.cgroups.tree import CgroupTree
 from agent.containerd.client import Containerd
 from agent.containerd.containers import Container, RuntimeOptions
@@ -38,15 +38,15 @@ class Anchor:
     """One shim of ours and how busy it is."""
 
     id: str
-    creating: int = 0
-    containers: int = 0
+    creating: set[str] = field(default_factory=set)
+    containers: set[str] = field(default_factory=set)
     draining: bool = False
     process: ProcessExit | None = None
 
     @property
     def load(self) -> int:
         """What decides between anchors: lower is better."""
-        return self.creating * CREATE_COST + self.containers
+        return len(self.creating) * CREATE_COST + len(self.containers)
 
 
 class Shims:
@@ -69,12 +69,15 @@ class Shims:
         self._init = init
         self._cgroups = cgroups
         self._anchors: dict[str, Anchor] = {}
+        self._of: dict[str, Anchor] = {}
+        """The anchor that serves a container, by the container's id."""
+        self._mending = asyncio.Lock()
         self._numbers = 0
         self._works = False
 
     def __repr__(self) -> str:
         each = ", ".join(
-            f"{a.id}:{a.containers}+{a.creating}{' draining' if a.draining else ''}"
+            f"{a.id}:{len(a.containers)}+{len(a.creating)}{' draining' if a.draining else ''}"
             for a in self._anchors.values()
         )
         return f"<Shims {each or 'none: a shim per container'}>"
@@ -127,7 +130,7 @@ class Shims:
             pid = await self._containerd.tasks.create(id, deadline=deadline)
             await self._containerd.sandboxes.create(id, self._options, {}, deadline=deadline)
         except (AgentError, asyncio.CancelledError):
-            await self._remove(id)
+            await finish(f"remove {id}", self._remove(id), within_s=REMOVE_S * 2)
             raise
         self._add(id, pid)
 
@@ -145,53 +148,65 @@ class Shims:
         """A shim is gone: its containers run on, but only their cgroups can end them now."""
         if self._anchors.get(anchor.id) is anchor:
             anchor.draining = True
-            log.warning("the shim of %s has ended with %d containers", anchor.id, anchor.containers)
+            log.warning(
+                "the shim of %s has ended with %d containers",
+                anchor.id,
+                len(anchor.containers),
+            )
             launch(f"mend shims after {anchor.id}", self.mend())
 
-    def pick(self) -> str:
-        """Return the least busy anchor's id, counted as creating; "" means a shim of its own."""
+    def pick(self, container: str) -> str:
+        """Choose the least busy anchor for a container that is created now; "" for none at all.
+
+        `created` tells that this has ended, `removed` that the container is gone.
+        """
         open_anchors = [a for a in self._anchors.values() if not a.draining]
         if not open_anchors:
             return ""
-        anchor = min(open_anchors, key=lambda a: a.load)
-        anchor.creating += 1
+        anchor = self._of[container] = min(open_anchors, key=lambda a: a.load)
+        anchor.creating.add(container)
         return anchor.id
 
-    def created(self, id: str, *, ok: bool, late: bool = False) -> None:
-        """Note that a create through anchor `id` has ended; a late one closes the anchor."""
-        anchor = self._anchors.get(id)
+    def created(self, container: str, *, late: bool = False) -> None:
+        """Note that the creation has ended, well or not; a late one closes its anchor.
+
+        The container counts until `removed`: a half-made one also lives in the shim.
+        """
+        anchor = self._of.get(container)
         if anchor is None:
             return
-        anchor.creating -= 1
-        if ok:
-            anchor.containers += 1
+        anchor.creating.discard(container)
+        anchor.containers.add(container)
         if late and not anchor.draining:
             anchor.draining = True
-            log.warning("shim of %s missed a deadline: it takes no more containers", id)
+            log.warning("shim of %s missed a deadline: it takes no more containers", anchor.id)
 
-    def adopted(self, id: str) -> None:
+    def adopted(self, container: str, id: str) -> None:
         """Note that a running container found after a restart is served by anchor `id`."""
         anchor = self._anchors.get(id)
         if anchor is not None:
-            anchor.containers += 1
+            self._of[container] = anchor
+            anchor.containers.add(container)
 
-    def removed(self, id: str) -> None:
-        """Note that a container of anchor `id` is gone."""
-        anchor = self._anchors.get(id)
+    def removed(self, container: str) -> None:
+        """Note that a container is gone; safe to call twice."""
+        anchor = self._of.pop(container, None)
         if anchor is not None:
-            anchor.containers -= 1
+            anchor.creating.discard(container)
+            anchor.containers.discard(container)
 
     async def mend(self) -> None:
         """Remove drained anchors and make new ones up to the count; called now and then."""
-        for anchor in list(self._anchors.values()):
-            if anchor.draining and not anchor.containers and not anchor.creating:
-                await self._remove(anchor.id)
-        while self._works and self.usable < self._count:
-            try:
-                await self._make()
-            except AgentError as error:
-                log.warning("no further anchored shim: %s", error)
-                return
+        async with self._mending:
+            for anchor in list(self._anchors.values()):
+                if anchor.draining and not anchor.containers and not anchor.creating:
+                    await self._remove(anchor.id)
+            while self._works and self.usable < self._count:
+                try:
+                    await self._make()
+                except AgentError as error:
+                    log.warning("no further anchored shim: %s", error)
+                    return
 
     @property
     def usable(self) -> int:

@@ -1,0 +1,28 @@
+"""The doors to the machine that containers are made and taken apart through, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.cgroups.tree import CgroupTree
+    from agent.containerd.client import Containerd
+    from agent.network.room import Network
+    from agent.sandbox.images import Images
+    from agent.sandbox.shims import Shims
+    from agent.storage.rootfs import RootFilesystems
+    from agent.storage.slots import WritableLayers
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What the builder and the teardown work through."""
+
+    containerd: Containerd
+    network: Network
+    layers: WritableLayers
+    rootfs: RootFilesystems
+    cgroups: CgroupTree
+    images: Images
+    shims: Shims

@@ -1,0 +1,143 @@
+"""Taking containers apart: everything one holds is given back once, whatever fails on the way.
+
+What still has processes, or a root that cannot be unmounted, keeps its slots: given to another
+function they would be shared. It stays on a list here and is tried again by every control cycle. A
+containerd that does not answer holds nothing up: what it forgot is found as an orphan later.
+
+`builder.py` puts together what is taken apart here; who decides that is `agent/functions`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
+
+from agent.aio.tasks import finish
+from agent.core.anchor import ANCHOR_PREFIX
+from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
+from agent.sandbox.container import Container
+from agent.sandbox.rooms import Rooms
+
+log = logging.getLogger(__name__)
+
+WITHIN_S = 30.0  # more than all the bounds below together
+CALL_S = 5.0  # one answer of containerd's
+SCRUB_TRIES = 40
+SCRUB_PAUSE_S = 0.05
+
+
+class Teardown:
+    """Ends containers, our own and those that a dead worker left."""
+
+    def __init__(self, rooms: Rooms, fifos: Path) -> None:
+        self._rooms = rooms
+        self._fifos = fifos
+        self._unfinished: dict[str, Container] = {}
+
+    def __repr__(self) -> str:
+        return f"<Teardown unfinished={sorted(self._unfinished)}>"
+
+    async def destroy(self, container: Container) -> None:
+        """Give back everything a container holds; its process has ended or is killed now.
+
+        Safe to call again, also while it is at work. Goes on to its end when the caller is
+        cancelled, and never raises: what cannot be ended now is kept for `retry`.
+        """
+        await finish(f"destroy {container.id}", self._destroy(container), within_s=WITHIN_S)
+
+    async def _destroy(self, container: Container) -> None:
+        rooms, id = self._rooms, container.id
+        async with container.ending:
+            if container.gone:
+                return
+            self._unfinished[id] = container
+            await self._tried(id, "task", lambda: self._delete_task(id))
+            await self._tried(id, "record", lambda: self._delete_record(id))
+            scrub = await self._tried(id, "cgroup", lambda: asyncio.to_thread(self._scrub, id))
+            if not scrub or not await self._tried(id, "rootfs", lambda: rooms.rootfs.teardown(id)):
+                return
+            del self._unfinished[id]
+            container.gone = True
+            container.close()
+            rooms.shims.removed(id)
+            # Once only, whatever comes of it; and nothing above waits any more if this is late.
+            network, layer = container.slot, container.layer
+            await self._tried(id, "network slot", lambda: rooms.network.release(network))
+            await self._tried(id, "writable layer", lambda: rooms.layers.release(layer))
+
+    async def retry(self) -> None:
+        """Try again what could not be ended before."""
+        for container in list(self._unfinished.values()):
+            await self.destroy(container)
+
+    async def remove_foreign(self, id: str) -> None:
+        """Remove a container nobody owns: a left-over of a worker that died.
+
+        Raises RuntimeUnavailable when something of it is still there; ask again then.
+        """
+        rooms = self._rooms
+        steps: tuple[tuple[str, Callable[[], Awaitable[object]]], ...] = (
+            ("task", lambda: self._delete_task(id)),
+            ("record", lambda: self._delete_record(id)),
+            ("cgroup", lambda: asyncio.to_thread(self._scrub, id)),
+            ("rootfs", lambda: rooms.rootfs.teardown(id)),
+        )
+        left = [what for what, step in steps if not await self._tried(id, what, step)]
+        rooms.shims.removed(id)
+        if left:
+            raise RuntimeUnavailable(f"{id}: {', '.join(left)} could not be removed")
+        await asyncio.to_thread(shutil.rmtree, self._fifos / id, ignore_errors=True)
+
+    async def end_strays(self, known: Collection[str]) -> None:
+        """End what runs in control groups of instances that nobody knows."""
+        for id in self._rooms.cgroups.instances() - set(known) - self._unfinished.keys():
+            if not id.startswith(ANCHOR_PREFIX):
+                log.warning("%s runs without anybody knowing it: ended", id)
+                await self._end_stray(id)
+
+    async def _end_stray(self, id: str) -> None:
+        await self._tried(id, "cgroup", lambda: asyncio.to_thread(self._scrub, id))
+
+    async def _tried(self, id: str, what: str, step: Callable[[], Awaitable[object]]) -> bool:
+        """Take one step; False when it failed, whyever: the others must be taken too."""
+        try:
+            await step()
+        except Exception as error:
+            log.warning("%s: %s not given back: %s", id, what, error)
+            return False
+        return True
+
+    async def _delete_task(self, id: str) -> None:
+        """Delete a task whatever its state; killed first if it still runs."""
+        tasks = self._rooms.containerd.tasks
+        deadline = asyncio.get_running_loop().time() + CALL_S
+        with contextlib.suppress(NotFound):
+            try:
+                await tasks.delete(id, deadline=deadline)
+            except FailedPrecondition:
+                await tasks.kill(id, 9, everyone=True, deadline=deadline)
+                await tasks.wait(id, deadline=deadline)
+                await tasks.delete(id, deadline=deadline)
+
+    async def _delete_record(self, id: str) -> None:
+        deadline = asyncio.get_running_loop().time() + CALL_S
+        with contextlib.suppress(NotFound):
+            await self._rooms.containerd.containers.delete(id, deadline=deadline)
+
+    def _scrub(self, id: str) -> None:
+        """Kill and remove what a dead shim or a late create left in the instance's cgroup."""
+        group = self._rooms.cgroups.instance(id)
+        try:
+            for _ in range(SCRUB_TRIES):
+                if self._rooms.cgroups.remove(id):
+                    return
+                group.kill()
+                time.sleep(SCRUB_PAUSE_S)
+            raise RuntimeUnavailable(f"processes of {id} cannot be ended")
+        finally:
+            group.close()
