@@ -156,16 +156,16 @@ def report(
 
 def serve(port: int, backend: int, contract: str) -> None:
     """Run the gateway alone, in front of one backend that is always ready."""
-    import uvloop  # noqa: PLC0415 - only the pinned child needs it
+    import uvloop
 
-    from bench.warm_target import gateway  # noqa: PLC0415 - likewise
+    from bench.warm_target import gateway
 
     async def main() -> None:
         door = await gateway(port, backend, contract)
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(15, stop.set)
         if os.environ.get("KINDLING_PROFILE"):
-            import cProfile  # noqa: PLC0415 - likewise
+            import cProfile
 
             profile = cProfile.Profile()
             profile.enable()
@@ -195,7 +195,9 @@ def main() -> None:
         print(json.dumps(found))
         return
     for name, value in found["rps"].items():
-        print(f"{name:8} {value:9.0f} req/s  p50 {found['p50_us_one_connection'][name]:.0f} us at 1")
+        print(
+            f"{name:8} {value:9.0f} req/s  p50 {found['p50_us_one_connection'][name]:.0f} us at 1"
+        )
     low, high = found["ratio_range"]
     print(f"gateway / nginx: {found['ratio']:.2f} ({low:.2f}-{high:.2f})")
 

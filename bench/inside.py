@@ -1,0 +1,196 @@
+"""Runs in the peers' house: starts peers, asks them for a first reply, takes them away again.
+
+One JSON line in, one out. Peers join the house's network namespace, which is ready as Kindling's
+slots are, and are asked over its loopback by the same client that asks an agent. The clock starts
+before the command does. Nothing here knows an agent, except as a port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from bench import probe
+
+WORK = Path(os.environ.get("BENCH_WORK", "/nowhere"))
+GROUP = os.environ.get("BENCH_GROUP", "")
+SOCKET = WORK / "containerd.sock"
+IMAGE = "kindling.local/static:1"
+NAMESPACE = "bench"
+REPLY_S = 30.0
+CTR = ("ctr", "--address", str(SOCKET), "--namespace", NAMESPACE)
+RUNTIME_ROOT = WORK / "crun"
+NETNS = WORK / "rootlesskit" / "netns"
+
+
+def ready() -> str:
+    """Wait for containerd, import the image, write the bundle's spec."""
+    for _ in range(500):
+        if run(*CTR, "version", check=False) == 0:
+            break
+        time.sleep(0.02)
+    run(*CTR, "image", "import", "--snapshotter", "overlayfs", str(WORK / "static.tar"))
+    write_bundle()
+    return "ready"
+
+
+def write_bundle() -> None:
+    """Let crun write its own default spec, changed only where the server and the house need it."""
+    bundle = WORK / "bundle"
+    (bundle / "config.json").unlink(missing_ok=True)
+    subprocess.run(["crun", "spec"], cwd=bundle, check=True)
+    spec = json.loads((bundle / "config.json").read_text())
+    spec["process"] |= {"terminal": False, "args": ["/server"]}
+    for one in spec["linux"]["namespaces"]:
+        if one["type"] == "network":
+            one["path"] = str(NETNS)
+    (bundle / "config.json").write_text(json.dumps(spec))
+
+
+def http(port: int, path: str) -> dict[str, Any]:
+    """Ask an agent's endpoint for one reply."""
+    took_ms, reply = probe.call(port, path, REPLY_S)
+    return {"ms": took_ms, "phases": probe.phases(reply)}
+
+
+def crun(id: str, port: int) -> dict[str, Any]:
+    """Measure `crun run` of the static server to its first reply."""
+    bundle = WORK / "bundle"
+    spec = json.loads((bundle / "config.json").read_text())
+    spec["process"]["env"] = [f"FC_CUSTOM_LISTEN_PORT={port}"]
+    spec["linux"]["cgroupsPath"] = f"{GROUP}/{id}"
+    (bundle / "config.json").write_text(json.dumps(spec))
+    root = ("crun", "--root", str(RUNTIME_ROOT))
+    return measured(
+        port,
+        [*root, "run", "--bundle", str(bundle), id],
+        lambda: run(*root, "kill", id, "KILL", check=False),
+    )
+
+
+def ctr(id: str, port: int) -> dict[str, Any]:
+    """Measure `ctr run` (runc, containerd's default) of the static image to its first reply."""
+    return measured(
+        port,
+        [*ctr_run(port, id, "--rm"), IMAGE, id],
+        lambda: run(*CTR, "task", "kill", "--signal", "KILL", id, check=False),
+    )
+
+
+def ctr_run(port: int, id: str, *more: str) -> list[str]:
+    """Return `ctr run` without image and id."""
+    return [
+        *(
+            *CTR,
+            "run",
+            "--with-ns",
+            f"network:{NETNS}",
+            "--runc-binary",
+            "runc",
+            "--cgroup",
+            f"{GROUP}/{id}",
+        ),
+        *("--env", f"FC_CUSTOM_LISTEN_PORT={port}", *more),
+    ]
+
+
+def measured(port: int, command: list[str], kill: Callable[[], object]) -> dict[str, Any]:
+    """Start a command in the foreground, ask it for a reply, end it and wait for its end."""
+    nowhere = os.open("/dev/null", os.O_RDWR)
+    program = shutil.which(command[0])
+    assert program is not None, command[0]
+    actions = [(os.POSIX_SPAWN_DUP2, nowhere, 0), (os.POSIX_SPAWN_DUP2, nowhere, 1)]
+    mark = time.perf_counter()
+    pid = os.posix_spawn(program, command, os.environ, file_actions=actions)
+    try:
+        took_ms, _ = probe.call_when_up(port, mark, REPLY_S)
+    finally:
+        os.close(nowhere)
+        kill()
+        end = time.monotonic() + 10
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() >= end:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.002)
+    return {"ms": took_ms}
+
+
+def plain_delete(id: str, port: int) -> dict[str, Any]:
+    """Measure the end of a plain containerd container: kill, wait, delete task, record, snapshot.
+
+    By gRPC over an open channel, as the agent would: a command's start is no part of it.
+    """
+    run(*ctr_run(port, id, "--detach", "--null-io"), IMAGE, id)
+    probe.call_when_up(port, time.perf_counter(), REPLY_S)
+    return {"ms": asyncio.run(_delete(id))}
+
+
+async def _delete(id: str) -> float:
+    from agent.containerd.client import Containerd
+
+    containerd = Containerd(SOCKET, NAMESPACE)
+    try:
+        deadline = asyncio.get_running_loop().time() + REPLY_S
+        await containerd.ready(deadline)
+        mark = time.perf_counter()
+        await containerd.tasks.kill(id, signal.SIGKILL, everyone=True)
+        await containerd.tasks.wait(id, deadline=deadline)
+        await containerd.tasks.delete(id)
+        await containerd.containers.delete(id)
+        await containerd.snapshots.remove(id)
+        return (time.perf_counter() - mark) * 1000
+    finally:
+        await containerd.close()
+
+
+def run(*command: str, check: bool = True) -> int:
+    """Run a command; its output goes to the house's log."""
+    done = subprocess.run(command, stdout=sys.stderr, check=check, stdin=subprocess.DEVNULL)
+    return done.returncode
+
+
+MEASUREMENTS: dict[str, Callable[..., Any]] = {
+    one.__name__: one for one in (ready, http, crun, ctr, plain_delete)
+}
+
+
+def enter() -> None:
+    """Move the calling thread into the peers' network namespace."""
+    from agent.network import namespace
+
+    # SAFETY: called once, on a thread of our own that runs nothing but measurements of peers.
+    fd = os.open(NETNS, os.O_RDONLY | os.O_CLOEXEC)
+    namespace.enter(fd)
+    os.close(fd)
+
+
+def main() -> None:
+    """Answer requests until standard input closes."""
+    with ThreadPoolExecutor(1, initializer=enter) as beside_peers:
+        for line in sys.stdin:
+            request = json.loads(line)
+            measure = MEASUREMENTS[request.pop("what")]
+            try:
+                if measure is http:
+                    answer = {"result": measure(**request)}
+                else:
+                    answer = {"result": beside_peers.submit(measure, **request).result()}
+            except Exception as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            with suppress(BrokenPipeError):
+                os.write(1, json.dumps(answer).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What a bench found, as a table for people and as JSON for everything else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.figures import Goal, Ratio, number, plain
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of one bench. `lines` are its tables, `samples` the raw figures."""
+
+    title: str
+    lines: Sequence[str]
+    figures: Mapping[str, Any]
+    ratios: Mapping[str, Ratio] = field(default_factory=dict)
+    goals: Sequence[Goal] = ()
+    samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Return the report for a terminal."""
+        lines = [f"== {self.title}", *self.lines]
+        if self.ratios:
+            lines += ["", "ratios of medians (quartiles over the rounds):"]
+            width = max(map(len, self.ratios))
+            lines += [
+                f"  {name:{width}}  {number(one.of_medians):>6}"
+                f"  ({number(one.low)} - {number(one.high)})"
+                for name, one in self.ratios.items()
+            ]
+        if self.goals:
+            lines += ["", *(goal.sentence() for goal in self.goals)]
+        return "\n".join(lines)
+
+    def write(self, path: Path, machine: Mapping[str, Any]) -> None:
+        """Write the report as JSON."""
+        data = {
+            "title": self.title,
+            "machine": machine,
+            "figures": self.figures,
+            "ratios": self.ratios,
+            "goals": self.goals,
+            "samples": self.samples,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(plain(data), indent=1) + "\n")
