@@ -185,6 +185,7 @@ class App:
         undo.push_async_callback(network.close)
         await network.open()
         layers = WritableLayers(config.storage, config.paths.slots, run)
+        undo.push_async_callback(layers.close)
         await layers.open()
         rootfs = RootFilesystems(run)
         cgroups = CgroupTree.load(run, config.node.name)
