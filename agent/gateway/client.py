@@ -261,12 +261,8 @@ class ClientConnection(asyncio.Protocol):
         piece = data if at == 0 and stop == len(data) else data[at:stop]
         self._at = stop
         self.head_bytes += len(piece)
-        if self.head_bytes > MAX_REQUEST_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-            self._keep = False
-            message = (
-                f"the head is larger than {MAX_REQUEST_HEAD_BYTES} bytes or {MAX_HEADERS} fields"
-            )
-            self.refuse(431, "HeadersTooLarge", message)
+        if self.head_bytes > MAX_REQUEST_HEAD_BYTES:
+            self._too_large(f"the head is larger than {MAX_REQUEST_HEAD_BYTES} bytes")
             return
         try:
             self._parser.feed_data(piece)
@@ -301,6 +297,9 @@ class ClientConnection(asyncio.Protocol):
         if wrong:
             self._junk(wrong)
             return
+        if len(self.headers) > MAX_HEADERS:
+            self._too_large(f"the head has more than {MAX_HEADERS} fields")
+            return
         self._served = True
         first = b""
         length = self.length
@@ -329,6 +328,10 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._mode = REPLY
         self._gateway.request(self, first, self._mode == REPLY)
+
+    def _too_large(self, message: str) -> None:
+        self._keep = False
+        self.refuse(431, "HeadersTooLarge", message)
 
     def _wrong(self, version: str, old: bool) -> str:
         if version != "1.1" and not old:
@@ -396,7 +399,7 @@ class ClientConnection(asyncio.Protocol):
             elif mode == LINGER:
                 self._lingered_bytes += len(data) - at
                 if self._lingered_bytes > LINGER_BYTES:
-                    self.cut()
+                    self._flow.pause()  # until `check` cuts it: the caller has time to read
             return
         if ended:
             self._mode = REPLY

@@ -148,7 +148,7 @@ class Desk:
 
     def tick(self, now: float) -> None:
         """End what is overdue."""
-        for line in self._lines.values():
+        for line in list(self._lines.values()):
             overdue = []
             for exchange in line:
                 if exchange.deadline > now:

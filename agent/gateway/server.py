@@ -288,6 +288,13 @@ class Gateway:
         """Keep every time limit; runs only while there is something to watch."""
         self._timer = None
         now = self.loop.time()
+        try:
+            self._keep_time(now)
+        finally:
+            if self._connections or self.desk.busy or self.desk.connector.connections:
+                self._arm()
+
+    def _keep_time(self, now: float) -> None:
         self.desk.tick(now)
         if now - self._checked_at >= self._check_s:
             self._checked_at = now
@@ -297,8 +304,6 @@ class Gateway:
         if now - self._swept_at >= SWEEP_S:
             self._swept_at = now
             self.desk.sweep(now)
-        if self._connections or self.desk.busy or self.desk.connector.connections:
-            self._arm()
 
 
 def _too_long(client: ClientConnection, call: Call, view: View) -> Failure | None:

@@ -10,6 +10,7 @@ import asyncio
 import socket
 from collections import deque
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 from agent.config import Invoke, Limits, NodeConfig
 from agent.contracts.base import Call, CallReport, NodeFacts, Reply
@@ -97,8 +98,8 @@ class FakeTarget:
     async def run_job(self, call, event):
         self.jobs.append(event)
         if self.job is not None:
-            return await self.job(call, event)
-        return Reply(200, [(b"X-Job", b"yes")], b"done")
+            return await self.job(call, event), CallReport(Meters())
+        return Reply(200, [(b"X-Job", b"yes")], b"done"), CallReport(Meters())
 
 
 class FakeCatalog:
@@ -115,6 +116,8 @@ class FakeCatalog:
 class Instance:
     """A server on loopback. `serve(reader, writer)` runs once per connection."""
 
+    live: ClassVar[set[Instance]] = set()
+
     def __init__(self, serve):
         self.serve = serve
         self.connections = 0
@@ -124,6 +127,7 @@ class Instance:
     async def start(self):
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, limit=1 << 24)
         self.port = self._server.sockets[0].getsockname()[1]
+        Instance.live.add(self)
         return self
 
     async def _connected(self, reader, writer):
@@ -138,6 +142,7 @@ class Instance:
             writer.close()
 
     async def stop(self):
+        Instance.live.discard(self)
         self._server.close()
         for writer in list(self._writers):
             writer.transport.abort()
@@ -232,6 +237,8 @@ async def house(*targets, domain="", zombie_s=30.0, take_socket=tcp_socket, **in
             writer.transport.abort()
         await gateway.close()
         connector.close()
+        for instance in list(Instance.live):
+            await instance.stop()
         for _ in range(5):
             await asyncio.sleep(0)
         for target in targets:
@@ -263,5 +270,3 @@ async def read_reply(reader, *, head_only=False):
     else:
         body = await asyncio.wait_for(reader.read(), 5)
     return status, headers, body
-
-

@@ -22,9 +22,7 @@ GET = b"GET /http/f/a%20b?x=%2F HTTP/1.1\r\nHost: h\r\n\r\n"
 
 @pytest.fixture
 async def instance():
-    one = await Instance(echo).start()
-    yield one
-    await one.stop()
+    return await Instance(echo).start()
 
 
 async def served(serve):
@@ -109,7 +107,6 @@ async def test_chunked_both_ways():
             assert headers[b"transfer-encoding"] == b"chunked"
         assert one.connections == 1
         writer.close()
-    await one.stop()
 
 
 async def test_http_1_0_closes_and_gets_no_chunks():
@@ -126,7 +123,6 @@ async def test_http_1_0_closes_and_gets_no_chunks():
         assert body == b"abcdef"
         assert b"Transfer-Encoding" not in head
         assert b"Connection: close" in head
-    await one.stop()
 
 
 async def test_http_1_0_keep_alive_is_said_and_kept(instance):
@@ -153,7 +149,6 @@ async def test_connection_close_is_honoured_on_both_sides():
             assert data.count(b"Connection: close") == 1
         assert one.connections == 2
         assert not door.target.endpoint.idle
-    await one.stop()
 
 
 async def test_reply_without_length_ends_with_the_connection():
@@ -171,7 +166,6 @@ async def test_reply_without_length_ends_with_the_connection():
             assert (await read_reply(reader))[::2] == (200, b"until close")
         assert not door.target.explained
         writer.close()
-    await one.stop()
 
 
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
@@ -192,7 +186,6 @@ async def test_replies_without_a_body_keep_both_connections(status):
             assert headers.get(b"content-length") == (b"7" if got == 304 else None)
         assert one.connections == 1
         writer.close()
-    await one.stop()
 
 
 async def test_head_passes_the_length_but_no_body():
@@ -215,7 +208,6 @@ async def test_head_passes_the_length_but_no_body():
         assert status == 404
         assert await reader.read() == b""
         writer.close()
-    await one.stop()
 
 
 async def test_expect_100_continue_is_answered_by_the_gateway():
@@ -237,7 +229,6 @@ async def test_expect_100_continue_is_answered_by_the_gateway():
             writer.write(b"data")
             assert (await read_reply(reader))[::2] == (200, b"data")
         writer.close()
-    await one.stop()
 
 
 async def test_a_refused_call_is_not_told_to_continue(instance):
@@ -280,7 +271,6 @@ async def test_upgrade_passes_bytes_both_ways():
         writer.close()
         await door.settled()
         assert door.target.released[0][1] is None
-    await one.stop()
 
 
 async def test_upgrade_refused_by_the_instance_is_an_ordinary_reply(instance):
@@ -306,7 +296,6 @@ async def test_upgrade_nobody_asked_for_is_a_bad_response():
         writer.write(GET)
         assert (await read_reply(reader))[0] == 502
         writer.close()
-    await one.stop()
 
 
 async def test_server_sent_events_arrive_one_by_one():
@@ -336,7 +325,6 @@ async def test_server_sent_events_arrive_one_by_one():
         gate.put_nowait(None)
         assert await asyncio.wait_for(reader.readexactly(5), 5) == b"0\r\n\r\n"
         writer.close()
-    await one.stop()
 
 
 async def test_cold_start_and_trace_headers_only_where_they_belong(instance):

@@ -1,0 +1,320 @@
+"""Event calls, jobs, the enveloped door, and calls made in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from agent.contracts.base import Reply
+from agent.errors import FunctionFailed, NotFound
+from agent.model.failure import Failure, FailureKind
+from agent.model.records import ColdStart
+from tests.component.gateway_house import (
+    FakeTarget,
+    Instance,
+    echo,
+    house,
+    http,
+    read_reply,
+    read_request,
+)
+
+API = b"/2023-03-30/functions/f/invocations"
+
+
+@pytest.fixture
+async def instance():
+    return await Instance(echo).start()
+
+
+def post(path, body, extra=b""):
+    return b"POST %b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n%b\r\n%b" % (
+        path,
+        len(body),
+        extra,
+        body,
+    )
+
+
+@pytest.mark.parametrize("path", [API, b"/invoke/f"])
+async def test_event_calls_reach_invoke_and_return_the_body(instance, path):
+    async with house(FakeTarget(instance.port, kind="event")) as door:
+        reader, writer = await door.connect()
+        for _ in range(3):
+            writer.write(post(path, b"payload", b"X-Fc-Log-Type: Tail\r\n"))
+            status, headers, body = await read_reply(reader)
+            assert status == 200
+            assert body.startswith(b"POST /invoke HTTP/1.1\n")
+            assert body.endswith(b"\n\npayload")
+            assert headers[b"x-fc-log-result"]
+            assert headers[b"x-kindling-request-id"] == headers[b"x-fc-request-id"]
+        assert instance.connections == 1
+
+
+async def test_chunked_events_are_collected_and_sent_with_a_length(instance):
+    async with house(FakeTarget(instance.port, kind="event")) as door:
+        reader, writer = await door.connect()
+        writer.write(
+            b"POST /invoke/f HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n"
+            b"Expect: 100-continue\r\n\r\n"
+        )
+        assert (await read_reply(reader))[0] == 100
+        for piece in (b"ab", b"cd" * 50_000):
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            await asyncio.sleep(0.01)
+        assert not door.target.leases
+        writer.write(b"0\r\n\r\n")
+        _, _, body = await read_reply(reader)
+        assert b"content-length=100002" in body
+
+
+async def test_replies_in_pieces_are_collected():
+    async def serve(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(20):
+            writer.write(b"3e8\r\n" + bytes(1000) + b"\r\n")
+            await asyncio.sleep(0.001)
+        writer.write(b"0\r\n\r\n")
+
+    one = await Instance(serve).start()
+    async with house(FakeTarget(one.port, kind="event")) as door:
+        reader, writer = await door.connect()
+        writer.write(post(b"/invoke/f", b""))
+        status, headers, body = await read_reply(reader)
+        assert (status, len(body)) == (200, 20_000)
+        assert headers[b"content-length"] == b"20000"
+
+
+async def test_an_event_function_refuses_http_and_starts_nothing(instance):
+    async with house(FakeTarget(instance.port, kind="event")) as door:
+        data = await door.ask(b"GET /http/f/ HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        assert data.startswith(b"HTTP/1.1 400 ")
+        assert not door.target.released
+
+
+async def test_asynchronous_calls_are_refused_and_run_nothing(instance):
+    async with house(FakeTarget(instance.port, kind="event")) as door:
+        reader, writer = await door.connect()
+        writer.write(post(API, b"x", b"X-Fc-Invocation-Type: Async\r\n"))
+        assert (await read_reply(reader))[0] == 501
+        assert not door.target.released
+
+
+async def test_the_cold_start_is_told_on_event_calls_too(instance):
+    cold = ColdStart(total_ms=3.25)
+    async with house(FakeTarget(instance.port, kind="event", cold=cold)) as door:
+        reader, writer = await door.connect()
+        writer.write(post(b"/invoke/f", b""))
+        assert (await read_reply(reader))[1][b"x-kindling-cold-start"] == b"3.250"
+
+
+# -- jobs
+
+
+def job_target(**fields):
+    return FakeTarget(contract="scf-job", kind="job", **fields)
+
+
+async def test_jobs_get_their_event_whole_and_http_is_refused():
+    async with house(job_target()) as door:
+        reader, writer = await door.connect()
+        writer.write(post(b"/invoke/f", b'{"n": 1}'))
+        status, headers, body = await read_reply(reader)
+        assert (status, body, headers[b"x-job"]) == (200, b"done", b"yes")
+        assert b"x-kindling-request-id" in headers
+        writer.write(b"GET /http/f/ HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert (await read_reply(reader))[0] == 400
+        assert door.target.jobs == [b'{"n": 1}']
+
+
+async def test_job_events_over_the_limit_start_nothing():
+    async with house(job_target()) as door:
+        reader, writer = await door.connect()
+        writer.write(post(b"/invoke/f", b"x" * 200_000))
+        assert 400 <= (await read_reply(reader))[0] < 500
+        assert not door.target.jobs
+
+
+async def test_job_failures_are_told_in_the_contracts_words():
+    async def fail(call, event):
+        raise FunctionFailed(Failure(FailureKind.NO_CAPACITY, retry_after_s=3))
+
+    target = job_target()
+    target.job = fail
+    async with house(target) as door:
+        reader, writer = await door.connect()
+        writer.write(post(b"/invoke/f", b""))
+        status, headers, _ = await read_reply(reader)
+        assert status >= 400
+        assert headers[b"retry-after"] == b"3"
+
+
+async def test_a_caller_that_goes_away_does_not_stop_a_job():
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def run(call, event):
+        started.set()
+        await asyncio.sleep(0.1)
+        ended.set()
+        return Reply(200, [], b"")
+
+    target = job_target()
+    target.job = run
+    async with house(target) as door:
+        _, writer = await door.connect()
+        writer.write(post(b"/invoke/f", b""))
+        await asyncio.wait_for(started.wait(), 5)
+        writer.close()
+        await asyncio.wait_for(ended.wait(), 5)
+        await door.settled()
+
+
+# -- the enveloped door
+
+
+def envelope(**fields):
+    body = json.dumps({"FunctionName": "f", **fields}).encode()
+    return post(b"/", body, b"X-TC-Action: Invoke\r\n")
+
+
+async def test_enveloped_calls_are_opened_and_sealed():
+    async def serve(reader, writer):
+        while True:
+            line, _, body = await read_request(reader)
+            assert line == b"POST /event-invoke HTTP/1.1"
+            writer.write(http(body.upper()))
+
+    one = await Instance(serve).start()
+    async with house(FakeTarget(one.port, contract="scf-web", kind="event")) as door:
+        reader, writer = await door.connect()
+        for text in ('{"a":1}', "x" * 200_000):
+            writer.write(envelope(ClientContext=text))
+            status, headers, body = await read_reply(reader)
+            assert status == 200
+            answer = json.loads(body)["Response"]
+            assert answer["Result"]["RetMsg"] == text.upper()
+            assert headers[b"x-kindling-request-id"].decode() == answer["RequestId"]
+        assert one.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (envelope(FunctionName="nobody"), "ResourceNotFound.FunctionName"),
+        (post(b"/", b"not json", b"X-TC-Action: Invoke\r\n"), "InvalidParameter"),
+        (post(b"/", b"{}", b"X-TC-Action: Other\r\n"), "InvalidAction"),
+    ],
+)
+async def test_enveloped_refusals(raw, code):
+    async with house(FakeTarget(contract="scf-web", kind="event")) as door:
+        reader, writer = await door.connect()
+        for _ in range(2):
+            writer.write(raw)
+            status, _, body = await read_reply(reader)
+            assert status == 200
+            assert json.loads(body)["Response"]["Error"]["Code"] == code
+        assert not door.target.released
+
+
+async def test_enveloped_calls_of_other_contracts_are_not_found(instance):
+    async with house(FakeTarget(instance.port, kind="event")) as door:
+        reader, writer = await door.connect()
+        writer.write(envelope())
+        error = json.loads((await read_reply(reader))[2])["Response"]["Error"]
+        assert error["Code"] == "ResourceNotFound.FunctionName"
+
+
+async def test_enveloped_bodies_are_bounded():
+    async with house(FakeTarget(contract="scf-web", kind="event")) as door:
+        reader, writer = await door.connect()
+        writer.write(
+            b"POST / HTTP/1.1\r\nHost: h\r\nX-TC-Action: Invoke\r\nContent-Length: 99999999\r\n\r\n"
+        )
+        assert (await read_reply(reader))[0] == 413
+
+
+async def test_an_enveloped_caller_that_goes_away_gives_everything_back():
+    async def serve(reader, writer):
+        await read_request(reader)
+        await reader.read()
+
+    one = await Instance(serve).start()
+    async with house(FakeTarget(one.port, contract="scf-web", kind="event")) as door:
+        for raw in (envelope()[:-5], envelope()):
+            _, writer = await door.connect()
+            writer.write(raw)
+            await asyncio.sleep(0.05)
+            writer.transport.abort()
+            await asyncio.sleep(0.05)
+            door.target.endpoint.idle.clear()
+
+
+# -- in memory
+
+
+async def test_calls_in_memory_are_the_same_calls(instance):
+    cold = ColdStart(total_ms=5.0)
+    async with house(FakeTarget(instance.port, cold=cold)) as door:
+        result = await door.gateway.call("f", body=b"event")
+        assert result.status == 200
+        assert result.body.startswith(b"POST /invoke HTTP/1.1\n")
+        assert result.cold_start == cold
+        assert result.report is not None
+        assert result.failure is None
+        assert dict(result.headers)[b"X-Kindling-Request-Id"].decode() == result.request_id
+        result = await door.gateway.call(
+            door.target, kind="http", method=b"PUT", path=b"/a?b", headers=[(b"X-A", b"1")], body=b"x"
+        )
+        assert result.body.startswith(b"PUT /a?b HTTP/1.1\n")
+        assert b"x-a=1" in result.body
+        assert result.cold_start is None
+        with pytest.raises(NotFound):
+            await door.gateway.call("nobody")
+
+
+async def test_failures_in_memory_are_results(instance):
+    target = FakeTarget(instance.port, queue=0)
+    target.closed = True
+    async with house(target) as door:
+        result = await door.gateway.call("f")
+        assert result.failure.kind is FailureKind.QUEUE_FULL
+        assert result.status == 429
+
+
+async def test_a_cancelled_call_in_memory_gives_everything_back():
+    target = FakeTarget()
+    target.closed = True
+    async with house(target) as door:
+        task = asyncio.ensure_future(door.gateway.call("f"))
+        await asyncio.sleep(0.02)
+        assert len(target.queue) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert target.abandoned == 1
+
+
+async def test_a_streamed_http_reply_in_memory():
+    async def serve(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(5):
+            writer.write(b"3\r\nabc\r\n")
+            await asyncio.sleep(0.002)
+        writer.write(b"0\r\n\r\n")
+
+    one = await Instance(serve).start()
+    async with house(FakeTarget(one.port)) as door:
+        result = await door.gateway.call("f", kind="http", method=b"GET")
+        assert result.body == b"abc" * 5
+        assert result.report is not None
+
+
+async def test_a_job_in_memory():
+    async with house(job_target()) as door:
+        result = await door.gateway.call("f", body=b"e")
+        assert (result.status, result.body) == (200, b"done")
+        assert door.target.jobs == [b"e"]
