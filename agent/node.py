@@ -259,6 +259,7 @@ class LocalNode:
             body=call.body,
             qualifier=call.qualifier,
             request_id=call.request_id or None,
+            want_log_tail=call.want_log_tail,
         )
         report = result.report
         return InvokeResult(

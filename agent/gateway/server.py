@@ -161,6 +161,7 @@ class Gateway:
         body: bytes = b"",
         qualifier: str = "LATEST",
         request_id: str | None = None,
+        want_log_tail: bool = False,
     ) -> LocalResult:
         """Make a call in memory, the same way as one from the network.
 
@@ -169,16 +170,25 @@ class Gateway:
         """
         target = self._catalog.find(function, qualifier) if isinstance(function, str) else function
         view = self.desk.view(target)
-        if view.kind == "job":
-            kind = "job"
+        # An HTTP call comes by the door of HTTP calls, with that door's rules.
+        admitted = view.kinds["http" if kind == "http" else "invoke"]
         call = Call(
             request_id or view.contract.new_request_id(self.desk.random()),
-            kind,
+            admitted or kind,
             method,
             path,
             list(headers),
             qualifier=qualifier,
+            want_log_tail=want_log_tail,
         )
+        if admitted is None:
+            reply = refusal(Route("http", view.contract.version.name), view.contract, call)
+            assert reply is not None
+            failure = Failure(FailureKind.WRONG_KIND, "this is not an HTTP function")
+            return LocalResult(
+                reply.status, reply.headers, reply.body, call.request_id, failure=failure
+            )
+        kind = admitted
         caller = LocalCaller(self.loop)
         exchange = _EXCHANGES[kind](self.desk, view, call, caller, len(body))
         exchange.provide(body, True)
