@@ -37,6 +37,8 @@ SLOTS = (Path("/var/lib/kindling/slots"), Path("/var/lib/kindling-test/slots"))
 VIEW_PREFIX = "view-"
 # Names of links the network room makes; on the host none of them has any business.
 LINK = re.compile(r"kd\d+|kdp\d+")
+# How many times `network.warm_slots` the pool keeps after a burst (agent/network/slots.py).
+KEEP_FACTOR = 4
 # Directories below <run> with one entry per instance.
 PER_INSTANCE = ("instances", "fifo", "rootfs", "etc")
 # What overlayfs leaves in an empty, unmounted work directory.
@@ -372,8 +374,10 @@ def networks(agent: Agent) -> list[str]:
                 held.add(target)
     held -= {os.readlink("/proc/self/ns/net")}
     # One more is the detached namespace itself.
-    pool = agent.config["network"]["warm_slots"] + 1
-    return [f"{len(held)} network namespaces held, the pool has {pool}"] if len(held) > pool else []
+    pool = max(agent.config["network"]["warm_slots"] * KEEP_FACTOR, 1) + 1
+    if len(held) <= pool:
+        return []
+    return [f"{len(held)} network namespaces held, the pool has at most {pool}"]
 
 
 def main() -> int:

@@ -83,7 +83,8 @@ class Functions:
         self._channel = self._open()
 
     def _look(self) -> None:
-        assert self.agent.leaks() == {}
+        left = self.agent.leaks()
+        assert not left, f"left behind: {json.dumps(left, indent=1)}\n{self.agent.log()}"
         self.agent.wait_until(lambda: self.capacity() == self._capacity, 10, "free capacity")
         if self._same_worker:
             assert self.agent.pids["worker"] == self._worker, f"a new worker:\n{self.agent.log()}"
