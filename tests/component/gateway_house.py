@@ -20,9 +20,15 @@ from agent.functions.ports import Endpoint, Lease
 from agent.gateway.server import Gateway
 from agent.gateway.upstream import UpstreamConnector
 from agent.model.failure import Failure, FailureKind
-from agent.model.records import ColdStart, FunctionVersion, Meters
+from agent.model.records import FunctionVersion, Meters
 from agent.model.spec import parse_spec
 from agent.telemetry.metrics import AgentMetrics
+
+
+async def within(awaitable, seconds):
+    """Await something that a test must not wait for longer."""
+    async with asyncio.timeout(seconds):
+        return await awaitable
 
 
 def spec(**fields):
@@ -202,7 +208,7 @@ class Door:
         """Send bytes; return everything that comes until the gateway closes."""
         reader, writer = await self.connect()
         writer.write(raw)
-        data = await asyncio.wait_for(reader.read(), 5)
+        data = await within(reader.read(), 5)
         writer.close()
         return data
 
@@ -250,7 +256,7 @@ async def house(*targets, domain="", zombie_s=30.0, take_socket=tcp_socket, **in
 
 async def read_reply(reader, *, head_only=False):
     """Read one reply; return (status, headers, body)."""
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    head = await within(reader.readuntil(b"\r\n\r\n"), 5)
     line, *rows = head[:-4].split(b"\r\n")
     status = int(line.split()[1])
     headers = {}
@@ -261,12 +267,12 @@ async def read_reply(reader, *, head_only=False):
         return status, headers, b""
     if headers.get(b"transfer-encoding") == b"chunked":
         body = b""
-        while size := int((await asyncio.wait_for(reader.readuntil(b"\r\n"), 5))[:-2], 16):
-            body += await asyncio.wait_for(reader.readexactly(size), 5)
+        while size := int((await within(reader.readuntil(b"\r\n"), 5))[:-2], 16):
+            body += await within(reader.readexactly(size), 5)
             await reader.readexactly(2)
         await reader.readexactly(2)
     elif b"content-length" in headers:
-        body = await asyncio.wait_for(reader.readexactly(int(headers[b"content-length"])), 5)
+        body = await within(reader.readexactly(int(headers[b"content-length"])), 5)
     else:
-        body = await asyncio.wait_for(reader.read(), 5)
+        body = await within(reader.read(), 5)
     return status, headers, body

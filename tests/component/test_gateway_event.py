@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from agent.aio.tasks import spawn
 from agent.contracts.base import Reply
 from agent.errors import FunctionFailed, NotFound
 from agent.model.failure import Failure, FailureKind
@@ -19,6 +20,7 @@ from tests.component.gateway_house import (
     http,
     read_reply,
     read_request,
+    within,
 )
 
 API = b"/2023-03-30/functions/f/invocations"
@@ -166,9 +168,9 @@ async def test_a_caller_that_goes_away_does_not_stop_a_job():
     async with house(target) as door:
         _, writer = await door.connect()
         writer.write(post(b"/invoke/f", b""))
-        await asyncio.wait_for(started.wait(), 5)
+        await within(started.wait(), 5)
         writer.close()
-        await asyncio.wait_for(ended.wait(), 5)
+        await within(ended.wait(), 5)
         await door.settled()
 
 
@@ -266,7 +268,12 @@ async def test_calls_in_memory_are_the_same_calls(instance):
         assert result.failure is None
         assert dict(result.headers)[b"X-Kindling-Request-Id"].decode() == result.request_id
         result = await door.gateway.call(
-            door.target, kind="http", method=b"PUT", path=b"/a?b", headers=[(b"X-A", b"1")], body=b"x"
+            door.target,
+            kind="http",
+            method=b"PUT",
+            path=b"/a?b",
+            headers=[(b"X-A", b"1")],
+            body=b"x",
         )
         assert result.body.startswith(b"PUT /a?b HTTP/1.1\n")
         assert b"x-a=1" in result.body
@@ -288,7 +295,7 @@ async def test_a_cancelled_call_in_memory_gives_everything_back():
     target = FakeTarget()
     target.closed = True
     async with house(target) as door:
-        task = asyncio.ensure_future(door.gateway.call("f"))
+        task = spawn("test", door.gateway.call("f"))
         await asyncio.sleep(0.02)
         assert len(target.queue) == 1
         task.cancel()

@@ -10,6 +10,7 @@ import socket
 
 import pytest
 
+from agent.aio.tasks import spawn
 from agent.model.failure import Failure, FailureKind
 from tests.component.gateway_house import (
     FakeTarget,
@@ -19,6 +20,7 @@ from tests.component.gateway_house import (
     http,
     read_reply,
     read_request,
+    within,
 )
 
 GET = b"GET /http/f/ HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -60,7 +62,7 @@ def failure_kinds(door):
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n",
-        b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
         b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n",
         b"POST /http/f/ HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -76,7 +78,7 @@ async def test_junk_gets_400_in_our_shape_and_the_connection_ends(instance, junk
         assert status == 400
         assert b'"fault": "caller"' in body
         assert headers[b"connection"] == b"close"
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await within(reader.read(), 5) == b""
         assert not door.target.released
 
 
@@ -89,7 +91,7 @@ async def test_a_broken_chunk_after_the_call_began_ends_the_call(instance):
         await asyncio.sleep(0.05)
         writer.write(b"nonsense\r\n")
         assert (await read_reply(reader))[0] == 400
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await within(reader.read(), 5) == b""
         await door.settled()
         assert failure_kinds(door) == [FailureKind.CLIENT_CANCELLED]
 
@@ -107,7 +109,7 @@ async def test_half_a_head_times_out_and_an_idle_connection_is_closed(instance):
         for start in (b"GET /http/f", b"", GET + b"GET /"):
             reader, writer = await door.connect()
             writer.write(start)
-            data = await asyncio.wait_for(reader.read(), 5)
+            data = await within(reader.read(), 5)
             if start.endswith(b"\r\n\r\n"):
                 assert data.startswith(b"HTTP/1.1 200")
             if start and not start.endswith(b"\n"):
@@ -119,7 +121,7 @@ async def test_half_a_head_and_then_the_end_is_400(instance):
         reader, writer = await door.connect()
         writer.write(b"GET /http/f/ HT")
         writer.write_eof()
-        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 400 ")
+        assert (await within(reader.read(), 5)).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_a_body_that_stops_before_there_is_an_instance_is_408(instance):
@@ -169,7 +171,7 @@ async def test_bodies_over_the_limit_are_413_known_or_not(instance):
                 writer.write(piece)
                 await writer.drain()
 
-        sender = asyncio.ensure_future(send())
+        sender = spawn("test", send())
         status, _, body = await read_reply(reader)
         assert (status, b"EntityTooLarge" in body) == (413, True)
         sender.cancel()
@@ -222,7 +224,7 @@ async def test_a_streamed_reply_over_the_limit_is_broken_off():
     async with house(FakeTarget(one.port)) as door:
         reader, writer = await door.connect()
         writer.write(GET)
-        data = await asyncio.wait_for(reader.read(), 20)
+        data = await within(reader.read(), 20)
         assert data.startswith(b"HTTP/1.1 200 ")
         assert not data.endswith(b"0\r\n\r\n")
         await door.settled()
@@ -258,7 +260,7 @@ async def test_an_instance_that_dies_in_each_phase_is_explained(answer):
     async with house(FakeTarget(one.port)) as door:
         reader, writer = await door.connect()
         writer.write(GET)
-        data = await asyncio.wait_for(reader.read(), 5) if b"some" in answer else None
+        data = await within(reader.read(), 5) if b"some" in answer else None
         if data is not None:
             assert data.endswith(b"some")
         else:
@@ -299,7 +301,7 @@ async def test_an_answer_that_is_no_http_is_a_bad_response(answer):
     async with house(FakeTarget(one.port)) as door:
         reader, writer = await door.connect()
         writer.write(GET)
-        status, _, body = await read_reply(reader)
+        status, _, _body = await read_reply(reader)
         assert status == 502
         await door.settled()
         assert failure_kinds(door) == [FailureKind.BAD_RESPONSE]
@@ -454,7 +456,7 @@ async def test_a_timed_out_call_at_concurrency_one_recycles():
     async with house(FakeTarget(one.port, timeout_s=1)) as door:
         reader, writer = await door.connect()
         writer.write(GET)
-        status, headers, _ = await read_reply(reader)
+        status, _headers, _ = await read_reply(reader)
         assert status >= 500 or status == 412
         assert door.target.released[0][1].kind is FailureKind.TIMEOUT
         assert door.target.released[0][2] is True
@@ -521,7 +523,7 @@ async def test_a_caller_gone_from_the_queue_is_forgotten():
     target = FakeTarget()
     target.closed = True
     async with house(target) as door:
-        reader, writer = await door.connect()
+        _reader, writer = await door.connect()
         writer.write(GET)
         await asyncio.sleep(0.05)
         assert len(target.queue) == 1
@@ -547,7 +549,7 @@ async def test_a_caller_gone_while_running(policy):
     one = await served(serve)
     target = FakeTarget(one.port, on_client_cancel=policy)
     async with house(target) as door:
-        reader, writer = await door.connect()
+        _reader, writer = await door.connect()
         writer.write(GET)
         await asyncio.sleep(0.05)
         writer.close()
@@ -558,7 +560,7 @@ async def test_a_caller_gone_while_running(policy):
             await door.settled()
             assert len(target.endpoint.idle) == 1
         else:
-            await asyncio.wait_for(ended.wait(), 5)
+            await within(ended.wait(), 5)
         await door.settled()
         assert failure_kinds(door) == [FailureKind.CLIENT_CANCELLED]
         assert target.released[0][2] is (policy == "recycle")
@@ -571,7 +573,7 @@ async def test_a_caller_gone_in_the_middle_of_its_body():
 
     one = await served(serve)
     async with house(FakeTarget(one.port)) as door:
-        reader, writer = await door.connect()
+        _reader, writer = await door.connect()
         writer.write(b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nsome")
         await asyncio.sleep(0.05)
         writer.close()
@@ -591,7 +593,7 @@ async def test_a_caller_gone_while_connecting(instance):
 
     async with house(FakeTarget(instance.port), take_socket=lambda: None) as door:
         door.connector._make_socket = make
-        reader, writer = await door.connect()
+        _reader, writer = await door.connect()
         writer.write(GET)
         await asyncio.sleep(0.05)
         writer.close()
@@ -674,7 +676,7 @@ async def test_close_ends_what_waits_and_what_runs():
         assert await door.gateway.drain(0.1) == 3
         await door.gateway.close()
         for reader, _ in pairs:
-            assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 5")
+            assert (await within(reader.read(), 5)).startswith(b"HTTP/1.1 5")
         assert failure_kinds(door) == [FailureKind.DRAINING]
 
 
@@ -693,12 +695,12 @@ async def test_drain_waits_for_calls_and_says_close():
         reader, writer = await door.connect()
         writer.write(GET)
         await asyncio.sleep(0.05)
-        drained = asyncio.ensure_future(door.gateway.drain(5))
+        drained = spawn("test", door.gateway.drain(5))
         await asyncio.sleep(0.05)
         gate.set()
         status, headers, body = await read_reply(reader)
         assert (status, headers[b"connection"], body) == (200, b"close", b"done")
         assert await drained == 0
-        assert await asyncio.wait_for(idle_reader.read(), 5) == b""
-        with pytest.raises(OSError, match="refused|Connect call failed"):
+        assert await within(idle_reader.read(), 5) == b""
+        with pytest.raises(OSError, match=r"refused|Connect call failed"):
             await door.connect()

@@ -15,6 +15,7 @@ from tests.component.gateway_house import (
     http,
     read_reply,
     read_request,
+    within,
 )
 
 GET = b"GET /http/f/a%20b?x=%2F HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -267,7 +268,7 @@ async def test_upgrade_passes_bytes_both_ways():
         assert await reader.readexactly(2) == b"hi"
         for text in (b"abc", b"x" * 300_000):
             writer.write(text)
-            assert await asyncio.wait_for(reader.readexactly(len(text)), 5) == text.upper()
+            assert await within(reader.readexactly(len(text)), 5) == text.upper()
         writer.close()
         await door.settled()
         assert door.target.released[0][1] is None
@@ -320,10 +321,10 @@ async def test_server_sent_events_arrive_one_by_one():
             event = b"data: %d\n\n" % n
             gate.put_nowait(event)
             expected = b"%x\r\n%b\r\n" % (len(event), event)
-            got = await asyncio.wait_for(reader.readexactly(len(expected)), 5)
+            got = await within(reader.readexactly(len(expected)), 5)
             assert got == expected
         gate.put_nowait(None)
-        assert await asyncio.wait_for(reader.readexactly(5), 5) == b"0\r\n\r\n"
+        assert await within(reader.readexactly(5), 5) == b"0\r\n\r\n"
         writer.close()
 
 
@@ -348,7 +349,7 @@ async def test_host_domain_routes_and_then_nothing_else(instance):
         writer.write(b"GET /http/f/x HTTP/1.1\r\nHost: f.fn.test:8080\r\n\r\n")
         assert (await read_reply(reader))[2].startswith(b"GET /http/f/x HTTP/1.1\n")
         writer.write(b"POST /invoke/f HTTP/1.1\r\nHost: g.fn.test\r\nContent-Length: 0\r\n\r\n")
-        status, headers, body = await read_reply(reader)
+        status, _headers, body = await read_reply(reader)
         assert status == 404
         assert b"'g'" in body
         writer.close()
@@ -367,7 +368,7 @@ async def test_unknown_door_and_unknown_function_have_our_own_shape(instance):
 
 
 async def test_unix_socket_serves_too(instance, tmp_path):
-    import socket  # noqa: PLC0415
+    import socket
 
     path = str(tmp_path / "invoke.sock")
     async with house(FakeTarget(instance.port)) as door:
