@@ -44,7 +44,9 @@ def run(options: Options) -> Report:
                     answer = peers.ask(who, id=f"{who}{number + 1}", port=free_ports(1)[0])
                     kept[f"{who} run"].append(answer["ms"])
             time.sleep(PAUSE_S)
-            answer = peers.ask("plain_delete", id=f"gone{number + 1}", port=free_ports(1)[0])
+            peers.ask("plain_start", id=f"gone{number + 1}", port=free_ports(1)[0])
+            time.sleep(PAUSE_S)
+            answer = peers.ask("plain_end", id=f"gone{number + 1}")
             kept["delete, plain containerd"].append(answer["ms"])
     return report(dict(samples), dict(phases))
 

@@ -126,13 +126,19 @@ def measured(port: int, command: list[str], kill: Callable[[], object]) -> dict[
     return {"ms": took_ms}
 
 
-def plain_delete(id: str, port: int) -> dict[str, Any]:
+def plain_start(id: str, port: int) -> dict[str, Any]:
+    """Measure `ctr run --detach` to the first reply; the container goes on."""
+    mark = time.perf_counter()
+    run(*ctr_run(port, id, "--detach", "--null-io"), IMAGE, id)
+    took_ms, _ = probe.call_when_up(port, mark, REPLY_S)
+    return {"ms": took_ms}
+
+
+def plain_end(id: str) -> dict[str, Any]:
     """Measure the end of a plain containerd container: kill, wait, delete task, record, snapshot.
 
     By gRPC over an open channel, as the agent would: a command's start is no part of it.
     """
-    run(*ctr_run(port, id, "--detach", "--null-io"), IMAGE, id)
-    probe.call_when_up(port, time.perf_counter(), REPLY_S)
     return {"ms": asyncio.run(_delete(id))}
 
 
@@ -154,6 +160,14 @@ async def _delete(id: str) -> float:
         await containerd.close()
 
 
+def plain_burst(ids: list[str], ports: list[int], width: int) -> dict[str, Any]:
+    """Measure many `ctr run --detach`, `width` at a time, until every one has replied."""
+    mark = time.perf_counter()
+    with ThreadPoolExecutor(width, initializer=enter) as starters:
+        list(starters.map(plain_start, ids, ports))
+    return {"ms": (time.perf_counter() - mark) * 1000}
+
+
 def run(*command: str, check: bool = True) -> int:
     """Run a command; its output goes to the house's log."""
     done = subprocess.run(command, stdout=sys.stderr, check=check, stdin=subprocess.DEVNULL)
@@ -161,7 +175,7 @@ def run(*command: str, check: bool = True) -> int:
 
 
 MEASUREMENTS: dict[str, Callable[..., Any]] = {
-    one.__name__: one for one in (ready, http, crun, ctr, plain_delete)
+    one.__name__: one for one in (ready, http, crun, ctr, plain_start, plain_end, plain_burst)
 }
 
 
@@ -169,7 +183,7 @@ def enter() -> None:
     """Move the calling thread into the peers' network namespace."""
     from agent.network import namespace
 
-    # SAFETY: called once, on a thread of our own that runs nothing but measurements of peers.
+    # SAFETY: called once on each thread of our own that runs nothing but measurements of peers.
     fd = os.open(NETNS, os.O_RDONLY | os.O_CLOEXEC)
     namespace.enter(fd)
     os.close(fd)

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,22 @@ def wait_for(port: int) -> None:
     raise SystemExit(f"nothing listens on port {port}")
 
 
-def wrk(port: int, seconds: float, connections: int = CONNECTIONS) -> dict[str, float]:
-    """Load a port; return requests per second and latency percentiles in microseconds."""
+def wrk(
+    port: int,
+    seconds: float,
+    connections: int = CONNECTIONS,
+    *,
+    within: Sequence[str] = (),
+    host: str = "127.0.0.1",
+) -> dict[str, float]:
+    """Load a port; return requests per second and latency percentiles in microseconds.
+
+    `within` is the beginning of a command that enters a network namespace.
+    """
     out = subprocess.run(
         [
-            *("taskset", "-c", str(LOAD_CPU), "wrk", "--latency", "-t1"),
-            *(f"-c{connections}", f"-d{seconds:g}s", f"http://127.0.0.1:{port}/http/f/"),
+            *(*within, "taskset", "-c", str(LOAD_CPU), "wrk", "--latency", "-t1"),
+            *(f"-c{connections}", f"-d{seconds:g}s", f"http://{host}:{port}/http/f/"),
         ],
         capture_output=True,
         text=True,
@@ -133,7 +143,8 @@ def run(rounds: int, seconds: float, contract: str) -> dict[str, Any]:
         for _ in range(rounds):
             for name, port in (("nginx", "nginx"), ("gateway", "gateway"), ("direct", "backend")):
                 runs[name].append(wrk(ports[port], seconds))
-                single[name].append(wrk(ports[port], seconds / 2, 1))
+                # wrk knows whole seconds only
+                single[name].append(wrk(ports[port], max(1, seconds // 2), 1))
     return report(runs, single)
 
 
