@@ -52,7 +52,7 @@ class Output:
 
     def _readable(self, stream: str) -> None:
         if not self._read(stream):
-            self._shut(stream)
+            self._finish(stream)
 
     def _read(self, stream: str) -> bool:
         """Read once and hand the whole lines on; False at the end of the stream."""
@@ -82,17 +82,22 @@ class Output:
                 for _ in range(DRAIN_READS):
                     data = os.read(fd, READ_BYTES)
                     if not data:
+                        self._finish(stream)
                         break
                     for line in self._framers[stream].feed(data, time.time_ns()):
                         self._sink(line)
 
     def close(self) -> None:
         """Hand on what is left, even without a newline, and remove the FIFOs."""
-        self.detach()
-        for framer in self._framers.values():
-            for line in framer.flush(time.time_ns()):
-                self._sink(line)
+        for stream in STREAMS:
+            self._finish(stream)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _finish(self, stream: str) -> None:
+        """Hand on the stream's last line even without a newline, and read it no more."""
+        for line in self._framers[stream].flush(time.time_ns()):
+            self._sink(line)
+        self._shut(stream)
 
     def detach(self) -> None:
         """Stop reading and leave the FIFOs to the next worker."""
