@@ -50,6 +50,8 @@ remove_units() {
   systemctl daemon-reload
 }
 
+unfavour_moves() { mount -o remount,nofavordynmods "$1" || warn "$1 keeps favordynmods"; }
+
 undo() {
   step undo "see what is left with 'setup/host.sh --undo --print'"
   local pids name path
@@ -66,6 +68,9 @@ undo() {
       act "remove the cgroups $name" remove_groups "$name"
     fi
   done
+  if [ -s "$LIB/setup/favordynmods" ]; then
+    act 'have cgroups favour forks again' unfavour_moves "$(cat "$LIB/setup/favordynmods")"
+  fi
   if [ -s "$LIB/setup/limits-before" ]; then act 'set kernel limits back to what they were' restore_limits; fi
   if [ -s "$LIB/setup/devices-before" ]; then act 'give devices the modes they had' restore_devices; fi
   if [ -e "$ETC/kindling.toml" ] && ! same "$CONFIG_KEPT" "$ETC/kindling.toml"; then

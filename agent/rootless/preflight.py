@@ -189,6 +189,17 @@ def cgroups(description: str, problems: Sequence[str], mend: str) -> Check:
     return Check("cgroups", not problems, detail, mend)
 
 
+def cgroup_moves(mountinfo: str, release: str) -> Check:
+    """Judge whether moving a process into a group waits for RCU (10 ms and more of every start)."""
+    mounts = [line.split() for line in mountinfo.splitlines() if " - cgroup2 " in line]
+    if version_of(release) < (6, 0) or not mounts:
+        return Check("cgroup moves", True, "as the kernel has them", required=False)
+    quick = any("favordynmods" in words[-1].split(",") for words in mounts)
+    mend = f"mount -o remount,favordynmods {mounts[0][4]}"
+    detail = "favoured" if quick else "slow: every start waits about 10 ms for them"
+    return Check("cgroup moves", quick, detail, mend, required=False)
+
+
 def directory(name: str, path: str, error: str, user: str) -> Check:
     """Judge a directory of the agent by what went wrong using it (empty: nothing)."""
     return Check(f"{name} directory", not error, error or path, _make_directory(path, user))

@@ -40,6 +40,7 @@ def checks(house: House, *, starting: bool) -> list[Check]:
         preflight.device("/dev/net/tun", _open_error("/dev/net/tun"), required=True),
         preflight.device("/dev/fuse", _open_error("/dev/fuse"), required=False),
         _cgroups(starting),
+        preflight.cgroup_moves(_read("/proc/self/mountinfo"), os.uname().release),
         _slots(house),
         _sysctls(house),
         preflight.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
