@@ -7,6 +7,7 @@ only fills in the few values that differ (`SpecTemplate.encode`).
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,12 @@ class Blueprint:
     workdir: str
 
 
-def blueprint_of(version: FunctionVersion, image: PreparedImage, config: NodeConfig) -> Blueprint:
+def blueprint_of(
+    version: FunctionVersion,
+    image: PreparedImage,
+    config: NodeConfig,
+    annotations: Mapping[str, str],
+) -> Blueprint:
     """Work out a version's blueprint.
 
     Raises InvalidSpec when the image and the spec together give no command, or name a user the
@@ -73,6 +79,7 @@ def blueprint_of(version: FunctionVersion, image: PreparedImage, config: NodeCon
             for bind in resolve(spec.mounts, config.volumes)
         ),
         limit_swap=limits_swap(),
+        annotations=annotations,
     )
     search = next((e[5:] for e in facts.env if e.startswith("PATH=")), DEFAULT_PATH)
     return Blueprint(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.aio.tasks import finish
+from agent.aio.tasks import finish, launch
 from agent.config import NodeConfig
 from agent.containerd.containers import Container as Record
 from agent.containerd.containers import RuntimeOptions
@@ -124,7 +124,7 @@ class Builder:
         image, cached = await self._rooms.images.prepare(version.image, deadline=deadline)
         if cached:
             timings.cached.append("image")
-        blueprint = blueprint_of(version, image, self._config)
+        blueprint = blueprint_of(version, image, self._config, self._rooms.shims.annotations)
         self._blueprints[_identity(version)] = blueprint
         return blueprint
 
@@ -139,6 +139,7 @@ class Builder:
         """
         deadline = asyncio.get_running_loop().time() + self._config.runtime.create_timeout_s
         timings, lap = Timings(), order.laps
+        launch(f"rouse for {order.id}", asyncio.to_thread(self._rooms.cgroups.rouse))
         blueprint = await self._blueprint(order.version, timings, deadline)
         timings.image_ms = lap.ms()
         container = await self._lease(order)

@@ -13,16 +13,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.aio.tasks import finish, launch
 from agent.cgroups.tree import CgroupTree
-from agent.containerd.client import Containerd
+from agent.containerd.client import NAMESPACE, Containerd
 from agent.containerd.containers import Container, RuntimeOptions
 from agent.containerd.tasks import TaskStatus
 from agent.core.anchor import ANCHOR_PREFIX, anchor_spec
 from agent.errors import AgentError, AlreadyExists, NotFound
+from agent.sandbox import seccomp
 from agent.sandbox.exits import ProcessExit, parent_of
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,8 @@ class Shims:
         self._mending = asyncio.Lock()
         self._numbers = 0
         self._works = False
+        self.annotations: Mapping[str, str] = {}
+        """What every container is to carry: the filter as an anchor's runtime compiled it."""
 
     def __repr__(self) -> str:
         each = ", ".join(
@@ -122,7 +126,13 @@ class Shims:
         self._numbers += 1
         id = f"{ANCHOR_PREFIX}{self._numbers}"
         deadline = asyncio.get_running_loop().time() + CREATE_S
-        data = anchor_spec(str(self._rootfs), str(self._init), self._cgroups.path(id))
+        data = anchor_spec(
+            str(self._rootfs),
+            str(self._init),
+            self._cgroups.path(id),
+            seccomp=seccomp.PROFILE,
+            annotations=self.annotations,
+        )
         spec = json.dumps(data).encode()
         record = Container(id=id, spec=spec, labels={KIND_LABEL: "anchor"})
         try:
@@ -136,6 +146,7 @@ class Shims:
 
     def _add(self, id: str, pid: int) -> None:
         """Take an anchor into use and watch the shim above its process."""
+        self.annotations = self.annotations or seccomp.compiled(self._options.root / NAMESPACE / id)
         anchor = self._anchors[id] = Anchor(id)
         try:
             anchor.process = ProcessExit(parent_of(pid))
