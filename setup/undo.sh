@@ -50,7 +50,12 @@ remove_units() {
   systemctl daemon-reload
 }
 
-unfavour_moves() { mount -o remount,nofavordynmods "$1" || warn "$1 keeps favordynmods"; }
+# unfavour_moves TARGET: with the source named, mount(8) takes the options as given and merges none.
+unfavour_moves() {
+  local options
+  options=$(findmnt -n -t cgroup2 -o OPTIONS "$1" | sed 's/,favordynmods//') || return 0
+  mount -o "remount,$options" cgroup2 "$1" || warn "$1 keeps favordynmods"
+}
 
 undo() {
   step undo "see what is left with 'setup/host.sh --undo --print'"
