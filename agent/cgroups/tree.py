@@ -6,7 +6,6 @@ The directories themselves are made before the worker starts; the layout is read
 
 from __future__ import annotations
 
-import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +20,6 @@ class CgroupTree:
     def __init__(self, layout: cgroup.Layout, node: str) -> None:
         self._layout = layout
         self._node = node
-        self._rousing = threading.Lock()
 
     @classmethod
     def load(cls, run: Path, node: str) -> CgroupTree:
@@ -46,21 +44,6 @@ class CgroupTree:
     def instance(self, id: str) -> InstanceCgroup:
         """Return the group of an instance, whether it exists yet or not."""
         return InstanceCgroup(self._layout, self._node, id)
-
-    def rouse(self) -> None:
-        """Wake the kernel's lock on moving processes between groups; blocks, so on a thread.
-
-        The first move after a quiet moment waits for one or two RCU grace periods, 10 to 25 ms, and
-        those soon after it do not (percpu_down_write, kernel/locking/percpu-rwsem.c). A start calls
-        this while it has other things to do. Moves this process to where it is; only a hint.
-        """
-        if not self._rousing.acquire(blocking=False):
-            return
-        try:
-            with suppress(OSError):
-                (self._layout.agent_directory(self._node) / "cgroup.procs").write_text("0")
-        finally:
-            self._rousing.release()
 
     def instances(self) -> set[str]:
         """Return the names of all groups that exist, anchors included, the agent's own not."""

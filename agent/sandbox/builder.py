@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.aio.tasks import finish, launch
+from agent.aio.tasks import finish
 from agent.config import NodeConfig
 from agent.containerd.containers import Container as Record
 from agent.containerd.containers import RuntimeOptions
@@ -139,7 +139,6 @@ class Builder:
         """
         deadline = asyncio.get_running_loop().time() + self._config.runtime.create_timeout_s
         timings, lap = Timings(), order.laps
-        launch(f"rouse for {order.id}", asyncio.to_thread(self._rooms.cgroups.rouse))
         blueprint = await self._blueprint(order.version, timings, deadline)
         timings.image_ms = lap.ms()
         container = await self._lease(order)
