@@ -1,163 +1,80 @@
 """One caller's connection: HTTP/1.0 and 1.1 as a server.
 
-A head is cut out of the stream first and only then parsed, so that the parser never sees more than
-one request; what a caller sends ahead (pipelining) stays unparsed, and reading stops, until the
-reply before it is out. Bodies are counted or dechunked here and handed on as they come. The
-connection is the `Caller` of its exchange. Where a request goes is decided in `server.py`.
+A head is cut out of the stream before anything reads it (`head.py`), so that no parser ever sees
+more than one request; what a caller sends ahead (pipelining) stays untouched, and reading stops,
+until the reply before it is out. Bodies are counted or dechunked here and handed on as they come.
+How replies are written is `reply.py`'s, where a request goes is decided in `server.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
-import httptools
-
-from agent.contracts.base import Headers, Reply
+from agent.contracts.base import Reply
 from agent.contracts.own_errors import own_error
 from agent.gateway.dechunk import BadChunk, Dechunker
 from agent.gateway.flow import ReadFlow
-from agent.gateway.wire import (
-    CONTINUE,
-    HEAD_END,
-    JOIN_BYTES,
-    LAST_CHUNK,
-    MAX_HEADERS,
-    MAX_REQUEST_HEAD_BYTES,
-    STEERING,
-    Field,
-    chunk,
-    chunked_line,
-    connection_line,
-    content_length,
-    reply_head,
+from agent.gateway.head import KEPT_HEAD_BYTES, BadHead, HeadReader, RequestHead
+from agent.gateway.reply import (
+    BODY,
+    CHUNKS,
+    CLOSED,
+    HEAD,
+    LINGER,
+    RAW,
+    REPLY,
+    ReplyWriter,
 )
+from agent.gateway.wire import HEAD_END
 
 if TYPE_CHECKING:
     from agent.gateway.server import Gateway
 
 log = logging.getLogger(__name__)
 
-HEAD, BODY, CHUNKS, REPLY, RAW, LINGER, CLOSED = range(7)
-"""What the next bytes are: a head, a counted body, chunks, the request after this one (it waits),
-another protocol, something nobody reads any more; or the connection is closing."""
-
 LINGER_S: Final = 2.0
-"""How long a caller that was refused early may go on sending before it is cut off."""
+"""How long a caller that was refused early has to read the answer before it is cut off."""
 LINGER_BYTES: Final = 1 << 20
 PIPELINED_AT_ONCE: Final = 16
 """Requests of one connection served in one turn of the loop."""
-_RESET: Final = struct.pack("ii", 1, 0)
 
 
-class Sink(Protocol):
-    """What takes a request's body: an exchange, or a door that must read the body first."""
-
-    @property
-    def limited(self) -> bool:
-        """True while a time limit of its own ends this call."""
-
-    def request_body(self, data: bytes, ended: bool) -> None:
-        """Take further bytes."""
-
-    def caller_gone(self) -> None:
-        """The connection is closed."""
-
-    def caller_full(self) -> None:
-        """The caller reads slowly."""
-
-    def caller_drained(self) -> None:
-        """The caller has caught up."""
-
-
-class ClientConnection(asyncio.Protocol):
-    """One connection of a caller. Fields are grouped by how long they live."""
+class ClientConnection(ReplyWriter):
+    """One connection of a caller."""
 
     __slots__ = (
         "_ahead",
         "_at",
-        "_awaits_go_ahead",
-        "_chunked_reply",
         "_dechunker",
-        "_flow",
         "_full",
-        "_gateway",
-        "_head_done",
-        "_hosts",
-        "_keep",
         "_left",
         "_lingered_bytes",
-        "_mode",
-        "_old",
-        "_parser",
         "_pumping",
-        "_replied",
+        "_reader",
         "_served",
-        "_since",
         "_tail",
-        "_transport",
         "_unsent_bytes",
-        "_upgrade_asked",
-        "chunked",
-        "head_bytes",
-        "headers",
-        "host",
-        "length",
-        "method",
         "remote",
-        "sink",
-        "target",
-        "traced",
-        "upgrade",
     )
 
     def __init__(self, gateway: Gateway) -> None:
-        # of the connection
-        self._gateway = gateway
-        self._transport: asyncio.Transport
-        self._flow: ReadFlow
-        self._parser = httptools.HttpRequestParser(self)
-        self._mode = HEAD
-        self._since = gateway.loop.time()
-        """When the present wait for the caller began; read by `check` only."""
+        super().__init__(gateway)
+        self._reader = HeadReader()
         self._ahead = b""
         """What has come and is not worked on yet, from `_at` on."""
         self._at = 0
+        self._tail = b""
+        """The last bytes of a head that has not ended yet."""
+        self._left = 0
+        self._dechunker: Dechunker | None = None
         self._pumping = False
         self._full = False
         self._served = False
         self._lingered_bytes = 0
         self._unsent_bytes = 0
         self.remote = ""
-        # of the reply
-        self._chunked_reply = False
-        # of the request
-        self.sink: Sink | None = None
-        self._dechunker: Dechunker | None = None
-        self._old = False
-        self._keep = True
-        self._left = 0
-        self.method = b""
-        self._next_request()
-
-    def _next_request(self) -> None:
-        self._tail = b""
-        self._head_done = False
-        self._replied = False
-        self._hosts = 0
-        self._awaits_go_ahead = False
-        self._upgrade_asked = False
-        self.target = b""
-        self.headers: Headers = []
-        self.head_bytes = 0
-        self.host = b""
-        self.length = 0
-        self.chunked = False
-        self.upgrade = False
-        self.traced = False
 
     def __repr__(self) -> str:
         modes = ("head", "body", "chunks", "reply", "raw", "linger", "closed")
@@ -190,9 +107,8 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """The caller sends no more: as a cancelled call looks the same, the call is over."""
-        if self._mode == HEAD and self.head_bytes:
-            self._keep = False
-            self.refuse(400, "BadRequest", "the request ends in the middle of its head")
+        if self._mode == HEAD and self._reader.size:
+            self._junk("the request ends in the middle of its head")
         elif self._mode == RAW and self.sink is not None:
             self.sink.request_body(b"", True)
 
@@ -212,7 +128,18 @@ class ClientConnection(asyncio.Protocol):
             self._pump()
 
     def data_received(self, data: bytes) -> None:
-        """Work on what came."""
+        """Work on what came; a head that is known and comes alone goes the short way."""
+        if len(data) <= KEPT_HEAD_BYTES and self._mode == HEAD and not self._ahead:
+            head = self._gateway.heads.get(data)
+            if head is not None and not self._reader.size and not self._full and head.length == 0:
+                self._pumping = True
+                try:
+                    self._begin(head)
+                except Exception:  # as in `_pump`
+                    log.exception("connection of %s", self.remote or "unix")
+                    self.cut()
+                self._pumping = False
+                return
         self._ahead = self._ahead[self._at :] + data if self._ahead else data
         self._at = 0
         if not self._pumping:
@@ -254,126 +181,70 @@ class ClientConnection(asyncio.Protocol):
     # -- the request's head
 
     def _read_head(self) -> None:
-        data, at = self._ahead, self._at
-        if not self.head_bytes:
+        data, at, reader = self._ahead, self._at, self._reader
+        first = not reader.size
+        if first:
             self._since = self._gateway.loop.time()
-        stop = self._head_stop(data, at)
+        stop, ended = self._head_stop(data, at)
         piece = data if at == 0 and stop == len(data) else data[at:stop]
         self._at = stop
-        self.head_bytes += len(piece)
-        if self.head_bytes > MAX_REQUEST_HEAD_BYTES:
-            self._too_large(f"the head is larger than {MAX_REQUEST_HEAD_BYTES} bytes")
-            return
-        try:
-            self._parser.feed_data(piece)
-        except httptools.HttpParserUpgrade:
-            parser, self._parser = self._parser, httptools.HttpRequestParser(self)
-            self.upgrade = self._upgrade_asked and self.method != b"CONNECT"
-            self._keep = self.upgrade
-            self._request(parser.get_http_version())
-            return
-        except httptools.HttpParserError as error:
-            self._junk(f"this is not HTTP/1.1: {error}")
-            return
-        if self._head_done:
-            self._request(self._parser.get_http_version())
-        else:
-            self._tail = (self._tail + piece[-3:])[-3:]
+        heads = self._gateway.heads
+        known = first and ended and len(piece) <= KEPT_HEAD_BYTES
+        head = heads.get(piece) if known else None
+        if head is None:
+            try:
+                head = reader.feed(piece)
+            except BadHead as bad:
+                self._keep = False
+                self.refuse(bad.status, bad.code, str(bad))
+                return
+            if head is None:
+                self._tail = (self._tail + piece[-3:])[-3:]
+                return
+            if known:
+                heads.learn(piece, head)
+        self._tail = b""
+        self._begin(head)
 
-    def _head_stop(self, data: bytes, at: int) -> int:
-        """Return where the head ends in `data`, or the data's end."""
+    def _head_stop(self, data: bytes, at: int) -> tuple[int, bool]:
+        """Return where the head ends in `data` and True, or the data's end and False."""
         tail = self._tail
         if tail:
             split = (tail + data[at : at + 3]).find(HEAD_END)
             if split >= 0:
-                return at + split + 4 - len(tail)
+                return at + split + 4 - len(tail), True
         end = data.find(HEAD_END, at)
-        return end + 4 if end >= 0 else len(data)
+        return (end + 4, True) if end >= 0 else (len(data), False)
 
-    def _request(self, version: str) -> None:
-        """A whole head is here: check what must hold for any request, then pass it on."""
-        self._old = old = version == "1.0"
-        wrong = self._wrong(version, old)
-        if wrong:
-            self._junk(wrong)
-            return
-        if len(self.headers) > MAX_HEADERS:
-            self._too_large(f"the head has more than {MAX_HEADERS} fields")
-            return
+    def _begin(self, head: RequestHead) -> None:
+        """A whole head is here: set up for its body and pass it on."""
+        self.head = head
+        self._keep = head.keep
+        self._replied = False
         self._served = True
-        first = b""
-        length = self.length
-        if self.chunked or length:
-            # The old parser stands inside a body that it will not see.
-            self._parser = httptools.HttpRequestParser(self)
-            if self._awaits_go_ahead and self._at < len(self._ahead):
-                self._awaits_go_ahead = False
-            if self.chunked:
-                self._mode = CHUNKS
-                self._dechunker = dechunker = Dechunker()
-                try:
-                    first, self._at = dechunker.feed(self._ahead, self._at)
-                except BadChunk as error:
-                    self._junk(str(error))
-                    return
-                done = dechunker.done
-            else:
-                first = self._ahead[self._at : self._at + length]
-                self._at += len(first)
-                self._left = length - len(first)
-                self._mode = BODY
-                done = not self._left
-            if done:
-                self._mode = REPLY
-        else:
+        if head.length == 0:
             self._mode = REPLY
-        self._gateway.request(self, first, self._mode == REPLY)
-
-    def _too_large(self, message: str) -> None:
-        self._keep = False
-        self.refuse(431, "HeadersTooLarge", message)
-
-    def _wrong(self, version: str, old: bool) -> str:
-        if version != "1.1" and not old:
-            return f"HTTP/{version} is not spoken here: use HTTP/1.1"
-        if self._hosts > 1 or (not self._hosts and not old):
-            return "a request needs exactly one Host"
-        if self.chunked and old:
-            return "HTTP/1.0 has no chunks"
-        self.upgrade = self.upgrade and not old
-        return ""
-
-    # httptools: only fields are set
-
-    def on_url(self, url: bytes) -> None:
-        """Keep the target byte for byte."""
-        self.target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header, and note those that steer us."""
-        self.headers.append((name, value))
-        field = STEERING.get(name.lower())
-        if field is None:
+            self._gateway.request(self, head, b"", True)
             return
-        if field is Field.HOST:
-            self._hosts += 1
-            self.host = value.strip()
-        elif field is Field.CONTENT_LENGTH:
-            self.length = int(value)
-        elif field is Field.TRANSFER_ENCODING:
-            self.chunked = True
-        elif field is Field.EXPECT:
-            self._awaits_go_ahead = value.strip().lower() == b"100-continue"
-        elif field is Field.UPGRADE:
-            self._upgrade_asked = True
+        self._awaits_go_ahead = head.expects and self._at >= len(self._ahead)
+        if head.length is None:
+            self._mode = CHUNKS
+            self._dechunker = dechunker = Dechunker()
+            try:
+                first, self._at = dechunker.feed(self._ahead, self._at)
+            except BadChunk as error:
+                self._junk(str(error))
+                return
+            done = dechunker.done
         else:
-            self.traced = value.strip() == b"1"
-
-    def on_headers_complete(self) -> None:
-        """The head is whole."""
-        self._head_done = True
-        self.method = self._parser.get_method()
-        self._keep = self._parser.should_keep_alive()
+            first = self._ahead[self._at : self._at + head.length]
+            self._at += len(first)
+            self._left = head.length - len(first)
+            self._mode = BODY
+            done = not self._left
+        if done:
+            self._mode = REPLY
+        self._gateway.request(self, head, first, done)
 
     # -- the request's body
 
@@ -407,129 +278,11 @@ class ClientConnection(asyncio.Protocol):
         if self.sink is not None and (piece or ended):
             self.sink.request_body(piece, ended)
 
-    def _give_up_on(self, why: str) -> None:
-        """The body is broken: the exchange cannot go on; say why if nothing was said yet."""
-        sink, self.sink = self.sink, None
-        if sink is not None:
-            sink.caller_gone()
-        if self._replied:
-            self.abort()
-        else:
-            self._junk(why)
-
-    # -- Caller: the reply
-
-    def reply(
-        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
-    ) -> None:
-        """Write head and first bytes in one go."""
-        self._replied = True
-        bodyless = status in (204, 304) or self.method == b"HEAD"
-        framing = b""
-        if length is not None:
-            if status != 204 and (length or status != 304):
-                framing = content_length(length)
-        elif not bodyless:
-            if self._old:
-                self._keep = False
-            else:
-                framing = chunked_line()
-                self._chunked_reply = True
-        if self._keep and (self._mode != REPLY or self._gateway.draining):
-            self._keep = False
-        connection = (
-            b"" if self._keep and not self._old else connection_line(keep=self._keep, old=self._old)
-        )
-        head = reply_head(status, headers, framing, connection)
-        if bodyless or not body:
-            self._transport.write(head)
-        elif self._chunked_reply:
-            self._transport.write(head + chunk(body))
-        elif len(body) <= JOIN_BYTES:
-            self._transport.write(head + body)
-        else:
-            self._transport.writelines((head, body))
-        if ended:
-            self._reply_ended()
-
-    def more(self, data: bytes, ended: bool) -> None:
-        """Write more of the body."""
-        if data and self.method != b"HEAD":
-            if not self._chunked_reply:
-                self._transport.write(data)
-            elif len(data) <= JOIN_BYTES:
-                self._transport.write(chunk(data) + LAST_CHUNK if ended else chunk(data))
-                if ended:
-                    self._chunked_reply = False
-            else:
-                self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
-        if ended:
-            if self._chunked_reply:
-                self._transport.write(LAST_CHUNK)
-            self._reply_ended()
-
-    def _reply_ended(self) -> None:
-        """Go on to the next request, or close."""
-        self.sink = None
-        self._chunked_reply = False
-        if self._mode == REPLY and self._keep:
-            self._mode = HEAD
-            self._since = self._gateway.loop.time()
-            self._next_request()
-            if self._ahead and not self._pumping:
-                self._flow.resume()
-                self._pump()
-        elif self._mode in (REPLY, RAW):
-            self._mode = CLOSED
-            self._transport.close()
-        elif self._mode != CLOSED:
-            self._linger()
-
-    def _linger(self) -> None:
-        """Close our side only: what the caller still sends must not destroy the reply (RST)."""
-        self._mode = LINGER
-        self._since = self._gateway.loop.time()
-        self._flow.resume()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-
-    def abort(self) -> None:
-        """Break the reply off: chunks stay open, a length is not reached, or the peer is reset."""
-        self.sink = None
-        self._mode = CLOSED
-        if self._old:
-            sock = self._transport.get_extra_info("socket")
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self._transport.abort()
-        else:
-            self._transport.close()
-
-    def switch(self, headers: Headers, data: bytes) -> None:
-        """Write the 101; from here on bytes pass as they are."""
-        self._mode = RAW
-        self._keep = False
-        self._transport.write(reply_head(101, headers, b"", b"") + data)
-        self._flow.resume()
-        if self._at < len(self._ahead) and not self._pumping:
-            self._pump()
-
-    def go_ahead(self) -> None:
-        """Say 100 Continue to a caller that asked for it."""
-        if self._awaits_go_ahead:
-            self._awaits_go_ahead = False
-            if not self._old:
-                self._transport.write(CONTINUE)
-
-    def pause_request(self) -> None:
-        """Read no more body."""
-        if self._mode != REPLY:
-            self._flow.pause()
-
-    def resume_request(self) -> None:
-        """Read on."""
-        if self._mode != REPLY:
+    def _next(self) -> None:
+        """The reply is out: take the next request, which may be here already."""
+        if self._ahead and not self._pumping:
             self._flow.resume()
+            self._pump()
 
     # -- refusing
 
@@ -551,10 +304,16 @@ class ClientConnection(asyncio.Protocol):
             self._mode = LINGER
         self.refuse(400, "BadRequest", why)
 
-    def cut(self) -> None:
-        """Close at once, whatever was not sent yet."""
-        self._mode = CLOSED
-        self._transport.abort()
+    def _give_up_on(self, why: str, status: int = 400, code: str = "BadRequest") -> None:
+        """The body is broken: the exchange cannot go on; say why if nothing was said yet."""
+        sink, self.sink = self.sink, None
+        if sink is not None:
+            sink.caller_gone()
+        self._keep = False
+        if self._replied:
+            self.abort()
+        else:
+            self.refuse(status, code, why)
 
     # -- the clock
 
@@ -563,7 +322,7 @@ class ClientConnection(asyncio.Protocol):
         waited_s = now - self._since
         mode = self._mode
         if mode == HEAD:
-            if self.head_bytes:
+            if self._reader.size:
                 if waited_s > head_s:
                     self._keep = False
                     self.refuse(408, "RequestTimeout", f"no whole head within {head_s:g} s")
@@ -572,7 +331,7 @@ class ClientConnection(asyncio.Protocol):
         elif mode in (BODY, CHUNKS):
             limited = self._flow.paused or self.sink is None or self.sink.limited
             if waited_s > idle_s and not limited:
-                self._timed_out(idle_s)
+                self._give_up_on(f"the body stopped for {idle_s:g} s", 408, "RequestTimeout")
         elif mode == LINGER:
             if waited_s > LINGER_S:
                 self.cut()
@@ -581,24 +340,13 @@ class ClientConnection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """Close when no request is under way (the gateway drains)."""
-        if self._mode == HEAD and not self.head_bytes:
-            self._mode = CLOSED
-            self._transport.close()
+        if self._mode == HEAD and not self._reader.size:
+            self.close_now()
 
     def close_now(self) -> None:
-        """Close when what was written is out (the gateway closes)."""
+        """Close when what was written is out."""
         self._mode = CLOSED
         self._transport.close()
-
-    def _timed_out(self, idle_s: float) -> None:
-        sink, self.sink = self.sink, None
-        if sink is not None:
-            sink.caller_gone()
-        self._keep = False
-        if self._replied:
-            self.abort()
-        else:
-            self.refuse(408, "RequestTimeout", f"the body stopped for {idle_s:g} s")
 
     def _close_when_sent(self, now: float) -> None:
         """Close an idle connection; one whose caller still reads the last reply gets more time."""

@@ -98,6 +98,7 @@ class Desk:
         self.zombie_s = zombie_s
         self.buffered_bytes = 0
         self.loop = loop
+        self.time = loop.time
         self.waiting: set[Exchange] = set()
         """Exchanges without a lease: queued, collecting a body, or waiting for a job."""
         self._views: dict[Target, View] = {}
@@ -131,7 +132,7 @@ class Desk:
 
     def watch_zombie(self, exchange: Exchange) -> None:
         """Watch an exchange whose caller was answered already."""
-        exchange.deadline = self.loop.time() + self.zombie_s
+        exchange.deadline = self.time() + self.zombie_s
         exchange.line = self.line(self.zombie_s)
         exchange.line[exchange] = None
 

@@ -20,6 +20,7 @@ from agent.gateway.exchange import Exchange
 
 if TYPE_CHECKING:
     from agent.gateway.client import ClientConnection
+    from agent.gateway.head import RequestHead
     from agent.gateway.server import Gateway
 
 _KEPT = (b"x-kindling-", b"server-timing")
@@ -28,9 +29,12 @@ _KEPT = (b"x-kindling-", b"server-timing")
 class EnvelopedCall:
     """One such call."""
 
-    def __init__(self, gateway: Gateway, client: ClientConnection, request_id: str) -> None:
+    def __init__(
+        self, gateway: Gateway, client: ClientConnection, head: RequestHead, request_id: str
+    ) -> None:
         self._gateway = gateway
         self._client: ClientConnection | None = client
+        self._head = head
         self._request_id = request_id
         self._pieces: list[bytes] = []
         self._size = 0
@@ -83,6 +87,14 @@ class EnvelopedCall:
 
     # -- from the exchange inside
 
+    @property
+    def plain(self) -> bool:
+        """False: the reply is wrapped."""
+        return False
+
+    def whole(self, head: bytes, body: bytes) -> None:
+        """Never comes: this caller is not plain."""
+
     def reply(
         self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
     ) -> None:
@@ -121,7 +133,7 @@ class EnvelopedCall:
         client = self._client
         if client is None:
             return
-        opened = parse(client.headers, body, self._request_id)
+        opened = parse(self._head.headers, body, self._request_id)
         if isinstance(opened, Reply):
             self._finish(opened)
             return
@@ -139,7 +151,7 @@ class EnvelopedCall:
         call.kind = kind
         make = JobExchange if kind == "job" else EventExchange
         exchange = make(self._gateway.desk, view, call, self, len(opened.event))
-        exchange.traced = client.traced
+        exchange.traced = self._head.traced
         exchange.provide(opened.event, True)
         self._exchange = exchange
         exchange.start()
@@ -148,11 +160,11 @@ class EnvelopedCall:
         return Call(
             request_id,
             "event",
-            client.method,
+            self._head.method,
             b"",
-            client.headers,
+            self._head.headers,
             client.remote,
-            client.host.decode("latin-1"),
+            self._head.host.decode("latin-1"),
             qualifier=opened.qualifier,
             want_log_tail=opened.want_log_tail,
         )

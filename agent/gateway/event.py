@@ -12,22 +12,15 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from agent.aio.tasks import spawn
-from agent.contracts.base import Call, CallReport, Headers
+from agent.contracts.base import CallReport
 from agent.contracts.failures import from_error
 from agent.errors import AgentError, FunctionFailed
-from agent.gateway.exchange import (
-    COLLECTING,
-    DONE,
-    JOB,
-    NO_METERS,
-    RUNNING,
-    Caller,
-    Exchange,
-)
+from agent.gateway.exchange import NO_METERS, Exchange
+from agent.gateway.state import COLLECTING, DONE, JOB, RUNNING
 from agent.model.failure import Failure, FailureKind
 
 if TYPE_CHECKING:
-    from agent.gateway.desk import Desk, View
+    from agent.gateway.head import ReplyHead
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +31,8 @@ LOG_SETTLE_S: Final = 0.01
 class EventExchange(Exchange):
     """One event call."""
 
-    __slots__ = ("_headers", "_pieces_back", "_status")
-
-    def __init__(
-        self, desk: Desk, view: View, call: Call, caller: Caller, length: int | None
-    ) -> None:
-        super().__init__(desk, view, call, caller, length)
-        self._status = 0
-        self._headers: Headers = []
-        self._pieces_back: list[bytes] = []
+    _reply_head: ReplyHead
+    _pieces_back: list[bytes] | None = None
 
     def _begin(self) -> None:
         if self.length is not None:
@@ -63,16 +49,13 @@ class EventExchange(Exchange):
     def caller_full(self) -> None:
         """Read on: nothing of this reply has been told yet."""
 
-    def reply_began(
-        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
-    ) -> None:
+    def reply_began(self, head: ReplyHead, body: bytes, ended: bool) -> None:
         """Take the head and what came of the body; mostly all of it."""
-        self._status = status
-        self._headers = headers
-        if not self._too_large(length or 0):
-            self.reply_went_on(status, body, ended)
+        self._reply_head = head
+        if not self._too_large(head.length or 0):
+            self.reply_went_on(body, ended)
 
-    def reply_went_on(self, status: int, data: bytes, ended: bool) -> None:
+    def reply_went_on(self, data: bytes, ended: bool) -> None:
         """Collect the reply; at its end let the contract make its own of it."""
         self._reply_bytes += len(data)
         if self._too_large(self._reply_bytes):
@@ -99,6 +82,8 @@ class EventExchange(Exchange):
             self._end(Failure(FailureKind.NO_CAPACITY, "too many large replies are waiting"))
             return False
         self._held_bytes += len(data)
+        if self._pieces_back is None:
+            self._pieces_back = []
         self._pieces_back.append(data)
         return True
 
@@ -111,15 +96,17 @@ class EventExchange(Exchange):
 
     def _whole(self, body: bytes) -> None:
         caller = self.caller
-        status = self._status
-        self._done(status)  # counted as the function answered
+        head = self._reply_head
+        self._done(head.status)  # counted as the function answered
         if caller is None:
             return
         report = self.report or CallReport(NO_METERS)
         try:
-            reply = self.view.contract.event_reply(self.call, status, self._headers, body, report)
+            reply = self.view.contract.event_reply(
+                self.call, head.status, head.headers, body, report
+            )
         except FunctionFailed as error:
-            self._answer(error.failure)
+            self._tell(error.failure)
             return
         self.caller = None
         self._deliver(caller, reply)
@@ -127,8 +114,6 @@ class EventExchange(Exchange):
 
 class JobExchange(Exchange):
     """One call of a job: no lease, no connection; a task waits for the job's start or end."""
-
-    __slots__ = ()
 
     def _begin(self) -> None:
         self.stage = COLLECTING

@@ -1,38 +1,44 @@
 """One call, from the caller's head to the last byte of the reply.
 
-An exchange stands between a `Caller` (a client's connection, or memory: `local.py`) and one
-`UpstreamConnection`. It is driven by callbacks of both and by the desk's clock and never awaits;
-connecting, and asking why an exchange broke, are background tasks made only then. Whatever happens,
-a lease is released exactly once, in `_settle`. Replies pass through as they come; event calls and
-jobs, whose replies are whole, are in `event.py`.
-
-Stages: NEW → (COLLECTING) → QUEUED → (CONNECTING) → RUNNING → (EXPLAINING) → DONE; jobs go from
-COLLECTING to JOB to DONE. `caller` is None once nobody waits for the answer any more.
+An exchange stands between a `Caller` and one `UpstreamConnection`. It is driven by callbacks of
+both and by the desk's clock and never awaits; connecting, and asking why an exchange broke, are
+background tasks made only then. Whatever happens, a lease is released exactly once, in `_settle`.
+Replies pass through as they come; event calls and jobs, whose replies are whole, are in `event.py`.
+Its fields and stages are in `state.py`.
 """
 
 from __future__ import annotations
 
 import logging
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from agent.aio.tasks import spawn
-from agent.contracts.base import Call, CallReport, Headers, Reply
+from agent.contracts.base import CallReport, Headers, Reply
 from agent.contracts.failures import from_error
-from agent.contracts.own_errors import own_error, retry_after
 from agent.errors import AgentError, FunctionFailed
-from agent.functions.ports import Lease
+from agent.gateway.answer import failure_reply, mark, server_timing
+from agent.gateway.state import (
+    COLLECTING,
+    CONNECTING,
+    DONE,
+    EXPLAINING,
+    QUEUED,
+    RUNNING,
+    State,
+)
+from agent.gateway.template import filled_request, reply_template
 from agent.gateway.wire import LAST_CHUNK, chunk
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Meters
 
 if TYPE_CHECKING:
-    from agent.gateway.desk import Desk, Line, View
+    from agent.functions.ports import Lease
+    from agent.gateway.caller import Caller
+    from agent.gateway.head import ReplyHead
     from agent.gateway.upstream import UpstreamConnection
 
 log = logging.getLogger(__name__)
-
-NEW, COLLECTING, QUEUED, CONNECTING, RUNNING, EXPLAINING, JOB, DONE = range(8)
 
 WAITING_BODY_BYTES: Final = 65536
 """Of a body that streams, kept while its call waits for an instance; then the caller is paused."""
@@ -42,112 +48,9 @@ REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 """Methods sent again when a pooled connection was dead (CONTRACTS, Replies and errors)."""
 NO_METERS: Final = Meters()
 
-_COME_AGAIN: Final = frozenset(
-    (
-        FailureKind.QUEUE_FULL,
-        FailureKind.QUEUE_TIMEOUT,
-        FailureKind.NO_CAPACITY,
-        FailureKind.DRAINING,
-    )
-)
 
-
-class Caller(Protocol):
-    """Where a reply goes. Nothing is called after `ended` or `abort`."""
-
-    def reply(
-        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
-    ) -> None:
-        """Take head and first bytes; `length` is the whole body's, None when unknown."""
-
-    def more(self, data: bytes, ended: bool) -> None:
-        """Take further bytes of the body."""
-
-    def abort(self) -> None:
-        """Break the reply off so that the caller notices."""
-
-    def switch(self, headers: Headers, data: bytes) -> None:
-        """Take a 101 and the first bytes of the other protocol; `more` carries the rest."""
-
-    def go_ahead(self) -> None:
-        """Ask for the body, if the caller waits to be asked (100 Continue)."""
-
-    def pause_request(self) -> None:
-        """Send no more body for now."""
-
-    def resume_request(self) -> None:
-        """Send on."""
-
-
-class Exchange:
+class Exchange(State):
     """One HTTP call. The caller's side fills in what it knows, then calls `start`."""
-
-    __slots__ = (
-        "_granted_at",
-        "_held_bytes",
-        "_replied",
-        "_reply_bytes",
-        "_retried",
-        "_reused",
-        "_started_at",
-        "_switched",
-        "_told",
-        "body_bytes",
-        "call",
-        "caller",
-        "conn",
-        "deadline",
-        "desk",
-        "failure",
-        "lease",
-        "length",
-        "line",
-        "pieces",
-        "report",
-        "request_done",
-        "stage",
-        "traced",
-        "upgrade",
-        "view",
-    )
-
-    def __init__(
-        self, desk: Desk, view: View, call: Call, caller: Caller, length: int | None
-    ) -> None:
-        self.desk = desk
-        self.view = view
-        self.call = call
-        self.caller: Caller | None = caller
-        # the request
-        self.length = length
-        self.request_done = length == 0
-        self.pieces: list[bytes] | None = None
-        self.body_bytes = 0
-        self.traced = False
-        self.upgrade = False
-        # where it stands
-        self.stage = NEW
-        self.line: Line = view.line
-        self.deadline = 0.0
-        self.lease: Lease | None = None
-        self.conn: UpstreamConnection | None = None
-        self.failure: Failure | None = None
-        self.report: CallReport | None = None
-        self._started_at = perf_counter()
-        self._granted_at = 0.0
-        self._held_bytes = 0
-        self._reused = False
-        self._retried = False
-        # the reply
-        self._replied = False
-        self._reply_bytes = 0
-        self._switched = False
-        self._told = 0
-
-    def __repr__(self) -> str:
-        where = self.lease.endpoint.id if self.lease is not None else "no lease"
-        name = self.view.target.version.name
-        return f"<{type(self).__name__} {self.call.request_id} {name} stage={self.stage} {where}>"
 
     # -- from the caller
 
@@ -218,26 +121,27 @@ class Exchange:
     def granted(self, lease: Lease) -> None:
         """Use the lease: a pooled connection at once, or a new one."""
         self.lease = lease
-        self.call.instance = lease.endpoint.id
-        desk = self.desk
+        view, desk, endpoint = self.view, self.desk, lease.endpoint
+        self.call.instance = endpoint.id
         if desk.waiting:
             desk.waiting.discard(self)
-        self.deadline = desk.loop.time() + self.view.call_s
+        self.deadline = desk.time() + view.call_s
         self.line[self] = None
         if self.traced:
             self._granted_at = perf_counter()
         try:
-            if self.view.logs_before:
-                self.view.target.deliver_log_before(lease, self.call)
-            idle = cast("list[UpstreamConnection]", lease.endpoint.idle)
+            if view.logs_before:
+                view.target.deliver_log_before(lease, self.call)
+            idle = cast("list[UpstreamConnection]", endpoint.idle)
             while idle:
                 conn = idle.pop()
                 if conn.usable:
-                    self._send(conn, reused=True)
+                    self._reused = True
+                    self._send(conn)
                     return
             self._connect()
         except Exception:  # called from inside the pool, which must not see our faults
-            log.exception("call %s of %s", self.call.request_id, self.view.target.version.name)
+            log.exception("call %s of %s", self.call.request_id, view.target.version.name)
             self._end(Failure(FailureKind.INTERNAL))
 
     def refused(self, failure: Failure) -> None:
@@ -247,25 +151,32 @@ class Exchange:
 
     # -- from the instance
 
-    def reply_began(
-        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
-    ) -> None:
+    def reply_began(self, head: ReplyHead, body: bytes, ended: bool) -> None:
         """Take the head of the instance's reply and what came of the body with it."""
-        caller, conn = self.caller, self.conn
-        if caller is None or conn is None:
+        caller, conn, lease, view = self.caller, self.conn, self.lease, self.view
+        if caller is None or conn is None or lease is None:
             self._replied = True
             if ended:
-                self._done(status)
+                self._done(head.status)
             return
-        limit = self.view.response_bytes
+        cold = lease.cold_start
+        if head.kept and ended and cold is None and not self.traced and caller.plain:
+            if head.view is not view:
+                head.view = view
+                head.template = reply_template(view, head, self.call, self.desk.random)
+            if head.template is not None:
+                request_id = self.call.request_id.encode()
+                self._done(head.status)
+                caller.whole(head.template.fill(request_id), body)
+                return
+        length = head.length
+        limit = view.response_bytes
         if (length or len(body)) > limit > 0 and self.call.method != b"HEAD":
             self._end(Failure(FailureKind.RESPONSE_TOO_LARGE, limit=limit))
             return
-        lease = self.lease
-        cold = lease.cold_start if lease is not None else None
         report = conn.report if cold is None else CallReport(NO_METERS, cold, b"", conn.instance)
         try:
-            passed = self.view.http_reply(self.call, status, headers, report)
+            passed = view.http_reply(self.call, head.status, head.headers, report)
         except FunctionFailed as error:
             self._end(error.failure)
             return
@@ -273,12 +184,12 @@ class Exchange:
         self._replied = True
         self._reply_bytes = len(body)
         if ended:
-            self._done(status)
+            self._done(head.status)
             if length is None and self.call.method != b"HEAD":
                 length = len(body)
-        caller.reply(status, passed, length, body, ended)
+        caller.reply(head.status, passed, length, body, ended)
 
-    def reply_went_on(self, status: int, data: bytes, ended: bool) -> None:
+    def reply_went_on(self, data: bytes, ended: bool) -> None:
         """Take more of the instance's reply."""
         caller = self.caller
         if caller is not None and not self._switched:
@@ -288,19 +199,19 @@ class Exchange:
                 self._end(Failure(FailureKind.RESPONSE_TOO_LARGE, limit=limit))
                 return
         if ended:
-            self._done(status)
+            self._done(200)
         if caller is not None:
             caller.more(data, ended)
 
-    def switched_protocols(self, headers: Headers, data: bytes) -> None:
+    def switched_protocols(self, head: ReplyHead, data: bytes) -> None:
         """The instance answered 101: from here on bytes pass both ways as they come."""
         caller, conn = self.caller, self.conn
         if not self.upgrade or conn is None:
             self._end(Failure(FailureKind.BAD_RESPONSE, "it answered 101, which nobody asked for"))
         elif caller is None:
-            self._end(self.failure)
+            self._end(self.failure or Failure(FailureKind.CLIENT_CANCELLED))
         else:
-            passed = self.view.http_reply(self.call, 101, headers, conn.report)
+            passed = self.view.http_reply(self.call, 101, head.headers, conn.report)
             self._mark(passed, conn.report)
             self._replied = self._switched = True
             self.request_done = False
@@ -334,9 +245,8 @@ class Exchange:
 
     def expired(self) -> None:
         """The time limit has passed: answer, and end it unless others run beside it."""
-        zombie = self.failure is not None and self.failure.kind is FailureKind.TIMEOUT
-        if zombie or self.stage == EXPLAINING:
-            self._end(self.failure)
+        if self.failure is not None and self.failure.kind is FailureKind.TIMEOUT:
+            self._end(self.failure)  # a zombie whose time is over
             return
         limit_s = self.view.call_s
         failure = Failure(FailureKind.TIMEOUT, waited_s=limit_s, limit=limit_s)
@@ -394,6 +304,7 @@ class Exchange:
 
     def _connect(self) -> None:
         self.stage = CONNECTING
+        self._reused = False
         self.desk.counters.upstream_connects += 1
         _ = spawn(f"connect {self.call.instance}", self._open())
 
@@ -402,7 +313,7 @@ class Exchange:
         if lease is None or self.stage != CONNECTING:
             return
         endpoint = lease.endpoint
-        deadline = min(self.deadline, self.desk.loop.time() + CONNECT_S)
+        deadline = min(self.deadline, self.desk.time() + CONNECT_S)
         try:
             conn = await self.desk.connector.open(endpoint.address, endpoint.port, deadline)
         except OSError:  # TimeoutError is one
@@ -415,16 +326,19 @@ class Exchange:
             conn.rest(endpoint)
             self._end(Failure(FailureKind.CLIENT_CANCELLED))
         else:
-            self._send(conn, reused=False)
+            self._send(conn)
 
-    def _send(self, conn: UpstreamConnection, *, reused: bool) -> None:
+    def _send(self, conn: UpstreamConnection) -> None:
         """Write the head and what there is of the body in one go."""
         call, length = self.call, self.length
         self.conn = conn
-        self._reused = reused
         self.stage = RUNNING
-        data = self.view.request_head(call, length)
-        conn.begin(self, call.instance, no_body=call.method == b"HEAD" and call.kind == "http")
+        head = self.head
+        if head is None or head.length != length:
+            data = self.view.request_head(call, length)
+        else:
+            data = filled_request(self.view, head, call, self.desk.random)
+        conn.begin(self, call.instance, call.method == b"HEAD" and call.kind == "http")
         if self.pieces is not None:
             body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
             self.pieces = None
@@ -467,24 +381,6 @@ class Exchange:
 
     # -- the end
 
-    def _mark(self, headers: Headers, report: CallReport | None) -> None:
-        """Add our own headers to a reply."""
-        headers.append((b"X-Kindling-Request-Id", self.call.request_id.encode()))
-        cold = report.cold_start if report is not None else None
-        if cold is not None:
-            headers.append((b"X-Kindling-Cold-Start", b"%.3f" % cold.total_ms))
-        if self.traced:
-            now = perf_counter()
-            granted = self._granted_at or now
-            phases = {
-                "wait": (granted - self._started_at) * 1000,
-                "function": (now - granted) * 1000,
-            }
-            if cold is not None:
-                phases |= {f"start-{name}": ms for name, ms in cold.phases().items()}
-            value = ", ".join(f"{name};dur={ms:.3f}" for name, ms in phases.items())
-            headers.append((b"Server-Timing", value.encode()))
-
     def _gone_while_running(self) -> None:
         gone = Failure(FailureKind.CLIENT_CANCELLED)
         policy = self.view.cancel
@@ -522,8 +418,7 @@ class Exchange:
         )
 
     def _release_connection(self) -> None:
-        conn = self.conn
-        lease = self.lease
+        conn, lease = self.conn, self.lease
         if conn is not None and lease is not None:
             self.conn = None
             if self.request_done:
@@ -551,11 +446,11 @@ class Exchange:
         self.line.pop(self, None)
         if self.desk.waiting:
             self.desk.waiting.discard(self)
-        self.failure = failure
         if self._held_bytes:
             self.desk.unreserve(self._held_bytes)
             self._held_bytes = 0
         if failure is not None:
+            self.failure = failure
             self.view.counters.failed(failure.kind.value)
         lease = self.lease
         if lease is not None:
@@ -573,25 +468,10 @@ class Exchange:
         """Tell the caller, or break off what was told; afterwards nobody waits any more."""
         if self._replied:
             self._break_off()
-        else:
-            self._answer(failure)
-
-    def _answer(self, failure: Failure) -> None:
-        """Tell the caller in the contract's words."""
-        caller = self.caller
-        if caller is None:
-            return
-        self.caller = None
-        call = self.call
-        try:
-            reply = self.view.contract.error(failure, call, self.report)
-        except Exception:  # a dialect's fault must not leave the caller without an answer
-            log.exception("call %s: no words for %s", call.request_id, failure.kind)
-            reply = own_error(500, "Bug", "the error could not be told", call.request_id)
-        headers = list(reply.headers)
-        if failure.kind in _COME_AGAIN and not any(n.lower() == b"retry-after" for n, _ in headers):
-            headers.append(retry_after(failure.retry_after_s))
-        self._deliver(caller, Reply(reply.status, headers, reply.body))
+        elif self.caller is not None:
+            caller, self.caller = self.caller, None
+            call = self.call
+            self._deliver(caller, failure_reply(self.view.contract, failure, call, self.report))
 
     def _deliver(self, caller: Caller, reply: Reply) -> None:
         """Give a whole reply of the contract to the caller."""
@@ -599,3 +479,12 @@ class Exchange:
         self._mark(headers, self.report)
         self._told = reply.status
         caller.reply(reply.status, headers, len(reply.body), reply.body, True)
+
+    def _mark(self, headers: Headers, report: CallReport | None) -> None:
+        cold = report.cold_start if report is not None else None
+        mark(headers, self.call.request_id, cold)
+        if self.traced:
+            now = perf_counter()
+            granted = self._granted_at or now
+            wait_ms, function_ms = (granted - self._started_at) * 1000, (now - granted) * 1000
+            headers.append(server_timing(wait_ms, function_ms, cold))

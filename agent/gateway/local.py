@@ -66,6 +66,14 @@ class LocalCaller:
 
     # -- Caller
 
+    @property
+    def plain(self) -> bool:
+        """False: headers are wanted as pairs."""
+        return False
+
+    def whole(self, head: bytes, body: bytes) -> None:
+        """Never comes: this caller is not plain."""
+
     def reply(
         self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
     ) -> None:

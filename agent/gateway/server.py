@@ -32,6 +32,7 @@ from agent.gateway.desk import TICK_S, Desk, View
 from agent.gateway.envelope import EnvelopedCall
 from agent.gateway.event import EventExchange, JobExchange
 from agent.gateway.exchange import Exchange
+from agent.gateway.head import HeadCache, RequestHead
 from agent.gateway.local import LocalCaller, LocalResult
 from agent.gateway.upstream import UpstreamConnector
 from agent.model.failure import Failure, FailureKind
@@ -46,7 +47,7 @@ CLOSE_TURNS: Final = 20
 """Turns of the loop given to connections to send their last bytes when everything closes."""
 
 _NO_ASYNC: Final = ("Unimplemented", "asynchronous calls are not served by this version")
-_EXCHANGES: Final[dict[CallKind, type[Exchange]]] = {
+EXCHANGES: Final[dict[CallKind, type[Exchange]]] = {
     "http": Exchange,
     "event": EventExchange,
     "job": JobExchange,
@@ -67,6 +68,7 @@ class Gateway:
         self.counters = counters
         self.desk = Desk(connector, counters, config.limits.zombie_s, self.loop)
         self.draining = False
+        self.heads: HeadCache[RequestHead] = HeadCache()
         self._config = config.invoke
         self._catalog = catalog
         self._doors = Doors(config.invoke.domain)
@@ -190,7 +192,7 @@ class Gateway:
             )
         kind = admitted
         caller = LocalCaller(self.loop)
-        exchange = _EXCHANGES[kind](self.desk, view, call, caller, len(body))
+        exchange = EXCHANGES[kind](self.desk, view, call, caller, len(body))
         exchange.provide(body, True)
         self._arm()
         return await caller.result_of(exchange)
@@ -214,71 +216,91 @@ class Gateway:
         self._connections.discard(client)
         self.counters.connections = len(self._connections)
 
-    def request(self, client: ClientConnection, first: bytes, done: bool) -> None:
+    def request(
+        self, client: ClientConnection, head: RequestHead, first: bytes, done: bool
+    ) -> None:
         """Start what a whole head asks for; `first` is what came of the body, `done` if all."""
-        route = self._doors.match(client.method, client.target, client.host, client.headers)
+        route = head.route
+        if route is None:
+            route = self._doors.match(head.method, head.target, head.host, head.headers)
+            head.route = route
         if route is None:
             request_id = self.desk.random().hex()
-            client.answer(no_door(client.method, client.target, request_id), request_id)
+            client.answer(no_door(head.method, head.target, request_id), request_id)
         elif route.needs_body:
-            envelope = EnvelopedCall(self, client, self.desk.random().hex())
+            envelope = EnvelopedCall(self, client, head, self.desk.random().hex())
             client.sink = envelope
-            envelope.start(None if client.chunked else client.length, first, done)
+            envelope.start(head.length, first, done)
         else:
-            self._call(client, route, first, done)
+            self._call(client, head, route, first, done)
 
-    def _call(self, client: ClientConnection, route: Route, first: bytes, done: bool) -> None:
+    def _call(
+        self, client: ClientConnection, head: RequestHead, route: Route, first: bytes, done: bool
+    ) -> None:
         try:
             target = self._catalog.find(route.name, route.qualifier)
         except NotFound as error:
             request_id = self.desk.random().hex()
             client.answer(unknown_function(route, error.message, request_id), request_id)
             return
-        view = self.desk.view(target)
-        kind = view.kinds[route.door]
+        view = head.view
+        known = view is not None and view.target is target
+        if view is None or not known:
+            view = self.desk.view(target)
         call = Call(
             view.new_request_id(self.desk.random()),
-            kind or "event",
-            client.method,
+            head.kind,
+            head.method,
             route.target,
-            client.headers,
+            head.headers,
             client.remote,
-            client.host.decode("latin-1"),
+            head.host_text,
             "http",
             route.qualifier,
+            "",
+            head.want_log_tail,
         )
-        if kind is None:
-            self._refuse(client, refusal(route, view.contract, call), call)
+        if not known and not self._admit(client, head, view, call):
             return
-        if client.head_bytes > view.short_head_bytes:
-            wrong = _too_long(client, call, view)
-            if wrong is not None:
-                self._refuse(client, view.contract.error(wrong, call), call)
-                return
-        if kind != "http":
-            options = call_options(client.headers)
-            call.want_log_tail = options.want_log_tail
-            if options.asynchronous:
-                self._refuse(client, own_error(501, *_NO_ASYNC, call.request_id), call)
-                return
-        exchange = _EXCHANGES[kind](
-            self.desk, view, call, client, None if client.chunked else client.length
-        )
-        exchange.traced = client.traced
-        exchange.upgrade = client.upgrade
+        exchange = EXCHANGES[call.kind](self.desk, view, call, client, head.length)
+        if head.kept:
+            exchange.head = head
+        if head.traced or head.upgrade:
+            exchange.traced = head.traced
+            exchange.upgrade = head.upgrade
         client.sink = exchange
         if first or done:
             exchange.provide(first, done)
         exchange.start()
 
+    def _admit(self, client: ClientConnection, head: RequestHead, view: View, call: Call) -> bool:
+        """Check what holds for every call with this head, or answer why it is refused."""
+        route = head.route
+        assert route is not None
+        kind = view.kinds[route.door]
+        reply: Reply | None = None
+        if kind is None:
+            reply = refusal(route, view.contract, call)
+        elif head.size > view.short_head_bytes:
+            wrong = _too_long(head, call, view)
+            reply = view.contract.error(wrong, call) if wrong is not None else None
+        if reply is None and kind is not None and kind != "http":
+            options = call_options(head.headers)
+            call.want_log_tail = head.want_log_tail = options.want_log_tail
+            if options.asynchronous:
+                reply = own_error(501, *_NO_ASYNC, call.request_id)
+        if reply is not None or kind is None:
+            reply = reply or own_error(500, "Bug", "refused without a reason", call.request_id)
+            client.answer(reply, call.request_id)
+            return False
+        call.kind = head.kind = kind
+        head.view = view
+        head.templates = {}
+        return True
+
     def find(self, name: str, qualifier: str) -> View:
         """Return the view of a deployed function; raises NotFound."""
         return self.desk.view(self._catalog.find(name, qualifier))
-
-    def _refuse(self, client: ClientConnection, reply: Reply | None, call: Call) -> None:
-        if reply is None:
-            reply = own_error(500, "Bug", "refused without a reason", call.request_id)
-        client.answer(reply, call.request_id)
 
     # -- connections and the clock
 
@@ -314,16 +336,16 @@ class Gateway:
         if now - self._swept_at >= SWEEP_S:
             self._swept_at = now
             self.desk.sweep(now)
+            self.heads.clear()
 
 
-def _too_long(client: ClientConnection, call: Call, view: View) -> Failure | None:
+def _too_long(head: RequestHead, call: Call, view: View) -> Failure | None:
     """Return the failure when head or target are larger than the contract allows."""
     limits = view.contract.limits
     if len(call.target) > limits.target_bytes > 0:
         message = f"path and query are longer than {limits.target_bytes} bytes"
         return Failure(FailureKind.HEADERS_TOO_LARGE, message, limit=limits.target_bytes)
-    size = client.head_bytes - len(client.target)
-    if size > limits.header_bytes > 0:
+    if head.size - len(head.target) > limits.header_bytes > 0:
         message = f"the request's headers are larger than {limits.header_bytes} bytes"
         return Failure(FailureKind.HEADERS_TOO_LARGE, message, limit=limits.header_bytes)
     return None

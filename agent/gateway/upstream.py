@@ -2,8 +2,8 @@
 
 A connection at rest lies in its endpoint's `idle` list and leaves it by itself when the instance
 closes it or speaks out of turn. It is closed by us after IDLE_S at rest, never during a call.
-Sockets come from a callable, because they must be made inside the functions' network namespace.
-What the bytes mean to a caller is decided in `exchange.py`.
+Heads that come again are recognised (`head.py`) and bodies of known length counted; the parser sees
+the rest. Sockets come from a callable, because they must be made inside the functions' network.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import httptools
 
 from agent.contracts.base import CallReport, Headers
 from agent.errors import FunctionFailed
-from agent.functions.ports import Endpoint
 from agent.gateway.flow import ReadFlow
-from agent.gateway.wire import MAX_HEADERS, MAX_REPLY_HEAD_BYTES
+from agent.gateway.head import KEPT_HEAD_BYTES, HeadCache, ReplyHead
+from agent.gateway.roundtrip import RoundTrip
+from agent.gateway.wire import HEAD_END, MAX_HEADERS, MAX_REPLY_HEAD_BYTES
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Meters
 
+if TYPE_CHECKING:
+    from agent.functions.ports import Endpoint
+
 IDLE_S: Final = 14 * 60.0
 """The clouds close an idle connection at 15 minutes at the latest; sweeps are a minute apart."""
-HOOK_REPLY_BYTES: Final = 1 << 20
-"""More than any hook has to say."""
 _NO_METERS: Final = Meters()
 
 TakeSocket = Callable[[], socket.socket | None]
@@ -36,15 +38,13 @@ MakeSocket = Callable[[], Awaitable[socket.socket]]
 class Reader(Protocol):
     """Who sent the request and reads the reply."""
 
-    def reply_began(
-        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
-    ) -> None:
-        """Take the head and the first bytes; `length` None means unknown."""
+    def reply_began(self, head: ReplyHead, body: bytes, ended: bool) -> None:
+        """Take the head and the first bytes."""
 
-    def reply_went_on(self, status: int, data: bytes, ended: bool) -> None:
+    def reply_went_on(self, data: bytes, ended: bool) -> None:
         """Take more."""
 
-    def switched_protocols(self, headers: Headers, data: bytes) -> None:
+    def switched_protocols(self, head: ReplyHead, data: bytes) -> None:
         """Take a 101; from here on `reply_went_on` carries raw bytes."""
 
     def upstream_ended(self, reply_came: bool, nonsense: str) -> None:
@@ -64,22 +64,21 @@ class UpstreamConnection(asyncio.Protocol):
         "_at_rest_in",
         "_body",
         "_bytes_came",
-        "_chunked",
         "_closed",
         "_complete",
         "_connector",
+        "_head",
         "_head_done",
         "_head_told",
-        "_headers",
+        "_heads",
         "_informational",
-        "_length",
+        "_left",
         "_loop",
         "_no_body",
         "_parser",
         "_raw",
         "_reader",
         "_reusable",
-        "_status",
         "_transport",
         "flow",
         "full",
@@ -91,10 +90,11 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, connector: UpstreamConnector) -> None:
         # of the connection
         self._connector = connector
+        self._heads = connector.heads
         self._loop = connector.loop
         self._transport: asyncio.Transport
         self.flow: ReadFlow
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: Any = None
         self._closed = False
         self._at_rest_in: list[UpstreamConnection] | None = None
         self.rested_at = self._loop.time()
@@ -107,17 +107,16 @@ class UpstreamConnection(asyncio.Protocol):
         self._no_body = False
         self._raw = False
         # of the reply
-        self._status = 0
-        self._headers: Headers = []
-        self._length: int | None = None
-        self._chunked = False
-        self._informational = False
         self._bytes_came = 0
+        self._left = 0
+        """Bytes of a counted body still to come; then the parser sees nothing of it."""
+        self._head = ReplyHead()
+        self._informational = False
         self._head_done = False
         self._head_told = False
         self._body: list[bytes] = []
         self._complete = False
-        self._reusable = False
+        self._reusable = True
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "busy" if self._reader is not None else "idle"
@@ -147,8 +146,8 @@ class UpstreamConnection(asyncio.Protocol):
         """
         if not self.usable:
             raise FunctionFailed(Failure(FailureKind.BAD_RESPONSE, "the connection is closed"))
-        trip = _RoundTrip(self._loop)
-        self.begin(trip, self.instance, no_body=head.startswith(b"HEAD "))
+        trip = RoundTrip(self._loop)
+        self.begin(trip, self.instance, head.startswith(b"HEAD "))
         self.write(head + body)
         try:
             async with asyncio.timeout_at(deadline):
@@ -161,14 +160,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     # -- for exchanges
 
-    def begin(self, reader: Reader, instance: str, *, no_body: bool = False) -> None:
+    def begin(self, reader: Reader, instance: str, no_body: bool) -> None:
         """Start an exchange; the request is written next. `no_body`: the reply to a HEAD."""
         self._reader = reader
         self._at_rest_in = None
         self._no_body = no_body
-        self._head_done = self._head_told = self._complete = self._chunked = False
-        self._length = None
-        self._headers = []
         self._bytes_came = 0
         if instance != self.instance:
             self.instance = instance
@@ -180,7 +176,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def rest(self, endpoint: Endpoint) -> None:
         """Go idle in the endpoint's list after a whole reply, or close if that cannot be."""
-        self._reader = None
         if self._after_reply():
             idle = cast("list[UpstreamConnection]", endpoint.idle)
             self._at_rest_in = idle
@@ -195,17 +190,22 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _after_reply(self) -> bool:
         self._reader = None
-        if self._closed:
-            return False
-        if self._head_done and not self._reusable:
+        if self._closed or not self._reusable:
             self.close()
             return False
-        if self._no_body:
-            self._no_body = False
-            self._parser = httptools.HttpResponseParser(self)
+        if self._head_done:
+            self._forget_reply()
         self.rested_at = self._loop.time()
-        self.flow.resume()
+        if self.flow.paused:
+            self.flow.resume()
         return True
+
+    def _forget_reply(self) -> None:
+        """Make ready for the parser's next reply."""
+        self._head = ReplyHead()
+        self._head_done = self._head_told = self._complete = False
+        if self._no_body:
+            self._parser = None  # it waits for a body that will not come
 
     def _leave(self) -> None:
         self._closed = True
@@ -229,10 +229,10 @@ class UpstreamConnection(asyncio.Protocol):
         reader, self._reader = self._reader, None
         if reader is None:
             return
-        whole = self._head_told and self._length is None and not self._chunked
-        if self._raw or (whole and exc is None):
-            self._reusable = False
-            reader.reply_went_on(self._status, b"", True)
+        self._reusable = False
+        until_close = self._head_told and self._head.length is None and not self._head.chunked
+        if self._raw or (until_close and exc is None):
+            reader.reply_went_on(b"", True)
         else:
             reader.upstream_ended(self._bytes_came > 0, "")
 
@@ -254,45 +254,83 @@ class UpstreamConnection(asyncio.Protocol):
             self._reader.upstream_drained()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, then tell the exchange once: head, body and end together where they came so."""
+        """Take a reply; a head that is known and whose body is counted goes the short way."""
         reader = self._reader
         if reader is None:
             self.close()
             return
-        if self._raw:
-            reader.reply_went_on(self._status, data, False)
-            return
+        if not self._bytes_came and not self._no_body:
+            stop = data.find(HEAD_END, 0, KEPT_HEAD_BYTES) + 4
+            head = self._heads.get(data[:stop]) if stop > 3 else None
+            if head is not None and head.length is not None:
+                self._bytes_came = len(data)
+                self._known(reader, head, data[stop:])
+                return
         self._bytes_came += len(data)
+        if self._left:
+            self._counted(reader, data)
+        elif self._raw:
+            reader.reply_went_on(data, False)
+        else:
+            self._parse(reader, data)
+
+    def _known(self, reader: Reader, head: ReplyHead, body: bytes) -> None:
+        left = (head.length or 0) - len(body)
+        if left > 0:
+            self._left = left
+            reader.reply_began(head, body, False)
+            return
+        if left < 0:
+            self._reusable = False  # more came than one reply
+            body = body[:left]
+        reader.reply_began(head, body, True)
+
+    def _counted(self, reader: Reader, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            data = data[: self._left]
+            self._left = 0
+            self._reusable = False
+        reader.reply_went_on(data, not self._left)
+
+    def _parse(self, reader: Reader, data: bytes) -> None:
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._switch(reader, data[upgrade.args[0] :])
+            self._raw = True
+            self._reusable = False
+            reader.switched_protocols(self._head, data[upgrade.args[0] :])
             return
         except httptools.HttpParserError as error:
             if not self._complete:
                 self._nonsense(reader, f"the answer is not HTTP: {error}")
                 return
             self._reusable = False  # more came than one reply
-        ended = self._complete
-        body = self._body
-        if not body:
-            piece = b""
-        else:
-            piece = body[0] if len(body) == 1 else b"".join(body)
+        body, ended = self._body, self._complete
+        if body:
             self._body = []
+        piece = body[0] if len(body) == 1 else b"".join(body)
         if self._head_told:
             if piece or ended:
-                reader.reply_went_on(self._status, piece, ended)
+                reader.reply_went_on(piece, ended)
         elif self._head_done:
             self._head_told = True
-            reader.reply_began(self._status, self._headers, self._length, piece, ended)
-        elif self._bytes_came > MAX_REPLY_HEAD_BYTES or len(self._headers) > MAX_HEADERS:
+            if self._bytes_came == len(data):
+                self._learn(data)
+            reader.reply_began(self._head, piece, ended)
+        elif self._bytes_came > MAX_REPLY_HEAD_BYTES or len(self._head.headers) > MAX_HEADERS:
             self._nonsense(reader, "the answer's head does not end")
 
-    def _switch(self, reader: Reader, rest: bytes) -> None:
-        self._raw = True
-        self._reusable = False
-        reader.switched_protocols(self._headers, rest)
+    def _learn(self, data: bytes) -> None:
+        """Offer a head to the cache: it must be alone in front of a body that can be counted."""
+        head = self._head
+        if head.length is None or not head.keep or self._no_body or head.status in (204, 304):
+            return
+        stop = data.find(HEAD_END, 0, KEPT_HEAD_BYTES) + 4
+        if stop > 3 and not data.startswith(b"HTTP/1.1 1"):
+            self._heads.learn(data[:stop], head)
 
     def _nonsense(self, reader: Reader, why: str) -> None:
         self.drop()
@@ -306,29 +344,28 @@ class UpstreamConnection(asyncio.Protocol):
             return  # a trailer
         size = len(name)
         if size == 14 and name.lower() == b"content-length":
-            self._length = int(value)
+            self._head.length = int(value)
             return
         if size == 17 and name.lower() == b"transfer-encoding":
-            self._chunked = True
-        self._headers.append((name, value))
+            self._head.chunked = True
+        self._head.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is whole; a 1xx is skipped."""
         if self._head_done:
-            self._complete = True  # a second reply to one request
-            self._reusable = False
+            self._reusable = False  # a second reply to one request
             return
         status = self._parser.get_status_code()
         if 100 <= status < 200 and status != 101:
             self._informational = True
-            self._headers = []
-            self._length = None
+            self._head = ReplyHead()
             return
-        self._status = status
+        head = self._head
+        head.status = status
+        head.keep = self._reusable = self._parser.should_keep_alive()
         self._head_done = True
-        if self._no_body:  # the parser cannot know that; it is replaced in `_after_reply`
+        if self._no_body:  # the parser cannot know that
             self._complete = True
-            self._reusable = self._parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
         """Keep a piece of the body until the read has been parsed."""
@@ -341,61 +378,21 @@ class UpstreamConnection(asyncio.Protocol):
         """The reply is whole."""
         if self._informational:
             self._informational = False
-        elif not self._complete:
+        else:
             self._complete = True
-            self._reusable = self._parser.should_keep_alive()
-
-
-class _RoundTrip:
-    """Reads one whole small reply into a future."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.answer: asyncio.Future[tuple[int, Headers, bytes]] = loop.create_future()
-        self._headers: Headers = []
-        self._body: list[bytes] = []
-        self._size = 0
-
-    def reply_began(
-        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
-    ) -> None:
-        self._headers = headers
-        self.reply_went_on(status, body, ended)
-
-    def reply_went_on(self, status: int, data: bytes, ended: bool) -> None:
-        self._size += len(data)
-        self._body.append(data)
-        if self._size > HOOK_REPLY_BYTES:
-            self._fail(f"the answer is larger than {HOOK_REPLY_BYTES} bytes")
-        elif ended and not self.answer.done():
-            self.answer.set_result((status, self._headers, b"".join(self._body)))
-
-    def switched_protocols(self, headers: Headers, data: bytes) -> None:
-        self._fail("it answered 101, which nobody asked for")
-
-    def upstream_ended(self, reply_came: bool, nonsense: str) -> None:
-        self._fail(nonsense or "the connection ended before the answer did")
-
-    def upstream_full(self) -> None:
-        pass
-
-    def upstream_drained(self) -> None:
-        pass
-
-    def _fail(self, message: str) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(FunctionFailed(Failure(FailureKind.BAD_RESPONSE, message)))
 
 
 class UpstreamConnector:
     """Makes connections to instances out of sockets made elsewhere.
 
     `take_socket` gives a fresh non-blocking TCP socket of the functions' network at once, or None;
-    then `make_socket` is awaited, if there is one.
+    then `make_socket` is awaited, if there is one. Made on the running loop.
     """
 
     def __init__(self, take_socket: TakeSocket, make_socket: MakeSocket | None = None) -> None:
         self._take_socket = take_socket
         self._make_socket = make_socket
+        self.heads: HeadCache[ReplyHead] = HeadCache()
         self.connections: set[UpstreamConnection] = set()
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
 
@@ -424,6 +421,7 @@ class UpstreamConnector:
 
     def sweep(self, now: float) -> int:
         """Close what has been at rest for IDLE_S seconds; return how many."""
+        self.heads.clear()
         stale = [c for c in self.connections if c.usable and now - c.rested_at > IDLE_S]
         for conn in stale:
             conn.close()

@@ -77,9 +77,7 @@ def reply_head(
 
 def connection_line(*, keep: bool, old: bool) -> bytes:
     """Return the Connection line: said only where it differs from the version's default."""
-    if keep:
-        return _KEEP if old else b""
-    return _CLOSE
+    return (_KEEP if old else b"") if keep else _CLOSE
 
 
 def chunked_line() -> bytes:

@@ -1,0 +1,66 @@
+"""The two sides of the border between a caller's connection and what serves its request.
+
+`Caller` is where a reply goes, `Sink` is what takes a request's body. A connection (`client.py`) is
+a caller; an exchange (`exchange.py`) is a sink; memory (`local.py`) and doors that wrap replies
+(`envelope.py`) stand in for either.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from agent.contracts.base import Headers
+
+
+class Caller(Protocol):
+    """Where a reply goes. Nothing is called after `ended` or `abort`."""
+
+    @property
+    def plain(self) -> bool:
+        """True when the connection goes on after this reply: a ready-made head may be written."""
+
+    def whole(self, head: bytes, body: bytes) -> None:
+        """Take a whole reply with its raw head, made for a `plain` caller."""
+
+    def reply(
+        self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool
+    ) -> None:
+        """Take head and first bytes; `length` is the whole body's, None when unknown."""
+
+    def more(self, data: bytes, ended: bool) -> None:
+        """Take further bytes of the body."""
+
+    def abort(self) -> None:
+        """Break the reply off so that the caller notices."""
+
+    def switch(self, headers: Headers, data: bytes) -> None:
+        """Take a 101 and the first bytes of the other protocol; `more` carries the rest."""
+
+    def go_ahead(self) -> None:
+        """Ask for the body, if the caller waits to be asked (100 Continue)."""
+
+    def pause_request(self) -> None:
+        """Send no more body for now."""
+
+    def resume_request(self) -> None:
+        """Send on."""
+
+
+class Sink(Protocol):
+    """What takes a request's body: an exchange, or a door that must read the body first."""
+
+    @property
+    def limited(self) -> bool:
+        """True while a time limit of its own ends this call."""
+
+    def request_body(self, data: bytes, ended: bool) -> None:
+        """Take further bytes."""
+
+    def caller_gone(self) -> None:
+        """The connection is closed."""
+
+    def caller_full(self) -> None:
+        """The caller reads slowly."""
+
+    def caller_drained(self) -> None:
+        """The caller has caught up."""

@@ -1,0 +1,239 @@
+"""Heads of requests and replies, parsed once; repeated ones are recognised byte for byte.
+
+Clients that call again and functions that answer again mostly send the same head. A head seen twice
+is kept (bounded, and forgotten within a minute) together with all that follows from it, so that a
+warm call neither parses nor decides anything twice. What is kept decides nothing that may change:
+the catalog is asked on every call. `client.py` and `upstream.py` read, `server.py` and
+`exchange.py` hang their conclusions on a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import httptools
+
+from agent.contracts.base import CallKind, Headers
+from agent.gateway.wire import MAX_HEADERS, MAX_REQUEST_HEAD_BYTES, STEERING, Field
+
+if TYPE_CHECKING:
+    from agent.contracts.doors import Route
+    from agent.gateway.desk import View
+    from agent.gateway.template import HeadTemplate
+
+KEPT_HEADS: Final = 1024
+KEPT_HEAD_BYTES: Final = 4096
+"""Heads longer than this carry something of their own and will not come again."""
+SEEN_HEADS: Final = 8192
+"""Hashes of heads seen once, so that heads which never come again cost no memory."""
+
+
+class BadHead(Exception):
+    """What came is no request we serve: `status` and `code` are those of the answer."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class RequestHead:
+    """A caller's head. `length` is that of the body, None for chunks; `size` that of the head."""
+
+    __slots__ = (
+        "expects",
+        "headers",
+        "host",
+        "host_text",
+        "keep",
+        "kept",
+        "kind",
+        "length",
+        "method",
+        "old",
+        "route",
+        "size",
+        "target",
+        "templates",
+        "traced",
+        "upgrade",
+        "view",
+        "want_log_tail",
+    )
+
+    def __init__(self) -> None:
+        # what it says
+        self.method = b""
+        self.target = b""
+        self.headers: Headers = []
+        self.host = b""
+        self.host_text = ""
+        self.length: int | None = 0
+        self.size = 0
+        self.old = False
+        self.keep = True
+        self.upgrade = False
+        self.traced = False
+        self.expects = False
+        # what follows from it
+        self.kept = False
+        """True once it came again: then conclusions are worth keeping."""
+        self.route: Route | None = None
+        self.view: View | None = None
+        self.kind: CallKind = "event"
+        self.want_log_tail = False
+        self.templates: dict[str, HeadTemplate | None] = {}
+        """The head for the container, by the caller's address; as long as `view` is the same."""
+
+
+class ReplyHead:
+    """An instance's head. `length` is that of the body, None when unknown."""
+
+    __slots__ = ("chunked", "headers", "keep", "kept", "length", "status", "template", "view")
+
+    def __init__(self) -> None:
+        # what it says
+        self.status = 0
+        self.headers: Headers = []
+        self.length: int | None = None
+        self.chunked = False
+        self.keep = False
+        # what follows from it
+        self.kept = False
+        self.view: View | None = None
+        self.template: HeadTemplate | None = None
+        """The whole head for a caller that keeps its connection; valid for `view`."""
+
+
+H = TypeVar("H", RequestHead, ReplyHead)
+
+
+class HeadCache(Generic[H]):
+    """Heads by their bytes."""
+
+    __slots__ = ("_heads", "_seen", "get")
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, H] = {}
+        self._seen: set[int] = set()
+        self.get: Callable[[bytes], H | None] = self._heads.get
+
+    def learn(self, raw: bytes, head: H) -> None:
+        """Keep a head that comes for the second time."""
+        if len(raw) > KEPT_HEAD_BYTES:
+            return
+        mark = hash(raw)
+        if mark not in self._seen:
+            if len(self._seen) >= SEEN_HEADS:
+                self._seen.clear()
+            self._seen.add(mark)
+            return
+        if len(self._heads) >= KEPT_HEADS:
+            self._heads.clear()
+        head.kept = True
+        self._heads[raw] = head
+
+    def clear(self) -> None:
+        """Forget everything: heads may hold callers' credentials."""
+        self._heads.clear()
+        self._seen.clear()
+
+
+class HeadReader:
+    """Parses the heads of one connection, one at a time, in as many pieces as they come."""
+
+    __slots__ = ("_done", "_head", "_hosts", "_parser", "_upgrade", "size")
+
+    def __init__(self) -> None:
+        self._parser: Any = None
+        self.size = 0
+        """Bytes of the present head so far."""
+        self._begin()
+
+    def feed(self, piece: bytes) -> RequestHead | None:
+        """Read on; return the head when it is whole. Raises BadHead.
+
+        A piece must not reach past the head's end.
+        """
+        self.size += len(piece)
+        if self.size > MAX_REQUEST_HEAD_BYTES:
+            raise _too_large(f"the head is larger than {MAX_REQUEST_HEAD_BYTES} bytes")
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
+        try:
+            self._parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            self._head.upgrade = self._upgrade and self._head.method != b"CONNECT"
+            self._head.keep = self._head.upgrade
+        except httptools.HttpParserError as error:
+            raise BadHead(400, "BadRequest", f"this is not HTTP/1.1: {error}") from error
+        if not self._done:
+            return None
+        head = self._whole(self._head)
+        if self._upgrade or head.length != 0:
+            self._parser = None  # it stands inside a body, or behind one it will not see
+        self._begin()
+        return head
+
+    def _begin(self) -> None:
+        self._head = RequestHead()
+        self._done = False
+        self._hosts = 0
+        self._upgrade = False
+        self.size = 0
+
+    def _whole(self, head: RequestHead) -> RequestHead:
+        """Check what must hold for any request."""
+        version = self._parser.get_http_version()
+        head.size = self.size
+        if version != "1.1":
+            if version != "1.0":
+                raise BadHead(400, "BadRequest", f"HTTP/{version} is not spoken: use HTTP/1.1")
+            head.old = True
+            head.upgrade = head.expects = False
+            if head.length is None:
+                raise BadHead(400, "BadRequest", "HTTP/1.0 has no chunks")
+        if self._hosts > 1 or (not self._hosts and not head.old):
+            raise BadHead(400, "BadRequest", "a request needs exactly one Host")
+        if len(head.headers) > MAX_HEADERS:
+            raise _too_large(f"the head has more than {MAX_HEADERS} fields")
+        return head
+
+    # -- httptools: only fields are set
+
+    def on_url(self, url: bytes) -> None:
+        """Keep the target byte for byte."""
+        self._head.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header, and note those that steer us."""
+        head = self._head
+        head.headers.append((name, value))
+        field = STEERING.get(name.lower())
+        if field is None:
+            return
+        if field is Field.HOST:
+            self._hosts += 1
+            head.host = value.strip()
+            head.host_text = head.host.decode("latin-1")
+        elif field is Field.CONTENT_LENGTH:
+            head.length = int(value)
+        elif field is Field.TRANSFER_ENCODING:
+            head.length = None
+        elif field is Field.EXPECT:
+            head.expects = value.strip().lower() == b"100-continue"
+        elif field is Field.UPGRADE:
+            self._upgrade = True
+        else:
+            head.traced = value.strip() == b"1"
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        self._done = True
+        self._head.method = self._parser.get_method()
+        self._head.keep = self._parser.should_keep_alive()
+
+
+def _too_large(message: str) -> BadHead:
+    return BadHead(431, "HeadersTooLarge", message)

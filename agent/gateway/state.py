@@ -1,0 +1,69 @@
+"""What an exchange knows: the fields of one call, and the stages it goes through.
+
+Stages: NEW → (COLLECTING) → QUEUED → (CONNECTING) → RUNNING → (EXPLAINING) → DONE; jobs go from
+COLLECTING to JOB to DONE. What happens in them is `exchange.py`'s and `event.py`'s.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from agent.contracts.base import Call, CallReport
+from agent.model.failure import Failure
+
+if TYPE_CHECKING:
+    from agent.functions.ports import Lease
+    from agent.gateway.caller import Caller
+    from agent.gateway.desk import Desk, Line, View
+    from agent.gateway.head import RequestHead
+    from agent.gateway.upstream import UpstreamConnection
+
+NEW, COLLECTING, QUEUED, CONNECTING, RUNNING, EXPLAINING, JOB, DONE = range(8)
+
+
+class State:
+    """The fields. Those that are mostly as below are written only when they change."""
+
+    # the request
+    head: RequestHead | None = None
+    """The caller's head, if it is one that comes again."""
+    pieces: list[bytes] | None = None
+    body_bytes = 0
+    traced = False
+    upgrade = False
+    # where it stands
+    stage = NEW
+    deadline = 0.0
+    lease: Lease | None = None
+    conn: UpstreamConnection | None = None
+    failure: Failure | None = None
+    report: CallReport | None = None
+    _granted_at = 0.0
+    _held_bytes = 0
+    _reused = False
+    _retried = False
+    # the reply
+    _replied = False
+    _reply_bytes = 0
+    _switched = False
+    _told = 0
+
+    def __init__(
+        self, desk: Desk, view: View, call: Call, caller: Caller, length: int | None
+    ) -> None:
+        self.desk = desk
+        self.view = view
+        self.call = call
+        self.caller: Caller | None = caller
+        """None once nobody waits for the answer any more."""
+        self.length = length
+        self.request_done = length == 0
+        self.line: Line = view.line
+        """The line of equal time limits in which it stands; see `desk.py`."""
+        self._started_at = perf_counter()
+
+    def __repr__(self) -> str:
+        where = self.lease.endpoint.id if self.lease is not None else "no lease"
+        name = self.view.target.version.name
+        return f"<{type(self).__name__} {self.call.request_id} {name} stage={self.stage} {where}>"

@@ -1,0 +1,109 @@
+"""Heads that differ from call to call by the request id only, made ready for filling it in.
+
+A contract is asked twice, with two ids; where the first answer holds the first id (or the trace
+header made of it) the template gets a gap. Only if filling in the second id gives the second answer
+byte for byte is the template used: a head that depends on anything else is asked of the contract
+each time. Templates live beside the heads they were made from (`head.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from agent.contracts.base import Call, CallReport
+from agent.contracts.headers import made_trace
+from agent.errors import FunctionFailed
+from agent.gateway.answer import mark
+from agent.gateway.wire import content_length, reply_head
+from agent.model.records import Meters
+
+if TYPE_CHECKING:
+    from agent.gateway.desk import View
+    from agent.gateway.head import ReplyHead, RequestHead
+
+TEMPLATES: Final = 16
+"""Kept for one head: that many addresses of callers who send the same."""
+
+Random = Callable[[], bytes]
+_NO_REPORT: Final = CallReport(Meters())
+
+
+class HeadTemplate:
+    """One head with gaps for the request id and, at most once, for the trace made of it."""
+
+    __slots__ = ("_form", "_ids", "_trace_at")
+
+    def __init__(self, form: bytes, ids: int, trace_at: int) -> None:
+        self._form = form
+        self._ids = ids
+        self._trace_at = trace_at
+        """How many ids come before the trace; -1 without one."""
+
+    def fill(self, request_id: bytes) -> bytes:
+        """Return the head of the call with this id."""
+        if self._trace_at < 0:
+            return self._form % ((request_id,) * self._ids)
+        gaps = [request_id] * self._ids
+        gaps.insert(self._trace_at, made_trace(request_id))
+        return self._form % tuple(gaps)
+
+
+def template(first: bytes, first_id: str, second: bytes, second_id: str) -> HeadTemplate | None:
+    """Return the template of two heads of different calls, or None if more than the id varies."""
+    gap = first_id.encode()
+    before, trace, after = first.partition(made_trace(gap))
+    ids = before.count(gap)
+    form = _gapped(before, gap)
+    if trace:
+        form += b"%b" + _gapped(after, gap)
+    made = HeadTemplate(form, ids + after.count(gap), ids if trace else -1)
+    return made if made.fill(second_id.encode()) == second else None
+
+
+def _gapped(text: bytes, gap: bytes) -> bytes:
+    return text.replace(b"%", b"%%").replace(gap, b"%b")
+
+
+def filled_request(view: View, head: RequestHead, call: Call, random: Random) -> bytes:
+    """Return the container's head of a call whose own head is kept."""
+    templates = head.templates
+    made = templates.get(call.remote)
+    if made is None:
+        if call.remote in templates or len(templates) >= TEMPLATES:
+            return view.request_head(call, head.length)
+        one = replace(call, request_id=view.new_request_id(random()))
+        other = replace(one, request_id=view.new_request_id(random()), instance="another")
+        made = templates[call.remote] = template(
+            view.request_head(one, head.length),
+            one.request_id,
+            view.request_head(other, head.length),
+            other.request_id,
+        )
+        if made is None:
+            return view.request_head(call, head.length)
+    return made.fill(call.request_id.encode())
+
+
+def reply_template(view: View, head: ReplyHead, call: Call, random: Random) -> HeadTemplate | None:
+    """Return the whole raw head of a warm HTTP reply, for a caller that keeps its connection.
+
+    None when the contract refuses the head, or when more than the request id varies in it.
+    """
+    if call.method == b"HEAD" or (head.length or 0) > view.response_bytes > 0:
+        return None
+    one = replace(call, request_id=view.new_request_id(random()))
+    other = Call(view.new_request_id(random()), call.kind, b"POST", b"/another", [], "192.0.2.1")
+    try:
+        return template(
+            _reply(view, head, one), one.request_id, _reply(view, head, other), other.request_id
+        )
+    except FunctionFailed:
+        return None
+
+
+def _reply(view: View, head: ReplyHead, call: Call) -> bytes:
+    headers = view.http_reply(call, head.status, head.headers, _NO_REPORT)
+    mark(headers, call.request_id, None)
+    return reply_head(head.status, headers, content_length(head.length or 0), b"")
