@@ -123,7 +123,7 @@ class App:
         ledger = Ledger.open(run / "ledger", LEDGER_ROWS)
         undo.callback(ledger.close)
         files = InstanceFiles(run / "instances")
-        machine = await self._machine()
+        machine = await self._open_machine()
         connector = UpstreamConnector(machine.network.take_socket, machine.network.socket)
         undo.callback(connector.close)
         watcher = Watcher(metrics, events)
@@ -148,15 +148,15 @@ class App:
         reconciler = Reconciler(self._registry, deployer, runners, stores, files)
         await reconciler.load()
         await machine.shims.start()
-        self._shims = machine.shims
+        self._machine = machine
         await reconciler.adopt()
         await reconciler.clear()
         await machine.rootfs.sweep(self._fleet.instances)
         await machine.network.ready()
         await machine.layers.ready()
         timer = spawn("timer", self._fleet.run_timer(self._registry.targets))
-        cycle = spawn("control cycle", reconciler.run())
-        undo.push_async_callback(stop, timer, cycle)
+        self._cycle = spawn("control cycle", reconciler.run())
+        undo.push_async_callback(stop, timer, self._cycle)
         node_rooms = NodeRooms(
             config=config,
             containerd=machine.containerd,
@@ -175,7 +175,7 @@ class App:
         )
         await self._open_doors(LocalNode(node_rooms), node_rooms, metrics, sockets)
 
-    async def _machine(self) -> Machine:
+    async def _open_machine(self) -> Machine:
         """Open the doors to containerd, network, storage and cgroups."""
         config, undo, run = self._config, self._undo, self._config.paths.run
         containerd = Containerd(run / "containerd" / "containerd.sock")
@@ -237,15 +237,21 @@ class App:
             log.warning("%d calls are cut off: they did not end in time", left)
         await self._gateway.close()
         grace_s = limit_s * GRACE_SHARE
-        targets = self._registry.targets()
-        await asyncio.gather(
-            self._jobs.stop_all(), *(target.stop(grace_s=grace_s) for target in targets)
+        ends = [target.stop(grace_s=grace_s) for target in self._registry.targets()]
+        done = await asyncio.gather(
+            self._jobs.stop_all(grace_s=grace_s), *ends, return_exceptions=True
         )
-        await self._shims.stop()
+        for error in done:
+            if error is not None:
+                log.error("a function was not ended in order", exc_info=error)
+        await self._machine.shims.stop()
 
     async def _make_room(self) -> None:
         """Take no new calls, let those in flight end, leave the functions to the next worker."""
-        self._fleet.draining = True
+        self._fleet.hand_over()
+        # From now on every slot and every record is the next worker's to judge.
+        await stop(self._cycle)
+        await self._machine.layers.close()
         self._control.leave()
         left = await self._gateway.drain(self._config.limits.stop_timeout_s)
         log.info("made room with %d calls left", left)

@@ -24,6 +24,7 @@ W = TypeVar("W")
 
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 30.0
+STABLE_S = 10.0  # a member that ends by itself before this time might as well not have started
 QUEUE_RETRY_AFTER_S = 1.0
 
 
@@ -54,7 +55,16 @@ class Member(Generic[T]):
     `held` are calls that were given up on and still occupy a place: until when, by call id.
     """
 
-    __slots__ = ("held", "idle_since", "inflight", "instance", "stacked", "stage")
+    __slots__ = (
+        "held",
+        "idle_since",
+        "inflight",
+        "instance",
+        "ready_at",
+        "stacked",
+        "stage",
+        "strikes",
+    )
 
     def __init__(self, instance: T, now: float) -> None:
         self.instance = instance
@@ -62,6 +72,8 @@ class Member(Generic[T]):
         self.inflight = 0
         self.held: dict[str, float] = {}
         self.idle_since = now
+        self.ready_at = -inf
+        self.strikes = 0
         self.stacked = False
 
     def __repr__(self) -> str:
@@ -169,6 +181,7 @@ class Pool(Generic[T, W]):
         member.idle_since = now
         self.starting -= 1
         self.ready_count += 1
+        member.ready_at, member.strikes = now, self.failures
         self.failures, self._retry_at = 0, -inf
         return self._serve(member)
 
@@ -208,6 +221,18 @@ class Pool(Generic[T, W]):
         member.stage = Stage.GONE
         del self._members[member]
 
+    def crashed(self, member: Member[T], now: float) -> None:
+        """Forget a member that served and whose process ended by itself.
+
+        Soon after its start it counts as one more failed start, else nothing paused between the
+        starts of a function that crashes as soon as it serves.
+        """
+        young = member.stage is Stage.READY and now - member.ready_at < STABLE_S
+        self.gone(member)
+        if young:
+            self.failures = member.strikes + 1
+            self._retry_at = now + self._backoff_s()
+
     def failed(self, member: Member[T], now: float) -> list[W]:
         """Forget a member whose start failed; return the waiters that must now be refused.
 
@@ -217,8 +242,7 @@ class Pool(Generic[T, W]):
         """
         self.gone(member)
         self.failures += 1
-        backoff_s = min(FIRST_BACKOFF_S * 2 ** min(self.failures - 1, 16), LAST_BACKOFF_S)
-        self._retry_at = now + backoff_s
+        self._retry_at = now + self._backoff_s()
         if self.ready_count:
             return []
         refused = len(self._queue)
@@ -326,6 +350,9 @@ class Pool(Generic[T, W]):
         )
 
     # -- inside
+
+    def _backoff_s(self) -> float:
+        return float(min(FIRST_BACKOFF_S * 2 ** min(self.failures - 1, 16), LAST_BACKOFF_S))
 
     def _serve(self, member: Member[T]) -> list[W]:
         served: list[W] = []

@@ -2,8 +2,9 @@
 
 One deploy of a name at a time; different names do not wait for each other. The image's tag becomes
 a digest here and the digest is what runs. What a deploy means for versions is
-`agent/core/deploy.py`'s decision. Removing takes the function out of the registry first, so that no
-call finds it any more, then drains.
+`agent/core/deploy.py`'s decision. Removing takes the function out of store and registry first, so
+that no call finds it any more, then drains. Store and registry change together: once that has
+begun it goes on to its end, whether or not the caller still waits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 from agent.aio.tasks import finish
 from agent.config import NodeConfig
@@ -20,12 +22,17 @@ from agent.containerd.client import Containerd
 from agent.contracts.base import NodeFacts
 from agent.contracts.bind import bind
 from agent.core.deploy import decide
-from agent.errors import FailedPrecondition, FunctionFailed, NotFound, RuntimeUnavailable
+from agent.errors import (
+    FailedPrecondition,
+    FunctionFailed,
+    NotFound,
+    Overloaded,
+    RuntimeUnavailable,
+)
 from agent.functions.fleet import Fleet
 from agent.functions.job import JobRunner
 from agent.functions.registry import Registry
 from agent.functions.target import FunctionTarget
-from agent.model.failure import Failure, FailureKind
 from agent.model.image_ref import parse_image_ref
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion, ImageFacts
@@ -39,6 +46,7 @@ from agent.telemetry.logs import Logs
 log = logging.getLogger(__name__)
 
 PULL_S = 600.0
+STORE_S = 60.0
 LOCAL_HOST = "kindling.local"
 REMOVE_SLACK_S = 60.0
 WAIT_STEP_S = 0.02
@@ -92,7 +100,8 @@ class Deployer:
         self._max_functions = config.limits.max_functions
         node = config.node
         self._facts = NodeFacts(node.region, node.account_id, node.app_id, node.uin)
-        self._locks: dict[str, asyncio.Lock] = {}
+        # A lock lives as long as somebody holds it or waits for it.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # -- deploying
 
@@ -103,13 +112,18 @@ class Deployer:
         InvalidSpec, NotFound (no such image), AlreadyExists, FailedPrecondition, or FunctionFailed
         when a wanted instance does not start.
         """
-        lock = self._locks.setdefault(spec.name, asyncio.Lock())
-        async with lock:
+        async with self._lock(spec.name):
             outcome, target = await self._deploy(spec)
         if wait:
             await self._settled(target)
             outcome = replace(outcome, version=target.version)
         return outcome
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
 
     async def _deploy(self, spec: FunctionSpec) -> tuple[Outcome, FunctionTarget]:
         try:
@@ -138,16 +152,27 @@ class Deployer:
             state="Ready",
             created_ns=time.time_ns(),
         )
-        await self._builder.check(version)
         target = self.target(version)
+        try:
+            await self._builder.check(version)
+            if not await finish(f"deploy {spec.name}", self._publish(target), within_s=STORE_S):
+                raise RuntimeUnavailable(f"{spec.name}: the store does not answer")
+        finally:
+            if self._registry.target(version.key) is not target:
+                self._builder.forget(version)
+        return Outcome(version, True, warnings), target
+
+    async def _publish(self, target: FunctionTarget) -> bool:
+        """Store a new version and let calls find it: both or neither."""
+        version = target.version
         await self._stores.functions.put(version, latest=True)
         self.install(target, latest=True)
         self._stores.events.add(
             "FunctionDeployed",
-            Subject(spec.name, decision.version),
-            f"{spec.name} version {decision.version} was deployed",
+            Subject(version.name, version.version),
+            f"{version.name} version {version.version} was deployed",
         )
-        return Outcome(version, True, warnings), target
+        return True
 
     def target(self, version: FunctionVersion) -> FunctionTarget:
         """Bind a version to its contract and give it an empty pool."""
@@ -158,10 +183,9 @@ class Deployer:
 
     def install(self, target: FunctionTarget, *, latest: bool) -> None:
         """Let calls find a target; the version that was LATEST keeps no minimum any more."""
-        before = self._registry.put(target, latest=latest)
-        if before is not None:
-            before.pool.policy = before.policy_of(0, before.version.spec.scaling.max)
-            self._fleet.waiting(before)
+        self._registry.put(target, latest=latest)
+        for other in self._registry.get(target.version.name).others():
+            other.keep_no_minimum()
         self._fleet.waiting(target)
 
     async def _image(self, ref: str) -> ImageFacts:
@@ -189,16 +213,15 @@ class Deployer:
 
     async def _settled(self, target: FunctionTarget) -> None:
         """Wait until `scaling.min` instances serve, or one of them fails to start."""
-        least = target.pool.policy.min
+        pool, scaling = target.pool, target.scaling
         limit = self._fleet.now() + target.contract.limits.start_s + REMOVE_SLACK_S
         target.tick(self._fleet.now())
-        while target.pool.ready_count < least:
-            if target.pool.failures:
-                raise FunctionFailed(
-                    target.last_failure
-                    or Failure(FailureKind.INTERNAL, f"{target.version.name} does not start")
-                )
-            if target.pool.closed or self._fleet.now() > limit:
+        while pool.ready_count < pool.policy.min:
+            if scaling.last_failure is not None and not pool.starting:
+                raise FunctionFailed(scaling.last_failure)
+            if self._fleet.draining:
+                raise Overloaded("the node drains: nothing is started", reason="draining")
+            if pool.closed or self._fleet.now() > limit:
                 raise FailedPrecondition(f"{target.version.name} did not become ready in time")
             await asyncio.sleep(WAIT_STEP_S)
 
@@ -206,23 +229,29 @@ class Deployer:
 
     async def remove(self, name: str, *, force: bool) -> None:
         """Remove a function with all versions; drains first, `force` kills. Raises NotFound."""
-        lock = self._locks.setdefault(name, asyncio.Lock())
-        async with lock:
-            function = self._registry.remove(name)
-            await self._stores.functions.remove(name)
-            work = self._take_down(name, list(function.versions.values()), force=force)
-            slowest = max(t.contract.limits.call_s for t in function.versions.values())
+        async with self._lock(name):
+            function = self._registry.get(name)
+            targets = list(function.versions.values())
+            slowest = max(_longest_end_s(target.version) for target in targets)
+            work = self._take_down(name, targets, force=force)
             await finish(f"remove {name}", work, within_s=slowest + REMOVE_SLACK_S)
-        self._locks.pop(name, None)
-        self._stores.events.add("FunctionRemoved", Subject(name), f"{name} was removed")
 
     async def _take_down(self, name: str, targets: list[FunctionTarget], *, force: bool) -> None:
+        await self._stores.functions.remove(name)
+        self._registry.remove(name)
         grace_s = 0.0 if force else None
         await asyncio.gather(*(target.stop(grace_s=grace_s) for target in targets))
-        await self._jobs.stop_all(name)
+        await self._jobs.end_those_of(name, force=force)
         for target in targets:
             self._builder.forget(target.version)
         self._stores.logs.drop(name)
+        self._stores.events.add("FunctionRemoved", Subject(name), f"{name} was removed")
+
+
+def _longest_end_s(version: FunctionVersion) -> float:
+    """Return how long an instance may take to end: its last call, its hook, TERM and KILL."""
+    limits = LIMITS[version.spec.contract]
+    return version.spec.timeout_s + limits.pre_stop_s + limits.stop_grace_s
 
 
 def _identity(spec: FunctionSpec, image: ImageFacts | None) -> str:

@@ -11,12 +11,14 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from agent.config import NodeConfig
 from agent.contracts.base import Contract
+from agent.core.instance import State
 from agent.errors import Overloaded
 from agent.functions.instance import Doors, Instance
 from agent.model.failure import Failure
@@ -24,6 +26,7 @@ from agent.model.records import FunctionVersion
 from agent.telemetry.logs import FunctionLog
 
 if TYPE_CHECKING:
+    from agent.functions.scaling import Scaling
     from agent.functions.target import FunctionTarget
     from agent.store.ledger import Ledger
 
@@ -33,6 +36,7 @@ TICK_S = 0.05  # how late a waiting call may hear that its time is over
 IDLE_LOOK_S = 1.0
 ID_BYTES = 4
 MB = 1 << 20
+LEAVING = (State.DRAINING, State.STOPPING)
 
 
 class Listener(Protocol):
@@ -67,8 +71,9 @@ class Fleet:
     ) -> None:
         self.ledger = ledger
         self.draining = False
+        self.handed_over = False
+        """The next worker has the instances: nothing is started, ended or given back here."""
         self.memory_bytes = memory_bytes
-        self.zombie_s = config.limits.zombie_s
         self.now: Callable[[], float] = time.monotonic  # the loop's own clock ticks in whole ms
         self.instances: dict[str, Instance] = {}
         self._config = config
@@ -76,6 +81,7 @@ class Fleet:
         self._listeners = listeners
         self._permits = asyncio.Semaphore(config.runtime.parallel_starts)
         self._waiting: dict[FunctionTarget, None] = {}
+        self._short: dict[Scaling, None] = {}
         self._memory_taken = 0
         self._cpu_taken = 0
 
@@ -130,18 +136,53 @@ class Fleet:
         for listener in self._listeners:
             listener.instance_ready(instance)
 
-    def ended(self, instance: Instance, failure: Failure | None) -> None:
-        """Uncount an instance that has given everything back; safe to call twice."""
+    def ended(
+        self, instance: Instance, failure: Failure | None, *, gives_room: bool = True
+    ) -> None:
+        """Uncount an instance that has given everything back; safe to call twice.
+
+        Without `gives_room` it never held what others wait for: they need not look again.
+        """
         if self.instances.pop(instance.id, None) is None:
             return
         self._memory_taken -= instance.version.spec.memory_bytes
         self._cpu_taken -= instance.version.spec.cpu_millis
+        if self._short and gives_room:
+            asyncio.get_running_loop().call_soon(self._offer_room)
         for listener in self._listeners:
             listener.instance_ended(instance, failure)
 
-    def start_permit(self) -> asyncio.Semaphore:
-        """Return what a start holds while it works: starts beyond it only slow each other down."""
-        return self._permits
+    def leaving(self) -> bool:
+        """Say whether some instance is about to give its place back."""
+        return any(instance.state in LEAVING for instance in self.instances.values())
+
+    def tell_of_room(self, scaling: Scaling) -> None:
+        """Have a version try again, once, as soon as an instance has given its place back."""
+        self._short[scaling] = None
+
+    def _offer_room(self) -> None:
+        short, self._short = self._short, {}
+        now = self.now()
+        for scaling in short:
+            scaling.room_again(now)
+
+    @asynccontextmanager
+    async def start_permit(self) -> AsyncIterator[None]:
+        """Return what a start holds while the runtime works: more would slow each other down.
+
+        Raises Overloaded(draining) once the node belongs to the next worker.
+        """
+        async with self._permits:
+            if self.handed_over:
+                raise Overloaded("the next worker has taken over", reason="draining")
+            yield
+
+    def hand_over(self) -> None:
+        """Leave every instance and its output to the next worker; calls in flight go on."""
+        self.draining = self.handed_over = True
+        for instance in self.instances.values():
+            if instance.container is not None:
+                instance.container.output.detach()
 
     # -- the timer
 

@@ -68,7 +68,7 @@ class ForeignCalls:
         for row, held in self._held.items():
             if held.target.version.spec.concurrency == 1 and left[row]:
                 log.warning("%s was in a call of a worker that died", held.member.instance.id)
-                held.target.retire(held.member, grace_s=0.0)
+                held.target.scaling.retire(held.member, grace_s=0.0)
             else:
                 held.target.give_back(held.member, held.count)
         self._held.clear()

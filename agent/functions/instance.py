@@ -1,9 +1,10 @@
 """One instance: its walk from an order to READY, and from there to nothing.
 
-Unit of concurrency: `start` and `stop` each run in one background task of the target that owns the
-instance; everything else is synchronous. The states are `agent/core/instance.py`'s, containers are
-built by `agent/sandbox`, calls go through `agent/functions/target.py`. Whoever calls `start` owns
-the failure: it raises FunctionFailed with what the contract needs, and nothing is left behind.
+Unit of concurrency: `start` runs in a task of its owner; every end, wanted or not, runs in one task
+of the instance's own, which nobody's cancellation reaches and for which every `stop` waits. All
+else is synchronous. The states are `agent/core/instance.py`'s, containers are built by
+`agent/sandbox`, calls go through `agent/functions/target.py`. Whoever calls `start` owns the
+failure: it raises FunctionFailed with what the contract needs, and nothing is left behind.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from agent.contracts.base import Contract, Hook
+from agent.aio.patience import Patience
+from agent.aio.tasks import finish, spawn, stop
+from agent.contracts.base import Contract
 from agent.core.instance import Event, Lifecycle, State
 from agent.core.logtail import Line
 from agent.errors import AgentError, FunctionFailed
 from agent.functions import readiness
-from agent.functions.ports import Connection, Connector, Endpoint
+from agent.functions.hooks import NO_ANSWER, Hooks
+from agent.functions.ports import Connector, Endpoint
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord
 from agent.sandbox.builder import Builder, Laps, Order
+from agent.sandbox.container import UNKNOWN
 from agent.telemetry.logs import FunctionLog, LogLine, Stream
 
 if TYPE_CHECKING:
@@ -37,7 +43,9 @@ log = logging.getLogger(__name__)
 
 QUOTED_LINES = 20  # how much of its log a failed start quotes
 KILL_S = 10.0
-HOOK_SLACK_S = 1.0
+BROKEN_S = 60.0  # more than a kill and a teardown take
+EXIT_S = 0.5  # how long after its connection broke a process may take to be seen as ended
+HOOK_SHARE = 0.5  # of a shortened grace; the rest is for TERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +75,14 @@ class Instance:
         self.cold_start: ColdStart | None = None
         self.container: Container | None = None
         self.created_ns = time.time_ns()
-        self.last_exit: Exit | None = None
         self.row = -1
         """Its row in the in-flight ledger: the number of its network slot, -1 without one."""
         self._doors = doors
         self._log = out
         self._life = Lifecycle(asyncio.get_running_loop().time())
-        self._stopping: asyncio.Future[None] | None = None
+        self._hooks = Hooks(self.endpoint, contract, doors, self.note)
+        self._patience = Patience()
+        self._end: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Instance {self.id} {self.state.value} {self.container!r}>"
@@ -83,37 +92,62 @@ class Instance:
         """Where the instance stands in the table."""
         return self._life.state
 
+    @property
+    def last_exit(self) -> Exit | None:
+        """How its process ended, None before."""
+        if self.container is None or not self.container.exited:
+            return None
+        return self.container.exit.result()
+
     # -- up
 
-    async def start(self, environment: dict[str, str], asked_at: float) -> None:
+    async def start(
+        self,
+        environment: dict[str, str],
+        asked_at: float,
+        permit: AbstractAsyncContextManager[None],
+    ) -> None:
         """Build, start and initialise; returns when READY (a job: when its process runs).
 
-        `asked_at` is the monotonic time of the decision to start. Raises FunctionFailed when the
-        function would not start, Overloaded or RuntimeUnavailable when the node could not.
+        `asked_at` is the monotonic time of the decision to start; `permit` is held while the
+        runtime works, not while the function gets ready. Raises FunctionFailed when the function
+        would not start, Overloaded or RuntimeUnavailable when the node could not.
         """
-        laps = Laps(asked_at)
-        queue_ms = laps.ms()
-        listen_ms = init_ms = 0.0
         try:
+            cold_start = await self._start(environment, Laps(asked_at), permit)
+            self.cold_start = replace(cold_start, total_ms=(time.monotonic() - asked_at) * 1000)
+            self._happened(Event.INITIALIZED)
+            self._remember()
+        except BaseException:
+            broken = self.stop(grace_s=0.0, event=Event.BROKE)
+            await finish(f"end {self.id}", broken, within_s=BROKEN_S)
+            raise
+
+    async def _start(
+        self,
+        environment: dict[str, str],
+        laps: Laps,
+        permit: AbstractAsyncContextManager[None],
+    ) -> ColdStart:
+        """Go through the phases and return what each took; the total is the caller's."""
+        listen_ms = init_ms = 0.0
+        async with permit:
+            queue_ms = laps.ms()
             container, timings = await self._doors.builder.build(
                 Order(self.id, self.version, environment, self.sink, self._leased, laps)
             )
-            self.container = container
             self._happened(Event.CREATED)
             await self._doors.builder.start(container)
-            self._happened(Event.STARTED)
-            self._remember()
-            start_ms = laps.ms()
-            if self.contract.port:
-                await self._listen(container)
-                listen_ms = laps.ms()
-                await self._initialize()
-                init_ms = laps.ms()
-        except BaseException:
-            await self._broke()
-            raise
-        self.cold_start = ColdStart(
-            total_ms=(time.monotonic() - asked_at) * 1000,
+        self._happened(Event.STARTED)
+        self._remember()
+        start_ms = laps.ms()
+        if self.contract.port:
+            await self._listen(container)
+            listen_ms = laps.ms()
+            await self._initialize()
+            init_ms = laps.ms()
+        return ColdStart(
+            total_ms=0.0,
             queue_ms=queue_ms,
             image_ms=timings.image_ms,
             slots_ms=timings.slots_ms,
@@ -123,8 +157,6 @@ class Instance:
             init_ms=init_ms,
             cached=tuple(timings.cached),
         )
-        self._happened(Event.INITIALIZED)
-        self._remember()
 
     async def _listen(self, container: Container) -> None:
         began = asyncio.get_running_loop().time()
@@ -154,61 +186,43 @@ class Instance:
         if sock is None:
             waited_s = asyncio.get_running_loop().time() - began
             raise FunctionFailed(await self.explain_exit(FailureKind.EXITED_AT_START, waited_s))
-        self.endpoint.idle.append(await self._doors.connector.adopt(sock))
+        try:
+            self.endpoint.idle.append(await self._doors.connector.adopt(sock))
+        except BaseException:
+            sock.close()
+            raise
 
     async def _initialize(self) -> None:
         hook = self.contract.hook("initialize")
         if hook is None:
             return
-        status = await self._run_hook(hook)
-        if not 200 <= status < 300:
-            raise FunctionFailed(
-                Failure(
-                    FailureKind.INIT_HOOK_FAILED,
-                    f"the initialize hook answered {status}"
-                    if status
-                    else "the hook got no answer",
-                    address=self.endpoint.address,
-                    port=self.endpoint.port,
-                    limit=hook.timeout_s,
-                    log_lines=self.quote(),
-                )
+        began = asyncio.get_running_loop().time()
+        status = await self._hooks.run(hook)
+        if 200 <= status < 300:
+            return
+        waited_s = asyncio.get_running_loop().time() - began
+        if status == NO_ANSWER and await self.exits_within(EXIT_S):
+            raise FunctionFailed(await self.explain_exit(FailureKind.EXITED_AT_START, waited_s))
+        raise FunctionFailed(
+            Failure(
+                FailureKind.INIT_HOOK_FAILED,
+                f"the initialize hook answered {status}" if status else "the hook got no answer",
+                address=self.endpoint.address,
+                port=self.endpoint.port,
+                limit=hook.timeout_s,
+                log_lines=self.quote(),
             )
+        )
 
-    async def _run_hook(self, hook: Hook) -> int:
-        """Make the hook's request over a pooled connection; 0 when no answer came in time."""
-        deadline = asyncio.get_running_loop().time() + hook.timeout_s
-        connection = await self._connection(deadline)
-        if connection is None:
-            return 0
-        head = self.contract.hook_head(hook, self.id, self.id)
-        try:
-            status, _, _ = await connection.roundtrip(head, b"", deadline)
-        except (AgentError, TimeoutError, OSError) as error:
-            log.info("%s: hook %s: %s", self.id, hook.name, error)
-            connection.close()
-            return 0
-        if connection.usable:
-            self.endpoint.idle.append(connection)
-        return status
-
-    async def _connection(self, deadline: float) -> Connection | None:
-        while self.endpoint.idle:
-            connection = self.endpoint.idle.pop()
-            if connection.usable:
-                return connection
-        sock = await self._doors.open_socket()
-        try:
-            async with asyncio.timeout_at(deadline):
-                loop = asyncio.get_running_loop()
-                await loop.sock_connect(sock, (self.endpoint.address, self.endpoint.port))
-                return await self._doors.connector.adopt(sock)
-        except (OSError, TimeoutError):
-            sock.close()
-            return None
+    async def exits_within(self, seconds: float) -> bool:
+        """Wait a moment for the process to end; says whether it has."""
+        if self.container is not None:
+            await asyncio.wait({self.container.exit}, timeout=seconds)
+        return self.container is not None and self.container.exited
 
     def _leased(self, container: Container) -> None:
         """Note the slots before the container is made: a successor must find what to give back."""
+        self.container = container
         self.endpoint.address = container.address
         self.row = container.slot.number
         self._doors.save(self.record_of(container))
@@ -218,59 +232,69 @@ class Instance:
     async def stop(self, *, grace_s: float | None = None, event: Event = Event.STOP_BEGAN) -> None:
         """Run the pre-stop hook, TERM, wait, KILL, and give everything back; once.
 
-        A second call waits for the first. `grace_s` shortens the contract's grace; 0 kills.
+        `grace_s` shortens the contract's grace; 0 kills. A second call waits for the first, and
+        shortens its grace. When the caller is cancelled the end goes on without it. Not for an
+        instance that another task is still starting: cancel that task.
         """
-        if self._stopping is not None:
-            await asyncio.wait({self._stopping})
-            return
-        if not self._life.live:
-            return
-        self._stopping = asyncio.get_running_loop().create_future()
+        if self._end is None:
+            if not self._life.live:
+                return
+            self._end = spawn(f"end {self.id}", self._run_end(grace_s, event))
+        elif grace_s is not None:
+            self._patience.at_most(grace_s)
+        await asyncio.wait({self._end})
+
+    async def _run_end(self, grace_s: float | None, event: Event) -> None:
+        hooked = self.state in (State.READY, State.DRAINING)
+        self._happened(event)
         try:
-            if self.state is not State.STOPPING:
-                hooked = self.state in (State.READY, State.DRAINING)
-                self._happened(event)
-                await self._end_process(grace_s, hooked=hooked)
-            await self._clear()
+            self._remember()  # a successor must not take it over any more
+            await self._end_process(grace_s, hooked=hooked)
+        except Exception:
+            log.exception("end of %s", self.id)
         finally:
-            self._stopping.set_result(None)
+            self._patience.close()
+        await self._clear()
 
     async def _end_process(self, grace_s: float | None, *, hooked: bool) -> None:
-        container = self.container
-        if container is None or container.exited:
+        container, patience = self.container, self._patience
+        if container is None or not container.pid or container.exited:
             return
         limits = self.contract.limits
         grace = limits.stop_grace_s if grace_s is None else min(grace_s, limits.stop_grace_s)
-        hook = self.contract.hook("pre_stop")
-        if hook is not None and hooked and grace > 0:
-            await self._run_hook(hook)
+        if grace_s is not None:
+            patience.at_most(grace)
+        if hooked and not patience.over.done():
+            await self._pre_stop(None if grace_s is None else grace * HOOK_SHARE)
         self._close_idle()
         loop = asyncio.get_running_loop()
-        if grace > 0:
+        if not patience.over.done():
             number = _signal_number(self.version.image.stop_signal if self.version.image else "")
             with contextlib.suppress(AgentError):
                 await container.signal(number, deadline=loop.time() + KILL_S)
-            await asyncio.wait({container.exit}, timeout=grace)
+            patience.at_most(grace)
+            await patience.wait_for(container.exit)
         if not container.exited:
             with contextlib.suppress(AgentError):
                 await container.kill(deadline=loop.time() + KILL_S)
 
-    async def _broke(self) -> None:
-        """Take a start that failed apart, whatever it had reached."""
-        if self._life.live and self.state is not State.STOPPING:
-            self._happened(Event.BROKE)
-        if self.container is not None and not self.container.exited:
-            with contextlib.suppress(AgentError):
-                await self.container.kill(deadline=asyncio.get_running_loop().time() + KILL_S)
-        await self._clear()
+    async def _pre_stop(self, limit_s: float | None) -> None:
+        """Make the hook's request; cut short by an exit, by `limit_s`, or by a hastier stop."""
+        hook, container = self.contract.hook("pre_stop"), self.container
+        if hook is None or container is None:
+            return
+        if limit_s is not None:
+            hook = replace(hook, timeout_s=min(hook.timeout_s, limit_s))
+        hooking = spawn(f"pre-stop hook of {self.id}", self._hooks.run(hook))
+        await self._patience.wait_for(hooking, container.exit)
+        await stop(hooking)
 
     async def _clear(self) -> None:
         self._close_idle()
-        if self.container is not None:
-            if self.container.exit.done():
-                self.last_exit = self.container.exit.result()
-            row, self.row = self.row, -1
+        row, self.row = self.row, -1
+        if row >= 0:
             self._doors.clear_row(row)
+        if self.container is not None:
             await self._doors.builder.destroy(self.container)
         self._doors.forget(self.id)
         left, spent_s = self.state, self._life.clear(asyncio.get_running_loop().time())
@@ -305,6 +329,8 @@ class Instance:
             kind = FailureKind.OUT_OF_MEMORY
         if how.out_of_memory:
             what = f"ran out of its {self.version.spec.memory_mb} MB of memory"
+        elif how.exit_code == UNKNOWN:
+            what = "ended, nobody saw how"
         elif how.signal is not None:
             what = f"was ended by signal {how.signal}"
         else:

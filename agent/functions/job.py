@@ -2,7 +2,8 @@
 
 A call is answered when the process runs or when it has ended, as its contract says; either way the
 run goes on here in a task of its own, within the function's time limit, and ends in a call record
-with the real exit code. A caller who goes away does not stop a job; `stop` does.
+with the real exit code. A caller who goes away does not stop a job; `stop` does, at any time: one
+that has not begun then never begins. The states of a run are `agent/core/job.py`'s.
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent.aio.tasks import launch
+from agent.aio.patience import Patience
+from agent.aio.tasks import finish, launch
 from agent.contracts.base import Call, CallReport, Reply
 from agent.core.billing import gb_s
-from agent.core.instance import Event
+from agent.core.instance import Event, State
+from agent.core.job import JobEvent, JobState, next_job_state
 from agent.errors import AgentError, AlreadyExists, FunctionFailed, NotFound, Overloaded
-from agent.functions.instance import Instance
+from agent.functions.instance import BROKEN_S, Instance
 from agent.model.failure import Failure, FailureKind
 from agent.model.limits import LOG_TAIL_BYTES
 from agent.model.records import CallRecord, Exit, Meters
+from agent.sandbox.container import UNKNOWN
 
 if TYPE_CHECKING:
     from agent.functions.fleet import Fleet
@@ -30,24 +35,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STOP_GRACE_S = 30.0
 
-
-@dataclass(eq=False, slots=True)
 class Run:
-    """One job under way."""
+    """One job under way. `started` and `ended` are resolved, never failed."""
 
-    record: CallRecord
-    target: FunctionTarget
-    instance: Instance
-    call: Call
-    started: asyncio.Future[None]
-    ended: asyncio.Future[None]
-    stopped: bool = False
-    output: bytes = b""
-    cpu_ns: int = 0
-    failure: Failure | None = None
-    report: CallReport = field(default_factory=lambda: CallReport(Meters()))
+    def __init__(
+        self, record: CallRecord, target: FunctionTarget, instance: Instance, call: Call
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.record = record
+        self.target = target
+        self.instance = instance
+        self.call = call
+        self.started: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self.patience = Patience()
+        """Over when its time limit has passed, or when it is to stop."""
+        self.stopped = False
+        self.grace_s: float | None = None
+        self.output = b""
+        self.cpu_ns = 0
+        self.failure: Failure | None = None
+        self.report = CallReport(Meters())
+
+    def happened(self, event: JobEvent) -> str:
+        """Return the state that an event leads to."""
+        return next_job_state(JobState(self.record.state), event).value
 
 
 class JobRunner:
@@ -55,9 +68,9 @@ class JobRunner:
 
     def __init__(self, fleet: Fleet, save: Callable[[CallRecord], Awaitable[None]]) -> None:
         self._fleet = fleet
-        self._save = save
+        self._save_record = save
         self._runs: dict[str, Run] = {}
-        self._of: dict[tuple[str, int], int] = {}
+        self._of: Counter[tuple[str, int]] = Counter()
 
     def __repr__(self) -> str:
         return f"<JobRunner {len(self._runs)} runs>"
@@ -88,41 +101,37 @@ class JobRunner:
         extra = target.contract.job_input(event, call.request_id).environment
         if call.request_id in self._runs:
             raise AlreadyExists(f"call {call.request_id} runs already")
-        if self._fleet.draining:
-            raise Overloaded("the node takes no new calls", reason="draining")
-        key = target.version.key
+        if self._fleet.draining or target.pool.closed:
+            raise Overloaded("no new calls are taken", reason="draining")
         most = target.version.spec.scaling.max
-        if self._of.get(key, 0) >= most:
+        if self._of[target.version.key] >= most:
             raise Overloaded(
                 f"{target.version.name} runs {most} jobs already (scaling.max)", reason="queue"
             )
         instance = self._fleet.new_instance(target.version, target.contract, target.log)
-        loop = asyncio.get_running_loop()
         record = CallRecord(
             id=call.request_id,
             function=target.version.name,
             version=target.version.version,
             instance=instance.id,
-            state="Running",
+            state=JobState.ENQUEUED.value,
             accepted_ns=time.time_ns(),
         )
-        run = Run(record, target, instance, call, loop.create_future(), loop.create_future())
-        self._runs[call.request_id] = run
-        self._of[key] = self._of.get(key, 0) + 1
-        launch(f"job {call.request_id}", self._work(run, extra, self._fleet.now()))
-        return run
+        return self._enter(Run(record, target, instance, call), extra, self._fleet.now())
 
     def adopt(self, target: FunctionTarget, instance: Instance, record: CallRecord) -> None:
         """Go on with a job that the worker before had started; its time began with that start."""
-        loop = asyncio.get_running_loop()
         call = Call(record.id, "job", b"POST", b"/", [], instance=instance.id)
-        run = Run(record, target, instance, call, loop.create_future(), loop.create_future())
+        run = Run(replace(record, state=JobState.RUNNING.value), target, instance, call)
         run.started.set_result(None)
-        self._runs[record.id] = run
-        key = target.version.key
-        self._of[key] = self._of.get(key, 0) + 1
-        began = self._fleet.now() - (time.time_ns() - record.started_ns) / 1e9
-        launch(f"job {record.id}", self._work(run, None, began))
+        age_s = (time.time_ns() - (record.started_ns or record.accepted_ns)) / 1e9
+        self._enter(run, None, self._fleet.now() - age_s)
+
+    def _enter(self, run: Run, extra: dict[str, str] | None, began: float) -> Run:
+        self._runs[run.record.id] = run
+        self._of[run.target.version.key] += 1
+        launch(f"job {run.record.id}", self._work(run, extra, began))
+        return run
 
     async def _work(self, run: Run, extra: dict[str, str] | None, began: float) -> None:
         """Carry a job to its end; `extra` is its event's environment, None when it runs already."""
@@ -141,28 +150,42 @@ class JobRunner:
             await self._failed(run, Failure(FailureKind.INTERNAL, f"the job ended with {error!r}"))
             raise
         finally:
-            key = run.target.version.key
-            self._of[key] -= 1
-            if not self._of[key]:
-                del self._of[key]
-            del self._runs[run.record.id]
-            self._fleet.ended(run.instance, run.failure)
-            for future in (run.started, run.ended):
-                if not future.done():
-                    future.set_result(None)
+            run.patience.close()
+            await self._leave(run)
+
+    async def _leave(self, run: Run) -> None:
+        """Forget a run; nothing of its instance stays, whatever went wrong."""
+        if not self._fleet.handed_over:
+            gone = run.instance.stop(grace_s=0.0)
+            await finish(f"end {run.instance.id}", gone, within_s=BROKEN_S)
+        key = run.target.version.key
+        self._of[key] -= 1
+        if not self._of[key]:
+            del self._of[key]
+        del self._runs[run.record.id]
+        self._fleet.ended(run.instance, run.failure)
+        for future in (run.started, run.ended):
+            if not future.done():
+                future.set_result(None)
 
     async def _begin(self, run: Run, extra: dict[str, str], began: float) -> None:
         """Start the container."""
         instance, contract = run.instance, run.target.contract
+        if run.stopped:
+            raise FunctionFailed(Failure(FailureKind.CLIENT_CANCELLED, "stopped before it began"))
         line = contract.log_before(run.call)
         if line is not None:
             instance.note(line)
-        async with self._fleet.start_permit():
-            environment = {**contract.environment(instance.id), **extra}
-            await instance.start(environment, began)
+        environment = {**contract.environment(instance.id), **extra}
+        await instance.start(environment, began, self._fleet.start_permit())
         self._fleet.started(instance)
         run.report = CallReport(Meters(), instance.cold_start, b"", instance.id)
-        run.record = replace(run.record, started_ns=time.time_ns(), cold_start=instance.cold_start)
+        run.record = replace(
+            run.record,
+            state=run.happened(JobEvent.STARTED),
+            started_ns=time.time_ns(),
+            cold_start=instance.cold_start,
+        )
         await self._save(run.record)
         run.started.set_result(None)
 
@@ -172,21 +195,25 @@ class JobRunner:
         assert instance.container is not None
         exited = instance.container.exit
         limit_s = run.target.contract.limits.call_s
-        await asyncio.wait({exited}, timeout=max(0.0, began + limit_s - self._fleet.now()))
-        late = not exited.done()
+        run.patience.at_most(began + limit_s - self._fleet.now())
+        await run.patience.wait_for(exited)
+        cut = not exited.done()
         run.cpu_ns = instance.cpu_ns()
-        if late:
+        if cut and not run.stopped:
             run.failure = Failure(
                 FailureKind.TIMEOUT,
                 f"the job ran longer than {limit_s:g} s",
                 waited_s=limit_s,
                 limit=limit_s,
             )
-        await instance.stop(event=Event.STOP_BEGAN if late or run.stopped else Event.COMPLETED)
+        if not self._fleet.handed_over:
+            event = Event.STOP_BEGAN if cut else Event.COMPLETED
+            await instance.stop(grace_s=run.grace_s, event=event)
         run.output = self._output(instance)
-        if instance.last_exit is None:
+        exit = instance.last_exit
+        if exit is None or exit.exit_code == UNKNOWN:
             raise FunctionFailed(Failure(FailureKind.INTERNAL, "the job's exit was not seen"))
-        return instance.last_exit
+        return exit
 
     async def _finish(self, run: Run, exit: Exit, began: float) -> None:
         wall_ms = (self._fleet.now() - began) * 1000
@@ -208,19 +235,15 @@ class JobRunner:
                 signal=exit.signal,
                 out_of_memory=True,
             )
-        state = "Succeeded"
-        if run.stopped:
-            state = "Stopped"
-        elif run.failure is not None or exit.exit_code != 0:
-            state = "Failed"
+        event = _end_of(run, exit)
         error = run.failure.message if run.failure is not None else ""
-        if state == "Failed" and not error:
+        if event is JobEvent.EXITED_BADLY and not error:
             error = f"the job exited with code {exit.exit_code}"
         for line in contract.log_after(run.call, run.report, error):
             run.instance.note(line)
         run.record = replace(
             run.record,
-            state=state,
+            state=run.happened(event),
             ended_ns=time.time_ns(),
             exit_code=exit.exit_code,
             error=error,
@@ -229,11 +252,23 @@ class JobRunner:
         await self._save(run.record)
 
     async def _failed(self, run: Run, failure: Failure) -> None:
+        """Note the end of a run that has no exit: it did not start, or its exit was not seen."""
         run.failure = failure
-        run.record = replace(
-            run.record, state="Failed", ended_ns=time.time_ns(), error=failure.message
-        )
-        await self._save(run.record)
+        event = JobEvent.STOP_REQUESTED
+        if not run.stopped:
+            waits = run.record.state == JobState.ENQUEUED.value
+            event = JobEvent.START_FAILED if waits else JobEvent.EXITED_BADLY
+        if run.record.ended_ns == 0:
+            state, now_ns = run.happened(event), time.time_ns()
+            run.record = replace(run.record, state=state, ended_ns=now_ns, error=failure.message)
+        try:
+            await self._save(run.record)
+        except AgentError as error:
+            log.warning("the record of call %s is not saved: %s", run.record.id, error)
+
+    async def _save(self, record: CallRecord) -> None:
+        if not self._fleet.handed_over:  # the next worker goes on with it
+            await self._save_record(record)
 
     def _output(self, instance: Instance) -> bytes:
         lines = [
@@ -253,22 +288,42 @@ class JobRunner:
         run = self._runs.get(call)
         if run is None:
             raise NotFound(f"no job {call} runs here")
-        run.stopped = True
-        container = run.instance.container
-        if container is not None:
-            deadline = self._fleet.now() + STOP_GRACE_S
-            await container.signal(15, deadline=deadline)
-            await asyncio.wait({container.exit}, timeout=STOP_GRACE_S)
-            await container.kill(deadline=self._fleet.now() + STOP_GRACE_S)
-        await asyncio.wait({run.ended}, timeout=STOP_GRACE_S)
+        self._ask_to_stop(run, None)
+        await asyncio.wait({run.ended})
         return run.record
 
-    async def stop_all(self, function: str = "") -> None:
-        """End every job, or every job of one function; kills at once."""
-        for run in list(self._runs.values()):
-            if function and run.record.function != function:
-                continue
-            run.stopped = True
-            if run.instance.container is not None:
-                await run.instance.container.kill(deadline=self._fleet.now() + STOP_GRACE_S)
-            await asyncio.wait({run.ended}, timeout=STOP_GRACE_S)
+    async def stop_all(self, *, grace_s: float | None = None) -> None:
+        """End every job; `grace_s` shortens the time between TERM and KILL, 0 kills."""
+        await self._stop_these(list(self._runs.values()), grace_s)
+
+    async def end_those_of(self, function: str, *, force: bool) -> None:
+        """Wait for the jobs of a function that is removed, `force` kills them."""
+        runs = [run for run in self._runs.values() if run.record.function == function]
+        if force:
+            await self._stop_these(runs, 0.0)
+        elif runs:
+            await asyncio.wait({run.ended for run in runs})
+
+    async def _stop_these(self, runs: list[Run], grace_s: float | None) -> None:
+        for run in runs:
+            self._ask_to_stop(run, grace_s)
+        if runs:
+            await asyncio.wait({run.ended for run in runs})
+
+    def _ask_to_stop(self, run: Run, grace_s: float | None) -> None:
+        run.stopped = True
+        if grace_s is not None:
+            run.grace_s = grace_s
+            if run.instance.state is State.STOPPING:
+                launch(f"hasten {run.instance.id}", run.instance.stop(grace_s=grace_s))
+        run.patience.at_most(0)
+
+
+def _end_of(run: Run, exit: Exit) -> JobEvent:
+    """Return how a run has ended whose exit is known."""
+    if run.stopped:
+        return JobEvent.STOP_REQUESTED
+    if run.failure is not None and run.failure.kind is FailureKind.TIMEOUT:
+        return JobEvent.TIMED_OUT
+    well = run.failure is None and exit.exit_code == 0
+    return JobEvent.EXITED_CLEAN if well else JobEvent.EXITED_BADLY

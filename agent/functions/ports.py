@@ -51,8 +51,6 @@ class Endpoint:
     address: str
     port: int
     idle: list[Connection] = field(default_factory=list)
-    single: bool = False
-    """True once the instance proved to serve one connection only."""
 
 
 @dataclass(slots=True, eq=False)

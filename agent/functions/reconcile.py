@@ -13,9 +13,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from agent.aio.tasks import spawn, stop
 from agent.containerd.tasks import TaskStatus as Status
 from agent.core import reconcile
-from agent.core.instance import BEFORE_READY, SERVING, State
+from agent.core.instance import BEFORE_READY, SERVING
 from agent.core.reconcile import (
     Adopt,
     DropRecord,
@@ -48,7 +49,6 @@ STATUS: dict[Status, TaskStatus] = {
     Status.PAUSING: "paused",
     Status.STOPPED: "stopped",
 }
-BUSY = frozenset(BEFORE_READY | {State.DRAINING, State.STOPPING})
 
 
 @dataclass(slots=True)
@@ -101,9 +101,10 @@ class Reconciler:
         self._calls = {call.instance: call for call in await self._stores.calls.unfinished()}
         found = await self._look()
         effects = reconcile.plan(found.world)
-        for effect in effects:
-            if isinstance(effect, Adopt):
-                await self._adopt(found.records[effect.id], effect.foreign)
+        adoptions = [effect for effect in effects if isinstance(effect, Adopt)]
+        await asyncio.gather(
+            *(self._adopt(found.records[effect.id], effect.foreign) for effect in adoptions)
+        )
         await self._settle_lost_calls()
         if not self.foreign.workers_alive():
             self.foreign.forget_dead()
@@ -129,18 +130,25 @@ class Reconciler:
         self._left = []
 
     async def run(self) -> None:
-        """Follow the worker before until it is gone, then look again every CYCLE_S seconds."""
-        await self.foreign.follow()
-        while True:
-            await asyncio.sleep(CYCLE_S)
-            try:
-                await self.cycle()
-            except AgentError as error:
-                self.sentence = f"the control cycle failed: {error}"
-                log.warning("%s", self.sentence)
+        """Look again every CYCLE_S seconds, and follow the worker before until it is gone."""
+        following = spawn("calls of other workers", self.foreign.follow())
+        try:
+            while True:
+                await asyncio.sleep(CYCLE_S)
+                await self._next_cycle()
+        finally:
+            await stop(following)
+
+    async def _next_cycle(self) -> None:
+        try:
+            await self.cycle()
+        except Exception as error:  # the next cycle looks anew
+            self.sentence = f"the control cycle failed: {error}"
+            log.warning("%s", self.sentence, exc_info=not isinstance(error, AgentError))
 
     async def cycle(self) -> None:
         """Look once and do what follows."""
+        self.foreign.forget_dead()
         effects = reconcile.plan((await self._look()).world)
         wanted = [effect for effect in effects if not isinstance(effect, Adopt)]
         await asyncio.gather(*(self._act(effect) for effect in wanted))
@@ -150,7 +158,13 @@ class Reconciler:
             log.info("cycle: %s", self.sentence)
 
     async def _look(self) -> Found:
+        """Look at everything.
+
+        What was ours when the look began is not judged by it, though it may be gone at its end:
+        what was read of it in between is neither here nor there.
+        """
         door = self._stores.containerd
+        ours = frozenset(self._fleet.instances)
         listed, damaged = self._files.load()
         for file in damaged:
             log.warning("%s", file)
@@ -162,7 +176,7 @@ class Reconciler:
         foreign = {rows[row]: count for row, count in counts.items() if row in rows}
         world = World(
             wanted={
-                t.version.key: _wanted(
+                t.version.key: Wanted(
                     t.pool.policy.min, t.version.spec.concurrency, t.version.spec.kind
                 )
                 for t in self._registry.targets()
@@ -172,45 +186,56 @@ class Reconciler:
             foreign=foreign,
             foreign_alive=self.foreign.workers_alive(),
             held={i.id: i.version.key for i in instances if i.state in SERVING},
-            busy=frozenset(i.id for i in instances if i.state in BUSY),
+            busy=(ours | self._fleet.instances.keys())
+            - {i.id for i in instances if i.state in SERVING},
             starting=Counter(i.version.key for i in instances if i.state in BEFORE_READY),
         )
         return Found(world, {record.id: record for record in listed})
 
     async def _adopt(self, record: InstanceRecord, foreign: int) -> None:
+        """Take one instance over, or remove it; never fails, for the others must be taken too."""
         target = self._registry.find(record.function, str(record.version))
+        call, is_job = self._calls.get(record.id), target.version.spec.kind == "job"
+        if is_job and call is None:
+            log.warning("%s is a job whose call nobody knows: ended", record.id)
+            await self._remove(record.id)
+            return
         instance = self._fleet.make(record.id, target.version, target.contract, target.log)
         try:
             container = await self._builder.adopt(record, instance.sink, target.version.spec.egress)
-        except AgentError as error:
-            log.warning("%s cannot be adopted: %s", record.id, error)
-            await self._builder.remove_foreign(record.id)
-            self._files.remove(record.id)
+        except Exception as error:
+            trace = not isinstance(error, AgentError)
+            log.warning("%s cannot be adopted: %s", record.id, error, exc_info=trace)
+            await self._remove(record.id)
             return
         instance.adopted(container, record)
         self._fleet.adopt(instance)
-        call = self._calls.get(record.id)
-        if target.version.spec.kind == "job" and call is not None:
+        if is_job and call is not None:
             self._jobs.adopt(target, instance, call)
-            return
-        self.foreign.add(target, target.adopt(instance, foreign), foreign)
+        else:
+            self.foreign.add(target, target.adopt(instance, foreign), foreign)
 
     async def _act(self, effect: Effect) -> None:
         match effect:
-            case StopOrphan(id) | DropRecord(id) | RecycleMidCall(id) | StopHalfStarted(id):
-                await self._remove(id)
-            case StopUnwanted(id):
+            case (
+                StopOrphan(id)
+                | DropRecord(id)
+                | RecycleMidCall(id)
+                | StopHalfStarted(id)
+                | StopUnwanted(id)
+            ):
                 await self._remove(id)
             case StartMin(function, version, _):
                 try:
                     target = self._registry.find(function, str(version))
                 except NotFound:
                     return
-                target.scale(self._fleet.now())
+                target.scaling.scale(self._fleet.now())
             case Adopt():
                 pass
 
     async def _remove(self, id: str) -> None:
+        """Remove what nobody here owns; what serves under us is its target's to end."""
         if id in self._fleet.instances:
             return
         try:
@@ -219,7 +244,3 @@ class Reconciler:
             log.warning("%s: not removed: %s", id, error)
             return
         self._files.remove(id)
-
-
-def _wanted(least: int, concurrency: int, kind: str) -> Wanted:
-    return Wanted(min=least, concurrency=concurrency, kind=kind)

@@ -29,6 +29,10 @@ class Deployed:
         """The target that LATEST stands for."""
         return self.versions[self.latest]
 
+    def others(self) -> list[FunctionTarget]:
+        """The targets that only their number reaches."""
+        return [target for number, target in self.versions.items() if number != self.latest]
+
 
 class Registry:
     """All deployed functions by name; the gateway's catalog."""
@@ -54,20 +58,20 @@ class Registry:
             raise NotFound(f"function {shown} is not deployed here; deploy it first")
         return function
 
-    def put(self, target: FunctionTarget, *, latest: bool) -> FunctionTarget | None:
-        """Add a version; returns the target that was LATEST before, if LATEST moves."""
+    def target(self, key: tuple[str, int]) -> FunctionTarget | None:
+        """Return the target of exactly this version, None if it is not here."""
+        function = self._functions.get(key[0])
+        return function.versions.get(key[1]) if function is not None else None
+
+    def put(self, target: FunctionTarget, *, latest: bool) -> None:
+        """Add a version; with `latest`, and as the first one, it becomes LATEST."""
         name, number = target.version.key
         function = self._functions.get(name)
         if function is None:
             function = self._functions[name] = Deployed(name, number)
-            function.versions[number] = target
-            return None
-        before = function.versions.get(function.latest)
         function.versions[number] = target
-        if not latest or function.latest == number:
-            return None
-        function.latest = number
-        return before
+        if latest:
+            function.latest = number
 
     def remove(self, name: str) -> Deployed:
         """Take a function out: calls no longer find it. Raises NotFound."""

@@ -1,25 +1,24 @@
-"""One function version as calls see it: leases, waiting calls, and the instances behind them.
+"""One function version as calls see it: leases, waiting calls, and what a call has cost.
 
-Decisions are `agent/core/pool.py`'s; this does them: starts and stops instances in background
-tasks, tells waiters, keeps the ledger and the meters. `acquire` and `release` are the warm path and
-touch neither gRPC nor disk nor tasks. Jobs are `agent/functions/job.py`'s.
+Decisions are `agent/core/pool.py`'s; instances come and go in `scaling.py`. `acquire` and `release`
+are the warm path and touch neither gRPC nor disk nor tasks. Every waiter is told exactly once, here
+and nowhere else. Jobs are `agent/functions/job.py`'s.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from agent.aio.tasks import launch, spawn, stop
 from agent.contracts.base import Call, CallReport, Contract, Reply
+from agent.contracts.failures import from_error
 from agent.core.billing import gb_s
-from agent.core.instance import Event, State
 from agent.core.pool import Member, Policy, Pool
-from agent.errors import AgentError, Bug, FunctionFailed, InvalidSpec, Overloaded
-from agent.functions.instance import Instance
+from agent.errors import Bug, FunctionFailed, Overloaded
+from agent.functions.instance import EXIT_S, Instance
 from agent.functions.ports import Lease, Waiter
+from agent.functions.scaling import Scaling
 from agent.model.failure import Failure, FailureKind
 from agent.model.limits import LOG_TAIL_BYTES
 from agent.model.records import ColdStart, FunctionVersion, Meters
@@ -31,14 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXPLAIN_S = 0.5
 MS = 1000.0
-
-_OVERLOAD_KINDS = {
-    "queue": FailureKind.QUEUE_FULL,
-    "queue_timeout": FailureKind.QUEUE_TIMEOUT,
-    "draining": FailureKind.DRAINING,
-}
 
 
 @dataclass(slots=True, eq=False)
@@ -65,28 +57,24 @@ class FunctionTarget:
         self.version = version
         self.contract = contract
         self.log = out
+        self.pool: Pool[Instance, Waiter] = Pool(
+            Policy(
+                concurrency=spec.concurrency,
+                min=spec.scaling.min if spec.kind != "job" else 0,
+                max=spec.scaling.max,
+                max_queue=spec.max_queue,
+                idle_s=spec.scaling.idle_s,
+            )
+        )
+        self.scaling = Scaling(version, contract, fleet, self.pool, out)
+        self.scaling.tell(self._serve, self._refuse)
         self._fleet = fleet
-        self.pool: Pool[Instance, Waiter] = Pool(self.policy_of(spec.scaling.min, spec.scaling.max))
         self._jobs = jobs
-        self.last_failure: Failure | None = None
-        """Why the last start failed; None once one succeeded."""
-        self._causes: dict[Instance, Waiter] = {}
-        self._starts: dict[Member[Instance], asyncio.Task[None]] = {}
+        self._causing: set[Waiter] = set()
+        """Those who wait for a start of their own: it is not under way for somebody else."""
 
     def __repr__(self) -> str:
         return f"<Target {self.version.name}:{self.version.version} {self.pool!r}>"
-
-    def policy_of(self, least: int, most: int) -> Policy:
-        """Return the pool's policy with these bounds on the number of instances."""
-        spec = self.version.spec
-        return Policy(
-            concurrency=spec.concurrency,
-            min=least if spec.kind != "job" else 0,
-            max=most,
-            max_queue=spec.max_queue,
-            idle_s=spec.scaling.idle_s,
-            zombie_s=self._fleet.zombie_s,
-        )
 
     # -- the warm path
 
@@ -103,17 +91,15 @@ class FunctionTarget:
         try:
             self.pool.enqueue(waiter, now, now + self.version.spec.queue_timeout_s)
         except Overloaded as error:
-            raise FunctionFailed(failure_of(error)) from error
+            raise FunctionFailed(from_error(error)) from error
+        if self.pool.waiting > self.pool.starting * self.pool.policy.concurrency:
+            self._causing.add(waiter)
         self._fleet.waiting(self)
-        self.scale(now, cause=waiter)
+        self.scaling.scale(now)
         return None
 
-    def _lease(self, member: Member[Instance], now: float, waiter: Waiter | None = None) -> Lease:
+    def _lease(self, member: Member[Instance], now: float, cold: ColdStart | None = None) -> Lease:
         instance = member.instance
-        cold: ColdStart | None = None
-        if waiter is not None and self._causes.get(instance) is waiter:
-            cold = instance.cold_start
-            del self._causes[instance]
         if instance.row >= 0:
             self._fleet.ledger.begin(instance.row)
         return PoolLease(instance.endpoint, now, cold, member=member, cpu_ns=instance.cpu_ns())
@@ -135,12 +121,19 @@ class FunctionTarget:
             instance.note(line)
         if call.want_log_tail:
             report = replace(report, log_tail=self._tail(instance))
-        if recycle or instance.state not in (State.READY, State.FROZEN):
-            self.retire(member, grace_s=0.0 if recycle else None)
-        waiter = self.pool.release(member, now)
-        if waiter is not None:
-            waiter.granted(self._lease(member, now, waiter))
+        if recycle:  # other calls on it end first
+            alone = self.pool.policy.concurrency == 1
+            self.scaling.retire(member, grace_s=0.0 if alone else None)
+        self._vacate(member, now)
         return report
+
+    def _vacate(self, member: Member[Instance], now: float) -> None:
+        waiter = self.pool.release(member, now)
+        if waiter is None:
+            self.scaling.left(member)
+            return
+        self._causing.discard(waiter)
+        waiter.granted(self._lease(member, now))
 
     def _report(self, lease: PoolLease, call: Call, now: float) -> CallReport:
         assert lease.member is not None
@@ -160,6 +153,8 @@ class FunctionTarget:
     def _tail(self, instance: Instance) -> bytes:
         if instance.container is not None:
             instance.container.output.drain()
+        if instance.container is not None:
+            instance.container.output.drain()
         lines = [line.text for line in self.log.tail(0) if line.instance == instance.id]
         return "\n".join(lines).encode()[-LOG_TAIL_BYTES:]
 
@@ -172,15 +167,14 @@ class FunctionTarget:
     def abandon(self, waiter: Waiter) -> None:
         """See `ports.Target.abandon`."""
         self.pool.abandon(waiter)
+        self._causing.discard(waiter)
 
     async def explain(self, lease: Lease, waited_s: float) -> Failure:
         """See `ports.Target.explain`."""
         instance = lease.member.instance if isinstance(lease, PoolLease) and lease.member else None
         if instance is None or instance.container is None:
             return Failure(FailureKind.EXITED, "the instance is gone", waited_s=waited_s)
-        exit = instance.container.exit
-        await asyncio.wait({exit}, timeout=EXPLAIN_S)
-        if exit.done():
+        if await instance.exits_within(EXIT_S):
             return await instance.explain_exit(FailureKind.EXITED, waited_s)
         return Failure(
             FailureKind.BAD_RESPONSE,
@@ -197,161 +191,64 @@ class FunctionTarget:
 
     # -- instances
 
-    def scale(self, now: float, cause: Waiter | None = None) -> None:
-        """Start as many instances as are wanted now; `cause` is the call that asks for one."""
-        if self._fleet.draining or self.version.state != "Ready":
-            return
-        for _ in range(self.pool.starts_wanted(now)):
+    def _serve(self, member: Member[Instance], waiters: list[Waiter]) -> None:
+        """Grant places on an instance that has just become READY.
+
+        Its cold start is told by the first of the calls that asked for a start.
+        """
+        now = self._fleet.now()
+        cold = member.instance.cold_start
+        for waiter in waiters:
+            asked = waiter in self._causing
+            self._causing.discard(waiter)
+            lease = self._lease(member, now, cold if asked else None)
+            if asked:
+                cold = None
+            waiter.granted(lease)
+
+    def _refuse(self, waiters: list[Waiter], failure: Failure) -> None:
+        self._causing.difference_update(waiters)
+        for waiter in waiters:
             try:
-                instance = self._fleet.new_instance(self.version, self.contract, self.log)
-            except Overloaded as error:
-                self._refuse_uncovered(error)
-                return
-            member = self.pool.added(instance, now)
-            if cause is not None:
-                self._causes[instance] = cause
-                cause = None
-            self._starts[member] = spawn(f"start {instance.id}", self._start(member, now))
-
-    def _refuse_uncovered(self, error: Overloaded) -> None:
-        """Refuse the waiters when nothing serves or starts that could ever take them."""
-        if self.pool.ready_count or self.pool.starting:
-            return
-        for waiter in self.pool.expired(float("inf")):
-            waiter.refused(failure_of(error))
-
-    async def _start(self, member: Member[Instance], asked_at: float) -> None:
-        instance = member.instance
-        try:
-            async with self._fleet.start_permit():
-                await instance.start(self.contract.environment(instance.id), asked_at)
-        except asyncio.CancelledError:
-            self._failed(member, Failure(FailureKind.DRAINING, "the node stops"))
-            raise
-        except AgentError as error:
-            self._failed(member, failure_of(error))
-            return
-        except Exception as error:
-            log.exception("start of %s", instance.id)
-            self._failed(member, Failure(FailureKind.INTERNAL, f"start failed: {error}"))
-            return
-        finally:
-            self._starts.pop(member, None)
-        self._serve(member)
-
-    def _failed(self, member: Member[Instance], failure: Failure) -> None:
-        instance = member.instance
-        self._causes.pop(instance, None)
-        self._fleet.ended(instance, failure)
-        self.last_failure = failure
-        log.info("%s did not start: %s", instance.id, failure.message)
-        now = self._fleet.now()
-        for waiter in self.pool.failed(member, now):
-            waiter.refused(failure)
-        self._fleet.waiting(self)
-
-    def _serve(self, member: Member[Instance]) -> None:
-        instance = member.instance
-        self.last_failure = None
-        self._fleet.started(instance)
-        self.watch(member)
-        now = self._fleet.now()
-        for waiter in self.pool.ready(member, now):
-            waiter.granted(self._lease(member, now, waiter))
-
-    def watch(self, member: Member[Instance]) -> None:
-        """Take the member out of the pool when its process exits by itself."""
-        container = member.instance.container
-        assert container is not None
-        container.exit.add_done_callback(lambda _: self._exited(member))
+                waiter.refused(failure)
+            except Exception:  # one caller's trouble must not leave the others waiting
+                log.exception("refusing a call of %r", self)
 
     def adopt(self, instance: Instance, foreign: int) -> Member[Instance]:
         """Count a running instance of the worker before as READY, `foreign` places taken."""
-        now = self._fleet.now()
-        member, waiters = self.pool.adopted(instance, now, foreign)
-        self.watch(member)
-        for waiter in waiters:
-            waiter.granted(self._lease(member, now, waiter))
-        return member
+        return self.scaling.adopt(instance, foreign)
 
     def give_back(self, member: Member[Instance], places: int) -> None:
         """Free places that another worker's calls had taken."""
         now = self._fleet.now()
         for _ in range(places):
-            waiter = self.pool.release(member, now)
-            if waiter is not None:
-                waiter.granted(self._lease(member, now, waiter))
+            self._vacate(member, now)
 
-    def _exited(self, member: Member[Instance]) -> None:
-        if member.instance.state in (State.READY, State.FROZEN, State.DRAINING):
-            self.pool.gone(member)
-            launch(f"clear {member.instance.id}", self._stop(member, None, Event.EXITED))
-
-    def retire(self, member: Member[Instance], *, grace_s: float | None = None) -> None:
-        """Give a member no more calls and stop it."""
-        if member.instance.state not in (State.READY, State.FROZEN):
-            return
-        self.pool.drain(member)
-        member.instance.drain_began()
-        launch(f"stop {member.instance.id}", self._drain_and_stop(member, grace_s))
-
-    async def _drain_and_stop(self, member: Member[Instance], grace_s: float | None) -> None:
-        limit = self._fleet.now() + self.contract.limits.call_s
-        pause_s = 0.005
-        while not self.pool.is_empty(member) and self._fleet.now() < limit and grace_s != 0:
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, 0.2)
-        await self._stop(member, grace_s, Event.STOP_BEGAN)
-
-    async def _stop(self, member: Member[Instance], grace_s: float | None, event: Event) -> None:
-        instance = member.instance
-        await instance.stop(grace_s=grace_s, event=event)
-        self.pool.gone(member)
-        failure = None
-        if event is Event.EXITED:
-            failure = await instance.explain_exit(FailureKind.EXITED, 0.0)
-        self._fleet.ended(instance, failure)
-        self._fleet.waiting(self)
+    def keep_no_minimum(self) -> None:
+        """Let idle instances go: LATEST is another version."""
+        self.pool.policy = replace(self.pool.policy, min=0)
 
     # -- on the timer
 
     def tick(self, now: float) -> None:
-        """Refuse waiters whose time is over, give up held places, start what is wanted."""
-        for waiter in self.pool.expired(now):
+        """Refuse waiters whose time is over, end what is idle, start what is wanted."""
+        late = self.pool.expired(now)
+        if late:
             waited_s = self.version.spec.queue_timeout_s
-            waiter.refused(
-                Failure(
-                    FailureKind.QUEUE_TIMEOUT,
-                    f"no instance was free within {waited_s:g} s",
-                    waited_s=waited_s,
-                    retry_after_s=1.0,
-                )
+            why = Failure(
+                FailureKind.QUEUE_TIMEOUT,
+                f"no instance was free within {waited_s:g} s",
+                waited_s=waited_s,
+                retry_after_s=1.0,
             )
-        for member in self.pool.idle(now):
-            self.retire(member)
-        self.scale(now)
+            self._refuse(late, why)
+        if not self._fleet.handed_over:
+            for member in self.pool.idle(now):
+                self.scaling.retire(member)
+            self.scaling.scale(now)
 
     async def stop(self, *, grace_s: float | None) -> None:
         """Take no more calls, refuse those that wait, drain and stop every instance."""
-        for waiter in self.pool.close():
-            waiter.refused(Failure(FailureKind.DRAINING, "the function is being removed"))
-        await stop(*self._starts.values())
-        members = self.pool.members
-        for member in members:
-            self.pool.drain(member)
-            member.instance.drain_began()
-        await asyncio.gather(*(self._drain_and_stop(m, grace_s) for m in members))
-
-
-def failure_of(error: AgentError) -> Failure:
-    """Return the failure a contract words when the agent could not serve a call."""
-    match error:
-        case FunctionFailed():
-            return error.failure
-        case Overloaded():
-            kind = _OVERLOAD_KINDS.get(error.reason, FailureKind.NO_CAPACITY)
-            return Failure(kind, error.message, retry_after_s=error.retry_after_s)
-        case InvalidSpec():
-            return Failure(FailureKind.BAD_REQUEST, error.message)
-        case _:
-            return Failure(FailureKind.INTERNAL, error.message)
+        why = Failure(FailureKind.DRAINING, "the function is being removed")
+        self._refuse(self.pool.close(), why)
+        await self.scaling.stop(grace_s=grace_s)

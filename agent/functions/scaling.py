@@ -1,0 +1,260 @@
+"""The instances of one function version: started when the pool wants one, ended when it does not.
+
+How many and which is `agent/core/pool.py`'s decision; this carries it out, in one background task
+per start and per end, and keeps both so that a stop can wait for all of them. Who has a place on an
+instance is `target.py`'s. A start for which the node has no room is tried again as soon as some
+instance has given its place back; callers wait for that only while one is about to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.aio.patience import Patience
+from agent.aio.tasks import launch, spawn, stop
+from agent.contracts.base import Contract
+from agent.contracts.failures import from_error
+from agent.core.instance import Event, State
+from agent.core.pool import Member, Pool
+from agent.errors import AgentError, FunctionFailed, InvalidSpec, Overloaded
+from agent.functions.instance import KILL_S, Instance
+from agent.functions.ports import Waiter
+from agent.model.failure import Failure, FailureKind
+from agent.model.records import FunctionVersion
+from agent.telemetry.logs import FunctionLog
+
+if TYPE_CHECKING:
+    from agent.functions.fleet import Fleet
+
+log = logging.getLogger(__name__)
+
+NO_ROOM_PAUSE_S = 1.0  # slots may get free without an instance's end: look again after this
+
+Served = Callable[[Member[Instance], list[Waiter]], None]
+Refused = Callable[[list[Waiter], Failure], None]
+
+
+@dataclass(slots=True, eq=False)
+class End:
+    """One instance on its way out. `patience` is over when it need not wait for calls any more."""
+
+    member: Member[Instance]
+    event: Event
+    grace_s: float | None
+    patience: Patience
+    task: asyncio.Task[None] | None = None
+
+
+class Scaling:
+    """Starts and ends the instances of one version."""
+
+    def __init__(
+        self,
+        version: FunctionVersion,
+        contract: Contract,
+        fleet: Fleet,
+        pool: Pool[Instance, Waiter],
+        out: FunctionLog,
+    ) -> None:
+        self.last_failure: Failure | None = None
+        """Why the last start failed; None once one succeeded."""
+        self._version = version
+        self._contract = contract
+        self._fleet = fleet
+        self._pool = pool
+        self._out = out
+        self._starts: dict[Member[Instance], asyncio.Task[None]] = {}
+        self._ends: dict[Member[Instance], End] = {}
+        self._look_again = 0.0
+        self._served: Served = lambda member, waiters: None
+        self._refused: Refused = lambda waiters, failure: None
+
+    def __repr__(self) -> str:
+        return f"<Scaling starts={len(self._starts)} ends={len(self._ends)}>"
+
+    def tell(self, served: Served, refused: Refused) -> None:
+        """Say who is told of the waiters that have a place now, and of those that get none."""
+        self._served, self._refused = served, refused
+
+    # -- up
+
+    def scale(self, now: float) -> None:
+        """Start as many instances as are wanted now."""
+        if not self._may_start(now):
+            return
+        for _ in range(self._pool.starts_wanted(now)):
+            try:
+                instance = self._fleet.new_instance(self._version, self._contract, self._out)
+            except Overloaded as error:
+                self._no_room(error, now)
+                return
+            member = self._pool.added(instance, now)
+            self._starts[member] = spawn(f"start {instance.id}", self._start(member, now))
+
+    def _may_start(self, now: float) -> bool:
+        fleet, pool = self._fleet, self._pool
+        if fleet.handed_over or self._version.state != "Ready":
+            return False
+        if fleet.draining and not pool.waiting:
+            return False
+        return now >= self._look_again or not self._some_hope()
+
+    def _some_hope(self) -> bool:
+        """Say whether those who wait may yet get a place without a start of their own."""
+        return bool(self._pool.ready_count or self._pool.starting or self._fleet.leaving())
+
+    def _no_room(self, error: Overloaded, now: float) -> None:
+        self.last_failure = from_error(error)
+        self._look_again = now + NO_ROOM_PAUSE_S
+        self._fleet.tell_of_room(self)
+        if not self._some_hope():
+            self._refused(self._pool.expired(float("inf")), self.last_failure)
+
+    def room_again(self, now: float) -> None:
+        """Try again: an instance somewhere on this node has given its place back."""
+        self._look_again = now
+        self.scale(now)
+
+    async def _start(self, member: Member[Instance], asked_at: float) -> None:
+        instance, fleet = member.instance, self._fleet
+        try:
+            environment = self._contract.environment(instance.id)
+            await instance.start(environment, asked_at, fleet.start_permit())
+        except asyncio.CancelledError:
+            self._pool.gone(member)
+            fleet.ended(instance, None)
+            raise
+        except Overloaded as error:
+            self._pool.gone(member)
+            fleet.ended(instance, from_error(error), gives_room=False)
+            self._no_room(error, fleet.now())
+        except AgentError as error:
+            self._failed(member, _why(error))
+        except Exception as error:
+            log.exception("start of %s", instance.id)
+            self._failed(member, Failure(FailureKind.INTERNAL, f"start failed: {error}"))
+        else:
+            self._serve(member)
+        finally:
+            self._starts.pop(member, None)
+
+    def _failed(self, member: Member[Instance], failure: Failure) -> None:
+        self.last_failure = failure
+        log.info("%s did not start: %s", member.instance.id, failure.message)
+        refused = self._pool.failed(member, self._fleet.now())
+        self._fleet.ended(member.instance, failure)
+        self._refused(refused, failure)
+
+    def _serve(self, member: Member[Instance]) -> None:
+        self.last_failure = None
+        self._watch(member)
+        self._served(member, self._pool.ready(member, self._fleet.now()))
+        self._fleet.started(member.instance)
+
+    def adopt(self, instance: Instance, foreign: int) -> Member[Instance]:
+        """Count a running instance of the worker before as READY, `foreign` places taken."""
+        member, waiters = self._pool.adopted(instance, self._fleet.now(), foreign)
+        self._watch(member)
+        self._served(member, waiters)
+        return member
+
+    # -- down
+
+    def _watch(self, member: Member[Instance]) -> None:
+        container = member.instance.container
+        assert container is not None
+        container.exit.add_done_callback(lambda _: self._exited(member))
+
+    def _exited(self, member: Member[Instance]) -> None:
+        """Take out a member whose process has ended by itself."""
+        if member.instance.state not in (State.READY, State.FROZEN, State.DRAINING):
+            return
+        now = self._fleet.now()
+        self._pool.crashed(member, now)
+        if self._fleet.handed_over:
+            return  # the next worker clears it
+        end = self._ends.get(member)
+        if end is None:
+            self._end(member, Event.EXITED, None)
+        else:
+            end.event = Event.EXITED
+            end.patience.at_most(0)
+        self.scale(now)
+
+    def retire(self, member: Member[Instance], *, grace_s: float | None = None) -> None:
+        """Give a member no more calls and stop it once its calls have ended.
+
+        `grace_s` bounds how long its calls, and then its process, may still take; 0 kills now.
+        """
+        instance = member.instance
+        if instance.state not in (State.READY, State.FROZEN):
+            return
+        self._pool.drain(member)
+        instance.drain_began()
+        if not self._fleet.handed_over:
+            self._end(member, Event.STOP_BEGAN, grace_s)
+            self.scale(self._fleet.now())
+        elif grace_s == 0 and instance.container is not None:
+            # The next worker has it already and clears it when it sees the exit.
+            deadline = asyncio.get_running_loop().time() + KILL_S
+            launch(f"kill {instance.id}", instance.container.kill(deadline=deadline))
+
+    def left(self, member: Member[Instance]) -> None:
+        """Note that a call has left a member: a retired one may stop after its last."""
+        end = self._ends.get(member)
+        if end is not None and self._pool.is_empty(member):
+            end.patience.at_most(0)
+
+    def _end(self, member: Member[Instance], event: Event, grace_s: float | None) -> None:
+        end = self._ends[member] = End(member, event, grace_s, Patience())
+        empty = self._pool.is_empty(member)
+        longest_s = self._contract.limits.call_s if grace_s is None else grace_s
+        end.patience.at_most(0 if empty else longest_s)
+        end.task = spawn(f"end {member.instance.id}", self._run_end(end))
+
+    async def _run_end(self, end: End) -> None:
+        member, instance = end.member, end.member.instance
+        failure: Failure | None = None
+        try:
+            await end.patience.wait_for()
+            await instance.stop(grace_s=end.grace_s, event=end.event)
+            if end.event is Event.EXITED:
+                failure = await instance.explain_exit(FailureKind.EXITED, 0.0)
+        finally:
+            del self._ends[member]
+            self._pool.gone(member)
+            self._fleet.ended(instance, failure)
+
+    async def stop(self, *, grace_s: float | None) -> None:
+        """Start and keep nothing any more; returns when every instance is gone.
+
+        A shorter `grace_s` also holds for those that were on their way out before.
+        """
+        await stop(*self._starts.values())
+        for member in self._pool.members:
+            self.retire(member, grace_s=grace_s)
+        for end in list(self._ends.values()):
+            self._hasten(end, grace_s)
+        tasks = [end.task for end in self._ends.values() if end.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _hasten(self, end: End, grace_s: float | None) -> None:
+        if grace_s is None:
+            return
+        end.grace_s = grace_s if end.grace_s is None else min(end.grace_s, grace_s)
+        end.patience.at_most(grace_s)
+        instance = end.member.instance
+        if instance.state is State.STOPPING:
+            launch(f"hasten {instance.id}", instance.stop(grace_s=grace_s))
+
+
+def _why(error: AgentError) -> Failure:
+    """Return why a start failed, as callers are told: what the node lacks is no fault of theirs."""
+    if isinstance(error, FunctionFailed | Overloaded | InvalidSpec):
+        return from_error(error)
+    return Failure(FailureKind.INTERNAL, error.message)
