@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from bench.density import kind_of
 from bench.figures import Goal, bar_length, number, percentile, plain, ratio, summary, table
 from bench.probe import phases
 from bench.report import Report
@@ -92,3 +93,20 @@ def test_phases_come_out_of_server_timing_only() -> None:
     )
     assert phases(reply) == {"create": 7.5, "init": 0.0}
     assert phases(b"HTTP/1.1 200 OK\r\n\r\n") == {}
+
+
+@pytest.mark.parametrize(
+    ("group", "command", "kind"),
+    [
+        ("agent", "/usr/lib/x/containerd-shim-runc-v2 -namespace kindling -id a", "shims"),
+        ("agent", "/usr/lib/x/bin/containerd --config /run/x/config.toml", "containerd"),
+        ("agent", "/x/python -P -m agent.cli.main worker", "worker"),
+        ("agent", "/x/python -P -m agent.cli.main supervise /run/c.json", "house"),
+        ("agent", "slirp4netns --mtu 65520", "house"),
+        ("kindling-anchor-1", "crun create", "anchors"),
+        ("many-0011aabb", "/dev/init -- /server", "init"),
+        ("many-0011aabb", "/server", "function"),
+    ],
+)
+def test_every_process_is_weighed_as_what_it_is(group: str, command: str, kind: str) -> None:
+    assert kind_of(group, command) == kind
