@@ -42,5 +42,11 @@ stage component make --no-print-directory component
 stage conformance make --no-print-directory conformance
 stage images make --no-print-directory images
 stage integration "${as_root[@]}" .venv/bin/python -m pytest -q tests/integration
-stage leak "${as_root[@]}" .venv/bin/python -m tests.leak
+# Every integration test has looked already; this looks at the host as a whole, where nothing of
+# anybody else's is in the way.
+if [ -e /run/kindling/lock ]; then
+	echo "test: an agent of yours runs at /run/kindling: the leak check of the whole host is left out"
+else
+	stage leak "${as_root[@]}" .venv/bin/python -m tests.leak
+fi
 report
