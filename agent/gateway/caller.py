@@ -10,17 +10,17 @@ from __future__ import annotations
 from typing import Protocol
 
 from agent.contracts.base import Headers
+from agent.gateway.template import HeadTemplate
 
 
 class Caller(Protocol):
     """Where a reply goes. Nothing is called after `ended` or `abort`."""
 
-    @property
-    def plain(self) -> bool:
-        """True when the connection goes on after this reply: a ready-made head may be written."""
+    def whole(self, head: HeadTemplate, request_id: bytes, body: bytes) -> bool:
+        """Take a whole reply with a ready-made head, which says that the connection goes on.
 
-    def whole(self, head: bytes, body: bytes) -> None:
-        """Take a whole reply with its raw head, made for a `plain` caller."""
+        Returns False, and takes nothing, when it does not go on or heads are wanted as pairs.
+        """
 
     def reply(
         self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool

@@ -45,7 +45,6 @@ class ClientConnection(ReplyWriter):
     """One connection of a caller."""
 
     __slots__ = (
-        "_ahead",
         "_at",
         "_dechunker",
         "_full",
@@ -62,9 +61,8 @@ class ClientConnection(ReplyWriter):
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway)
         self._reader = HeadReader()
-        self._ahead = b""
-        """What has come and is not worked on yet, from `_at` on."""
         self._at = 0
+        """Where in `_ahead` to go on."""
         self._tail = b""
         """The last bytes of a head that has not ended yet."""
         self._left = 0
@@ -132,9 +130,14 @@ class ClientConnection(ReplyWriter):
         if len(data) <= KEPT_HEAD_BYTES and self._mode == HEAD and not self._ahead:
             head = self._gateway.heads.get(data)
             if head is not None and not self._reader.size and not self._full and head.length == 0:
+                self.head = head
+                self._keep = head.keep
+                self._replied = False
+                self._served = True
+                self._mode = REPLY
                 self._pumping = True
                 try:
-                    self._begin(head)
+                    self._gateway.request(self, head, b"", True)
                 except Exception:  # as in `_pump`
                     log.exception("connection of %s", self.remote or "unix")
                     self.cut()
@@ -280,7 +283,7 @@ class ClientConnection(ReplyWriter):
 
     def _next(self) -> None:
         """The reply is out: take the next request, which may be here already."""
-        if self._ahead and not self._pumping:
+        if self._ahead and self._mode in (HEAD, RAW) and not self._pumping:
             self._flow.resume()
             self._pump()
 

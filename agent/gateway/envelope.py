@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agent.gateway.client import ClientConnection
     from agent.gateway.head import RequestHead
     from agent.gateway.server import Gateway
+    from agent.gateway.template import HeadTemplate
 
 _KEPT = (b"x-kindling-", b"server-timing")
 
@@ -87,13 +88,9 @@ class EnvelopedCall:
 
     # -- from the exchange inside
 
-    @property
-    def plain(self) -> bool:
-        """False: the reply is wrapped."""
+    def whole(self, head: HeadTemplate, request_id: bytes, body: bytes) -> bool:
+        """Heads are wanted as pairs here."""
         return False
-
-    def whole(self, head: bytes, body: bytes) -> None:
-        """Never comes: this caller is not plain."""
 
     def reply(
         self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool

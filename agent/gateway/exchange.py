@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from agent.aio.tasks import spawn
 from agent.contracts.base import CallReport, Headers, Reply
@@ -70,7 +70,7 @@ class Exchange(State):
         """Begin: check the size, then ask for an instance."""
         view = self.view
         view.counters.inflight += 1
-        if (self.length or self.body_bytes) > view.request_bytes > 0:
+        if self.length != 0 and (self.length or self.body_bytes) > view.request_bytes > 0:
             self._end(Failure(FailureKind.REQUEST_TOO_LARGE, limit=view.request_bytes))
         else:
             self._begin()
@@ -132,10 +132,10 @@ class Exchange(State):
         try:
             if view.logs_before:
                 view.target.deliver_log_before(lease, self.call)
-            idle = cast("list[UpstreamConnection]", endpoint.idle)
+            idle: list[UpstreamConnection] = endpoint.idle  # type: ignore[assignment]
             while idle:
                 conn = idle.pop()
-                if conn.usable:
+                if not conn.closed:
                     self._reused = True
                     self._send(conn)
                     return
@@ -160,14 +160,13 @@ class Exchange(State):
                 self._done(head.status)
             return
         cold = lease.cold_start
-        if head.kept and ended and cold is None and not self.traced and caller.plain:
+        if head.kept and ended and cold is None and not self.traced:
             if head.view is not view:
                 head.view = view
                 head.template = reply_template(view, head, self.call, self.desk.random)
-            if head.template is not None:
-                request_id = self.call.request_id.encode()
+            ready = head.template
+            if ready is not None and caller.whole(ready, self.call.request_id.encode(), body):
                 self._done(head.status)
-                caller.whole(head.template.fill(request_id), body)
                 return
         length = head.length
         limit = view.response_bytes
@@ -269,9 +268,6 @@ class Exchange(State):
 
     # -- the request
 
-    def _begin(self) -> None:
-        self._acquire()
-
     def _collected(self) -> None:
         self.length = self.body_bytes
         self._acquire()
@@ -287,6 +283,8 @@ class Exchange(State):
             self.granted(lease)
         elif self.stage == QUEUED:
             self.desk.waiting.add(self)
+
+    _begin = _acquire
 
     def _keep(self, data: bytes) -> None:
         """Hold body bytes back until there is a connection for them."""

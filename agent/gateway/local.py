@@ -12,6 +12,7 @@ from typing import Final
 
 from agent.contracts.base import CallReport, Headers
 from agent.gateway.exchange import Exchange
+from agent.gateway.template import HeadTemplate
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart
 
@@ -66,13 +67,9 @@ class LocalCaller:
 
     # -- Caller
 
-    @property
-    def plain(self) -> bool:
-        """False: headers are wanted as pairs."""
+    def whole(self, head: HeadTemplate, request_id: bytes, body: bytes) -> bool:
+        """Heads are wanted as pairs here."""
         return False
-
-    def whole(self, head: bytes, body: bytes) -> None:
-        """Never comes: this caller is not plain."""
 
     def reply(
         self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool

@@ -16,6 +16,7 @@ from agent.contracts.base import Headers
 from agent.gateway.caller import Sink
 from agent.gateway.flow import ReadFlow
 from agent.gateway.head import RequestHead
+from agent.gateway.template import HeadTemplate
 from agent.gateway.wire import (
     CONTINUE,
     JOIN_BYTES,
@@ -42,6 +43,7 @@ class ReplyWriter(asyncio.Protocol):
     """Writes replies. Fields are shared with the reading half."""
 
     __slots__ = (
+        "_ahead",
         "_awaits_go_ahead",
         "_chunked_reply",
         "_flow",
@@ -60,6 +62,8 @@ class ReplyWriter(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._flow: ReadFlow
         self._mode = HEAD
+        self._ahead = b""
+        """What has come and is not worked on yet."""
         self._since = gateway.loop.time()
         """When the present wait for the caller began; read by `check` only."""
         self._keep = True
@@ -75,23 +79,21 @@ class ReplyWriter(asyncio.Protocol):
 
     # -- Caller
 
-    @property
-    def plain(self) -> bool:
-        """True when the connection goes on after this reply: a ready-made head may be written."""
-        return (
-            self._keep and self._mode == REPLY and not self.head.old and not self._gateway.draining
-        )
-
-    def whole(self, head: bytes, body: bytes) -> None:
-        """Write a whole reply whose head was made ready for a `plain` caller."""
-        if len(body) <= JOIN_BYTES:
-            self._transport.write(head + body)
-        else:
-            self._transport.writelines((head, body))
+    def whole(self, head: HeadTemplate, request_id: bytes, body: bytes) -> bool:
+        """Write a whole reply, unless its ready-made head does not fit; then return False."""
+        gateway = self._gateway
+        if not self._keep or self._mode != REPLY or self.head.old or gateway.draining:
+            return False
         self.sink = None
         self._mode = HEAD
-        self._since = self._gateway.loop.time()
-        self._next()
+        self._since = gateway.loop.time()
+        if len(body) <= JOIN_BYTES:
+            self._transport.write(head.fill(request_id) + body)
+        else:
+            self._transport.writelines((head.fill(request_id), body))
+        if self._ahead:  # later: the exchange that ends has not given its connection back yet
+            gateway.loop.call_soon(self._next)
+        return True
 
     def reply(
         self, status: int, headers: Headers, length: int | None, body: bytes, ended: bool

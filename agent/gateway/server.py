@@ -222,21 +222,18 @@ class Gateway:
         """Start what a whole head asks for; `first` is what came of the body, `done` if all."""
         route = head.route
         if route is None:
-            route = self._doors.match(head.method, head.target, head.host, head.headers)
-            head.route = route
-        if route is None:
-            request_id = self.desk.random().hex()
-            client.answer(no_door(head.method, head.target, request_id), request_id)
-        elif route.needs_body:
+            route = head.route = self._doors.match(
+                head.method, head.target, head.host, head.headers
+            )
+            if route is None:
+                request_id = self.desk.random().hex()
+                client.answer(no_door(head.method, head.target, request_id), request_id)
+                return
+        if route.needs_body:
             envelope = EnvelopedCall(self, client, head, self.desk.random().hex())
             client.sink = envelope
             envelope.start(head.length, first, done)
-        else:
-            self._call(client, head, route, first, done)
-
-    def _call(
-        self, client: ClientConnection, head: RequestHead, route: Route, first: bytes, done: bool
-    ) -> None:
+            return
         try:
             target = self._catalog.find(route.name, route.qualifier)
         except NotFound as error:
@@ -244,10 +241,18 @@ class Gateway:
             client.answer(unknown_function(route, error.message, request_id), request_id)
             return
         view = head.view
-        known = view is not None and view.target is target
-        if view is None or not known:
-            view = self.desk.view(target)
-        call = Call(
+        if view is not None and view.target is target:
+            self._start(client, head, self._new_call(client, head, view, route), view, first, done)
+            return
+        view = self.desk.view(target)
+        call = self._new_call(client, head, view, route)
+        if self._admit(client, head, view, call):
+            self._start(client, head, call, view, first, done)
+
+    def _new_call(
+        self, client: ClientConnection, head: RequestHead, view: View, route: Route
+    ) -> Call:
+        return Call(
             view.new_request_id(self.desk.random()),
             head.kind,
             head.method,
@@ -260,8 +265,16 @@ class Gateway:
             "",
             head.want_log_tail,
         )
-        if not known and not self._admit(client, head, view, call):
-            return
+
+    def _start(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        call: Call,
+        view: View,
+        first: bytes,
+        done: bool,
+    ) -> None:
         exchange = EXCHANGES[call.kind](self.desk, view, call, client, head.length)
         if head.kept:
             exchange.head = head
@@ -269,8 +282,10 @@ class Gateway:
             exchange.traced = head.traced
             exchange.upgrade = head.upgrade
         client.sink = exchange
-        if first or done:
+        if first:
             exchange.provide(first, done)
+        elif done:
+            exchange.request_done = True
         exchange.start()
 
     def _admit(self, client: ClientConnection, head: RequestHead, view: View, call: Call) -> bool:

@@ -25,7 +25,7 @@ from agent.model.failure import Failure, FailureKind
 from agent.model.records import Meters
 
 if TYPE_CHECKING:
-    from agent.functions.ports import Endpoint
+    from agent.functions.ports import Connection, Endpoint
 
 IDLE_S: Final = 14 * 60.0
 """The clouds close an idle connection at 15 minutes at the latest; sweeps are a minute apart."""
@@ -64,7 +64,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_at_rest_in",
         "_body",
         "_bytes_came",
-        "_closed",
         "_complete",
         "_connector",
         "_head",
@@ -80,6 +79,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_reader",
         "_reusable",
         "_transport",
+        "closed",
         "flow",
         "full",
         "instance",
@@ -95,8 +95,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self.flow: ReadFlow
         self._parser: Any = None
-        self._closed = False
-        self._at_rest_in: list[UpstreamConnection] | None = None
+        self.closed = False
+        """By either side; a closed one may still lie in somebody's list of idle ones."""
+        self._at_rest_in: list[Connection] | None = None
         self.rested_at = self._loop.time()
         self.full = False
         self.instance = ""
@@ -119,7 +120,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._reusable = True
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "busy" if self._reader is not None else "idle"
+        state = "closed" if self.closed else "busy" if self._reader is not None else "idle"
         return f"<UpstreamConnection {self.instance or '?'} {state}>"
 
     # -- ports.Connection
@@ -127,11 +128,11 @@ class UpstreamConnection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """False once either side has closed it, or while it is in a call."""
-        return not self._closed and self._reader is None
+        return not self.closed and self._reader is None
 
     def close(self) -> None:
         """Close it; safe to call twice."""
-        if not self._closed:
+        if not self.closed:
             self._leave()
             self._transport.close()
 
@@ -177,20 +178,19 @@ class UpstreamConnection(asyncio.Protocol):
     def rest(self, endpoint: Endpoint) -> None:
         """Go idle in the endpoint's list after a whole reply, or close if that cannot be."""
         if self._after_reply():
-            idle = cast("list[UpstreamConnection]", endpoint.idle)
-            self._at_rest_in = idle
-            idle.append(self)
+            self._at_rest_in = endpoint.idle
+            endpoint.idle.append(self)
 
     def drop(self) -> None:
         """Close at once, in the middle of whatever it was doing."""
         self._reader = None
-        if not self._closed:
+        if not self.closed:
             self._leave()
             self._transport.abort()
 
     def _after_reply(self) -> bool:
         self._reader = None
-        if self._closed or not self._reusable:
+        if self.closed or not self._reusable:
             self.close()
             return False
         if self._head_done:
@@ -208,7 +208,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._parser = None  # it waits for a body that will not come
 
     def _leave(self) -> None:
-        self._closed = True
+        self.closed = True
         self._connector.connections.discard(self)
         idle, self._at_rest_in = self._at_rest_in, None
         if idle is not None and self in idle:
@@ -224,7 +224,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the exchange; a body without a length ends here, if it ended in order."""
-        if not self._closed:
+        if not self.closed:
             self._leave()
         reader, self._reader = self._reader, None
         if reader is None:
