@@ -1,0 +1,310 @@
+"""Every step of a build fails once and is cancelled once; afterwards nothing is held."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from agent.aio.tasks import spawn
+from agent.errors import FunctionFailed, NotFound, Overloaded, RuntimeUnavailable
+from agent.model.failure import FailureKind
+from agent.model.records import InstanceRecord
+from tests.component.sandbox_house import House, record_of, unavailable, version
+
+ID = "f-00000001"
+BUILD = (
+    "images.prepare",
+    "network.lease",
+    "layers.lease",
+    "rootfs.prepare",
+    "containers.create",
+    "tasks.create",
+)
+TEARDOWN = (
+    "tasks.delete",
+    "tasks.kill",
+    "tasks.wait",
+    "tasks.delete",
+    "containers.delete",
+    "rootfs.teardown",
+    "network.release",
+    "layers.release",
+)
+RECORD = InstanceRecord(
+    id=ID,
+    function="f",
+    version=1,
+    row=7,
+    network_slot=7,
+    address="172.30.0.7",
+    port=9000,
+    layer_kind="slot512",
+    layer_slot=0,
+    pid=os.getpid(),
+    state="ready",
+    created_ns=1,
+)
+
+
+@pytest.fixture
+async def house(tmp_path):
+    found = House(tmp_path)
+    await found.shims.start()
+    found.points.forget()
+    return found
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def built(house, **fields):
+    container, _ = await house.builder.build(house.order(**fields))
+    await house.builder.start(container)
+    return container
+
+
+async def test_the_steps_are_these(house):
+    container, _ = await house.builder.build(house.order())
+    assert tuple(house.points.passed) == BUILD
+    assert house.leased == [container]
+    await house.builder.start(container)
+    house.points.forget()
+    await house.builder.destroy(container)
+    assert tuple(house.points.passed) == TEARDOWN
+    assert house.held() == {}
+
+
+@pytest.mark.parametrize("step", BUILD)
+async def test_a_build_that_fails_leaves_nothing(house, step):
+    before = descriptors()
+    house.points.fail[step] = unavailable(step)
+    with pytest.raises(RuntimeUnavailable, match=step):
+        await house.builder.build(house.order())
+    assert house.held() == {}
+    assert descriptors() == before
+    await house.builder.destroy(await built(house))
+    assert house.held() == {}
+
+
+@pytest.mark.parametrize("step", BUILD)
+async def test_a_build_that_is_cancelled_leaves_nothing(house, step):
+    before = descriptors()
+    house.points.cancel.add(step)
+    task = house.points.victim = spawn("build", house.builder.build(house.order()))
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert house.held() == {}
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("step", sorted(set(TEARDOWN)))
+async def test_a_build_that_is_cancelled_again_while_it_is_undone_leaves_nothing(house, step):
+    house.points.cancel.add(step)
+    house.points.fail["tasks.create"] = unavailable("tasks.create")
+    task = house.points.victim = spawn("build", house.builder.build(house.order()))
+    await asyncio.wait({task})
+    assert house.held() == {}
+
+
+@pytest.mark.parametrize("step", ["leased", "output", "watch"])
+async def test_a_fault_of_our_own_leaves_nothing_either(house, step, monkeypatch):
+    def fail(*_):
+        raise OSError(24, "too many open files")
+
+    where = {
+        "leased": (house.leased, None),
+        "output": ("agent.sandbox.output.os.mkfifo", fail),
+        "watch": ("agent.sandbox.exits.os.pidfd_open", fail),
+    }
+    order = house.order()
+    if step == "leased":
+        object.__setattr__(order, "leased", fail)
+    else:
+        monkeypatch.setattr(*where[step])
+    before = descriptors()
+    with pytest.raises(OSError, match="too many"):
+        await house.builder.build(order)
+    assert house.held() == {}
+    assert descriptors() == before
+
+
+async def test_a_create_cancelled_half_way_is_found_and_undone(house):
+    gate = house.points.hang["tasks.create"] = asyncio.Event()
+    task = spawn("build", house.builder.build(house.order()))
+    await house.points.reached("tasks.create")
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()  # the shim is still at it
+    gate.set()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert house.held() == {}
+
+
+async def test_an_image_without_the_program_is_the_functions_failure(house):
+    with pytest.raises(FunctionFailed) as failed:
+        await house.builder.build(house.order(command=["/bin/other"]))
+    assert failed.value.kind is FailureKind.FILE_NOT_FOUND
+    assert house.held() == {}
+
+
+async def test_no_free_layer_gives_the_network_slot_back(house):
+    house.points.fail["layers.lease"] = Overloaded("all taken", reason="slots")
+    with pytest.raises(Overloaded):
+        await house.builder.build(house.order())
+    assert house.held() == {}
+
+
+# -- taking apart
+
+
+@pytest.mark.parametrize("step", ["tasks.delete", "tasks.kill", "tasks.wait", "containers.delete"])
+async def test_a_containerd_that_fails_holds_no_slot_back(house, step):
+    container = await built(house)
+    house.points.fail[step] = unavailable(step)
+    await house.builder.destroy(container)
+    held = house.held()
+    assert held.keys() <= {"tasks", "records", "cgroups"}
+    await house.builder.remove_foreign(ID)  # what the control cycle does with an orphan
+    assert house.held() == {}
+
+
+@pytest.mark.parametrize("step", ["network.release", "layers.release"])
+async def test_a_slot_that_cannot_be_given_back_does_not_keep_the_others(house, step):
+    container = await built(house)
+    house.points.fail[step] = unavailable(step)
+    await house.builder.destroy(container)
+    assert house.held() == {}
+
+
+async def test_slots_stay_taken_while_a_process_cannot_be_ended(house, monkeypatch):
+    monkeypatch.setattr("agent.sandbox.teardown.SCRUB_PAUSE_S", 0)
+    container = await built(house)
+    house.cgroups.groups.add(ID)
+    house.cgroups.stuck.add(ID)
+    await house.builder.destroy(container)
+    assert house.held().keys() >= {"network", "layers", "rootfs"}
+    assert house.cgroups.killed
+    await house.builder.tidy({})
+    assert "layers" in house.held()
+    house.cgroups.stuck.clear()
+    await house.builder.tidy({})
+    assert house.held() == {}
+
+
+async def test_a_root_that_stays_mounted_keeps_its_layer_until_it_is_gone(house):
+    container = await built(house)
+    house.points.fail["rootfs.teardown"] = unavailable("rootfs.teardown")
+    await house.builder.destroy(container)
+    assert house.held().keys() == {"network", "layers", "rootfs", "shims", "fifos"}
+    await house.builder.tidy({})
+    assert house.held() == {}
+
+
+async def test_destroying_twice_at_once_gives_back_once(house):
+    container = await built(house)
+    await asyncio.gather(*(house.builder.destroy(container) for _ in range(3)))
+    await house.builder.destroy(container)
+    assert house.points.passed.count("layers.release") == 1
+    assert house.held() == {}
+
+
+@pytest.mark.parametrize("step", sorted(set(TEARDOWN)))
+async def test_a_destroy_whose_caller_is_cancelled_goes_on_to_its_end(house, step):
+    container = await built(house)
+    house.points.cancel.add(step)
+    task = house.points.victim = spawn("destroy", house.builder.destroy(container))
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert house.held() == {}
+
+
+async def test_the_end_of_a_container_answers_everybody_who_waits_for_its_exit(house):
+    container = await built(house)
+    await house.builder.destroy(container)
+    assert (await container.exit).exit_code == -1
+
+
+# -- adoption
+
+
+async def outlived(house):
+    """Leave a container as a dead worker leaves it."""
+    house.containers.records[ID] = record_of(ID)
+    await house.tasks.create(ID)
+    await house.tasks.start(ID)
+    house.rootfs.mounted.add(ID)
+    house.points.forget()
+
+
+async def test_adoption_takes_over_what_the_record_names(house):
+    await outlived(house)
+    container = await house.builder.adopt(RECORD, house.lines.append, "all")
+    assert (container.address, container.pid) == ("172.30.0.7", os.getpid())
+    await house.builder.destroy(container)
+    assert house.held() == {}
+
+
+@pytest.mark.parametrize("step", ["network.adopt", "layers.adopt", "containers.get"])
+async def test_an_adoption_that_fails_half_way_holds_nothing(house, step):
+    before = descriptors()
+    await outlived(house)
+    house.points.fail[step] = NotFound(step)
+    with pytest.raises(NotFound, match=step):
+        await house.builder.adopt(RECORD, house.lines.append, "all")
+    assert not house.network.leased
+    assert not house.layers.leased
+    await house.builder.remove_foreign(ID)
+    assert house.held() == {}
+    assert descriptors() == before
+
+
+async def test_an_adoption_without_descriptors_left_is_an_error_of_ours(house, monkeypatch):
+    def fail(*_):
+        raise OSError(24, "too many open files")
+
+    await outlived(house)
+    monkeypatch.setattr("agent.sandbox.exits.os.pidfd_open", fail)
+    with pytest.raises(RuntimeUnavailable, match="too many"):
+        await house.builder.adopt(RECORD, house.lines.append, "all")
+    assert house.held() == {}
+
+
+@pytest.mark.parametrize("step", ["tasks.delete", "containers.delete", "rootfs.teardown"])
+async def test_a_left_over_that_cannot_be_removed_is_an_error_until_it_can(house, step):
+    await outlived(house)
+    house.points.fail[step] = unavailable(step)
+    with pytest.raises(RuntimeUnavailable):
+        await house.builder.remove_foreign(ID)
+    await house.builder.remove_foreign(ID)
+    assert house.held() == {}
+
+
+async def test_strays_are_ended_but_never_what_somebody_knows(house):
+    await built(house)
+    house.cgroups.groups.add("stranger")
+    await house.builder.tidy({ID})
+    assert house.cgroups.groups >= {ID}
+    assert "stranger" not in house.cgroups.groups
+    assert "kindling-anchor-1" in house.cgroups.groups
+
+
+# -- blueprints
+
+
+async def test_a_version_of_the_same_number_gets_a_blueprint_of_its_own(house):
+    await house.builder.check(version(created_ns=1))
+    await house.builder.check(version(created_ns=1))
+    assert house.points.passed.count("images.prepare") == 1
+    await house.builder.check(version(created_ns=2))
+    assert house.points.passed.count("images.prepare") == 2
+
+
+async def test_a_secret_that_cannot_be_read_fails_the_start_and_leaves_nothing(house):
+    secrets = [{"name": "KEY", "file": "/nowhere/key"}]
+    with pytest.raises(Exception, match="secret KEY"):
+        await house.builder.build(house.order(secrets=secrets))
+    assert house.held() == {}

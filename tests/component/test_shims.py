@@ -1,0 +1,128 @@
+"""Anchored shims: choice, counting, death, and what a new worker finds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+
+import pytest
+
+from agent.containerd.tasks import TaskStatus
+from tests.component.sandbox_house import House, unavailable
+
+
+@pytest.fixture
+async def house(tmp_path):
+    found = House(tmp_path)
+    await found.shims.start()
+    return found
+
+
+async def test_containers_go_to_the_least_busy_shim_and_creates_weigh_more(house):
+    shims = house.shims
+    first, second = shims.pick("a"), shims.pick("b")
+    assert {first, second} == {"kindling-anchor-1", "kindling-anchor-2"}
+    shims.created("a")
+    # one create under way weighs more than a container that runs
+    assert shims.pick("c") == first
+    shims.created("c")
+    shims.created("b")
+    assert shims.pick("d") == second
+
+
+async def test_counting_survives_every_order_and_repetition(house):
+    shims = house.shims
+    shims.pick("a")
+    shims.removed("a")
+    shims.created("a")
+    shims.created("stranger")
+    shims.removed("a")
+    shims.adopted("b", "kindling-anchor-1")
+    shims.adopted("c", "no such anchor")
+    shims.removed("b")
+    shims.removed("b")
+    shims.removed("c")
+    assert [a.load for a in shims._anchors.values()] == [0, 0]
+    assert shims._of == {}
+
+
+async def test_a_shim_that_misses_a_deadline_drains_and_is_replaced_when_empty(house):
+    shims = house.shims
+    late = shims.pick("a")
+    shims.created("a", late=True)
+    assert shims.usable == 1
+    assert shims.pick("b") != late
+    await shims.mend()
+    assert late in shims._anchors
+    assert shims.usable == 2
+    shims.removed("a")
+    await shims.mend()
+    assert late not in shims._anchors
+    assert late not in house.tasks.status
+    assert late not in house.containers.records
+    assert shims.usable == 2
+
+
+async def test_mending_twice_at_once_makes_no_shim_too_many(house):
+    shims = house.shims
+    for name in ("a", "b"):
+        shims.pick(name)
+        shims.created(name, late=True)
+    await asyncio.gather(shims.mend(), shims.mend(), shims.mend())
+    assert shims.usable == 2
+    assert len(shims._anchors) == 4
+
+
+async def test_a_shim_that_dies_takes_no_more_and_another_takes_its_place(house, monkeypatch):
+    shims = house.shims
+    with subprocess.Popen(["/bin/sleep", "60"]) as shim:
+        monkeypatch.setattr("agent.sandbox.shims.parent_of", lambda pid: shim.pid)
+        shims._add("kindling-anchor-9", os.getpid())
+        shims._anchors["kindling-anchor-9"].containers.add("a")
+        shims._of["a"] = anchor = shims._anchors["kindling-anchor-9"]
+        shims._count = 3
+        monkeypatch.undo()
+        shim.kill()
+        async with asyncio.timeout(5):
+            await anchor.process.done
+            await shims.mend()  # waits for the one that the death began
+    assert anchor.draining
+    assert shims.usable == 3
+    assert "kindling-anchor-9" in shims._anchors  # it still has a container
+    shims.removed("a")
+    await shims.mend()
+    assert "kindling-anchor-9" not in shims._anchors
+
+
+@pytest.mark.parametrize("step", ["containers.create", "tasks.create", "sandboxes.create"])
+async def test_an_anchor_that_cannot_be_made_leaves_nothing_and_no_anchors_at_all(tmp_path, step):
+    house = House(tmp_path)
+    house.points.fail[step] = unavailable(step)
+    await house.shims.start()
+    assert not house.shims.anchored
+    assert house.shims.pick("a") == ""
+    assert not house.containers.records
+    assert not house.tasks.status
+    await house.shims.mend()
+    assert not house.shims.anchored  # not tried again for every cycle
+    container, _ = await house.builder.build(house.order())
+    assert house.containers.records[container.id].sandbox == ""
+
+
+async def test_a_new_worker_keeps_living_anchors_and_removes_dead_ones(house, tmp_path):
+    house.tasks.status["kindling-anchor-2"] = TaskStatus.STOPPED
+    second = House(tmp_path / "second")
+    second.containers.records = house.containers.records
+    second.tasks.status = house.tasks.status
+    second.sandboxes.ids = house.sandboxes.ids
+    await second.shims.start()
+    assert set(second.shims._anchors) == {"kindling-anchor-1", "kindling-anchor-3"}
+    assert "kindling-anchor-2" not in second.containers.records
+
+
+async def test_stop_removes_every_anchor(house):
+    await house.shims.stop()
+    assert not house.containers.records
+    assert not house.tasks.status
+    assert not house.sandboxes.ids
