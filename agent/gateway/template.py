@@ -63,7 +63,7 @@ def template(first: bytes, first_id: str, second: bytes, second_id: str) -> Head
 
 
 def _gapped(text: bytes, gap: bytes) -> bytes:
-    return text.replace(b"%", b"%%").replace(gap, b"%b")
+    return b"%b".join(piece.replace(b"%", b"%%") for piece in text.split(gap))
 
 
 def filled_request(view: View, head: RequestHead, call: Call, random: Random) -> bytes:
