@@ -44,6 +44,8 @@ WAITING_BODY_BYTES: Final = 65536
 """Of a body that streams, kept while its call waits for an instance; then the caller is paused."""
 CONNECT_S: Final = 5.0
 """A connect inside this host's own bridge that takes longer will not come."""
+UNBLOCK_S: Final = 1.0
+"""How long a new connection may stay without an answer before idle ones beside it are closed."""
 REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 """Methods sent again when a pooled connection was dead (CONTRACTS, Replies and errors)."""
 NO_METERS: Final = Meters()
@@ -325,6 +327,16 @@ class Exchange(State):
             self._end(Failure(FailureKind.CLIENT_CANCELLED))
         else:
             self._send(conn)
+            self.desk.loop.call_later(UNBLOCK_S, self._unblock)
+
+    def _unblock(self) -> None:
+        """Free a server that serves one connection only and waits on one of our idle ones."""
+        lease, conn = self.lease, self.conn
+        if self.stage != RUNNING or lease is None or conn is None or not conn.silent:
+            return
+        for idle in lease.endpoint.idle[:]:
+            idle.close()
+        self.desk.loop.call_later(UNBLOCK_S, self._unblock)
 
     def _send(self, conn: UpstreamConnection) -> None:
         """Write the head and what there is of the body in one go."""

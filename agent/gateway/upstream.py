@@ -130,6 +130,11 @@ class UpstreamConnection(asyncio.Protocol):
         """False once either side has closed it, or while it is in a call."""
         return not self.closed and self._reader is None
 
+    @property
+    def silent(self) -> bool:
+        """True while nothing of the present reply has come."""
+        return not self._bytes_came
+
     def close(self) -> None:
         """Close it; safe to call twice."""
         if not self.closed:

@@ -448,6 +448,27 @@ async def test_idle_connections_are_swept_before_fifteen_minutes(instance):
         assert not door.target.endpoint.idle
 
 
+async def test_a_server_of_one_connection_at_a_time_is_not_blocked_by_an_idle_one():
+    turn = asyncio.Lock()
+
+    async def serve(reader, writer):
+        async with turn:
+            while True:
+                line, _, _ = await read_request(reader)
+                await asyncio.sleep(0.05)
+                writer.write(http(line))
+
+    one = await served(serve)
+    async with house(FakeTarget(one.port, concurrency=2)) as door:
+        pairs = [await door.connect() for _ in range(2)]
+        for _, writer in pairs:
+            writer.write(GET)
+        for reader, _ in pairs:
+            assert (await read_reply(reader))[0] == 200
+        assert one.connections == 2
+        assert failure_kinds(door) == [None, None]
+
+
 # -- time
 
 
