@@ -25,6 +25,7 @@ ALONE = Path("/run/lock/kindling-bench.lock")
 NAMES = {
     "cold": "bench.cold",
     "density": "bench.density",
+    "gateway": "bench.warm_gateway",
     "warm": "bench.warm_agent",
 }
 

@@ -141,10 +141,10 @@ def run(rounds: int, seconds: float, contract: str) -> dict[str, Any]:
         runs: dict[str, list[dict[str, float]]] = {"nginx": [], "gateway": [], "direct": []}
         single: dict[str, list[dict[str, float]]] = {"nginx": [], "gateway": [], "direct": []}
         for _ in range(rounds):
-            for name, port in (("nginx", "nginx"), ("gateway", "gateway"), ("direct", "backend")):
-                runs[name].append(wrk(ports[port], seconds))
+            for name, where in (("nginx", "nginx"), ("gateway", "gateway"), ("direct", "backend")):
+                runs[name].append(wrk(ports[where], seconds))
                 # wrk knows whole seconds only
-                single[name].append(wrk(ports[port], max(1, seconds // 2), 1))
+                single[name].append(wrk(ports[where], max(1, seconds // 2), 1))
     return report(runs, single)
 
 

@@ -54,7 +54,7 @@ class WarmTarget:
         """Never asked."""
         raise NotImplementedError
 
-    async def run_job(self, call: Call, event: bytes) -> Reply:
+    async def run_job(self, call: Call, event: bytes) -> tuple[Reply, CallReport]:
         """Never asked."""
         raise NotImplementedError
 
