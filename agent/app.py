@@ -147,10 +147,11 @@ class App:
         self._gateway = Gateway(config, self._registry, connector, metrics.calls)
         reconciler = Reconciler(self._registry, deployer, runners, stores, files)
         await reconciler.load()
-        await machine.shims.start()
-        self._machine = machine
-        await reconciler.adopt()
-        await reconciler.clear()
+        with machine.builder.outputs_held():
+            await machine.shims.start()
+            self._machine = machine
+            await reconciler.adopt()
+            await reconciler.clear()
         await machine.rootfs.sweep(self._fleet.instances)
         await machine.network.ready()
         await machine.layers.ready()

@@ -29,7 +29,7 @@ from agent.network.room import Egress
 from agent.sandbox.blueprint import Blueprint, blueprint_of
 from agent.sandbox.container import Container
 from agent.sandbox.images import find_executable
-from agent.sandbox.output import Output, Sink
+from agent.sandbox.output import Output, Sink, held_open
 from agent.sandbox.rooms import Rooms
 from agent.sandbox.shims import KIND_LABEL, Shims
 from agent.sandbox.teardown import Teardown
@@ -238,6 +238,10 @@ class Builder:
         """Let a created container run. Raises RuntimeUnavailable; `destroy` it then."""
         deadline = asyncio.get_running_loop().time() + self._config.runtime.create_timeout_s
         await self._rooms.containerd.tasks.start(container.id, deadline=deadline)
+
+    def outputs_held(self) -> contextlib.AbstractContextManager[None]:
+        """Keep shims going whose containers' output nobody reads yet, while a worker starts."""
+        return held_open(self._fifos)
 
     async def adopt(self, record: InstanceRecord, sink: Sink, egress: Egress) -> Container:
         """Take over a running container of the worker before from its record.

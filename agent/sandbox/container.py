@@ -87,13 +87,18 @@ class Container:
         out_of_memory = self.cgroup.oom_kills() > 0
         code = UNKNOWN
         try:
-            deadline = asyncio.get_running_loop().time() + STATUS_S
-            code = (await self._containerd.tasks.wait(self.id, deadline=deadline)).status
+            code = await self._ask_status()
             await self.output.ended(OUTPUT_S)
-        except AgentError as error:
-            log.warning("%s: exit status unknown: %s", self.id, error)
         finally:
             self._ended(code, out_of_memory=out_of_memory, peak_bytes=peak_bytes)
+
+    async def _ask_status(self) -> int:
+        deadline = asyncio.get_running_loop().time() + STATUS_S
+        try:
+            return (await self._containerd.tasks.wait(self.id, deadline=deadline)).status
+        except AgentError as error:
+            log.warning("%s: exit status unknown: %s", self.id, error)
+            return UNKNOWN
 
     def _ended(self, code: int, *, out_of_memory: bool = False, peak_bytes: int = 0) -> None:
         if not self.exit.done():
@@ -101,14 +106,26 @@ class Container:
             self.exit.set_result(Exit(code, signal, out_of_memory, time.time_ns(), peak_bytes))
 
     async def signal(self, number: int, *, deadline: float) -> None:
-        """Send a signal to the container's init, which passes it on; nothing if it has ended."""
-        if not self.exit.done():
+        """Send a signal to the container's init, which passes it on; nothing if it has ended.
+
+        A container whose shim has died gets it from us: the process is ours all the same.
+        """
+        if self.exit.done():
+            return
+        try:
             await self._containerd.tasks.kill(self.id, number, deadline=deadline)
+        except AgentError:
+            if self._process is None or not self._process.send(number):
+                raise
 
     async def kill(self, *, deadline: float) -> None:
         """Kill every process of the container and wait for the exit, at most until `deadline`."""
         if not self.exit.done():
-            await self._containerd.tasks.kill(self.id, 9, everyone=True, deadline=deadline)
+            try:
+                await self._containerd.tasks.kill(self.id, 9, everyone=True, deadline=deadline)
+            except AgentError:
+                if not self.cgroup.kill():
+                    raise
         left_s = deadline - asyncio.get_running_loop().time()
         await asyncio.wait({self.exit}, timeout=max(0.0, left_s))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 
@@ -31,6 +32,17 @@ class ProcessExit:
         self.close()
         if not self.done.done():
             self.done.set_result(None)
+
+    def send(self, number: int) -> bool:
+        """Send it a signal; False when it has exited or is not ours to signal."""
+        if self._fd < 0:
+            return False
+        try:
+            # SAFETY: by the pidfd it cannot hit a later process of the same number.
+            signal.pidfd_send_signal(self._fd, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
 
     def close(self) -> None:
         """Stop watching; safe to call twice."""

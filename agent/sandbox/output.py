@@ -13,7 +13,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.core.logtail import Framer, Line
@@ -23,6 +23,25 @@ DRAIN_READS = 16  # a pipe can be set to hold 1 MB (fcntl(2), F_SETPIPE_SZ)
 STREAMS = ("stdout", "stderr")
 
 Sink = Callable[[Line], None]
+
+
+@contextlib.contextmanager
+def held_open(fifos: Path) -> Iterator[None]:
+    """Be a reader of every container's FIFOs, without reading, below `fifos`.
+
+    A worker that dies during a create leaves a shim that waits for a reader for ever and answers
+    nothing meanwhile, neither for its other containers. What is in the FIFOs stays there.
+    """
+    held: list[int] = []
+    try:
+        for stream in STREAMS:
+            for path in fifos.glob(f"*/{stream}"):
+                with contextlib.suppress(FileNotFoundError):
+                    held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
 
 
 class Output:

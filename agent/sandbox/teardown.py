@@ -56,7 +56,7 @@ class Teardown:
             if container.gone:
                 return
             self._unfinished[id] = container
-            await self._tried(id, "task", lambda: self._delete_task(id))
+            await self._tried(id, "task", lambda: self._delete_task(id, exited=container.exited))
             await self._tried(id, "record", lambda: self._delete_record(id))
             scrub = await self._tried(id, "cgroup", lambda: asyncio.to_thread(self._scrub, id))
             if not scrub or not await self._tried(id, "rootfs", lambda: rooms.rootfs.teardown(id)):
@@ -112,9 +112,16 @@ class Teardown:
             return False
         return True
 
-    async def _delete_task(self, id: str) -> None:
-        """Delete a task whatever its state; killed first if it still runs."""
+    async def _delete_task(self, id: str, *, exited: bool = False) -> None:
+        """Delete a task whatever its state; killed first unless it has exited.
+
+        Killed by its cgroup: a created task's deletion would wait for the end of its output first,
+        and a shim may be too busy to pass a signal on.
+        """
         tasks = self._rooms.containerd.tasks
+        if not exited:
+            with contextlib.closing(self._rooms.cgroups.instance(id)) as group:
+                group.kill()
         deadline = asyncio.get_running_loop().time() + CALL_S
         with contextlib.suppress(NotFound):
             try:
