@@ -9,7 +9,6 @@ back at once; the pause between them starts at 0.3 ms and grows for slow starter
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -44,8 +43,6 @@ async def connect(
             sock.close()
             if loop.time() >= deadline:
                 raise TimeoutError(f"nothing listens on {address}:{port}") from error
-            if error.errno == errno.EMFILE:
-                raise
         except BaseException:
             sock.close()
             raise

@@ -1,0 +1,345 @@
+"""Functions over a fake builder: real fleet, targets, instances, ledger, records and loopback.
+
+Containers are made of futures; whether one's server listens, how its hook answers and how it dies
+is the test's choice. Time is the real clock plus what a test skips.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from types import SimpleNamespace
+
+from agent.config import Limits, NodeConfig, Paths, Runtime
+from agent.contracts.base import Call, NodeFacts
+from agent.contracts.bind import bind
+from agent.errors import AgentError, FunctionFailed
+from agent.functions.fleet import Fleet
+from agent.functions.instance import Doors
+from agent.functions.job import JobRunner
+from agent.functions.target import FunctionTarget
+from agent.model.failure import Failure, FailureKind
+from agent.model.records import Exit, FunctionVersion, ImageFacts
+from agent.model.spec import parse_spec
+from agent.sandbox.builder import Timings
+from agent.store.instances import InstanceFiles
+from agent.store.ledger import Ledger
+from agent.telemetry.logs import Logs
+from tests.component.sandbox_house import Points
+
+MB = 1 << 20
+IMAGE = ImageFacts("x:1", "sha256:1", "sha256:2", 1, entrypoint=("/bin/app",))
+
+
+async def turns(count=20):
+    """Let everything that is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(done, *, within_s=5.0):
+    """Let others run until `done()`; for what has no event of its own."""
+    async with asyncio.timeout(within_s):
+        while not done():  # noqa: ASYNC110 - rooms that tell nobody
+            await asyncio.sleep(0.001)
+
+
+class FakeContainer:
+    def __init__(self, house, id, number):
+        self.house = house
+        self.id = id
+        self.address = "127.0.0.1"
+        self.slot = SimpleNamespace(number=number)
+        self.layer = SimpleNamespace(kind="slot512", number=number)
+        self.pid = 4711
+        self.exit = asyncio.get_running_loop().create_future()
+        self.output = SimpleNamespace(drain=lambda: None, detach=self._detach)
+        self.cgroup = SimpleNamespace(cpu_ns=lambda: 3_000_000, peak_bytes=lambda: 5 * MB)
+        self.detached = False
+
+    @property
+    def exited(self):
+        return self.exit.done()
+
+    def _detach(self):
+        self.detached = True
+
+    def die(self, code=0, *, signal=None, out_of_memory=False):
+        if not self.exit.done():
+            self.exit.set_result(Exit(code, signal, out_of_memory, time.time_ns(), 5 * MB))
+
+    async def signal(self, number, *, deadline):
+        self.house.did.append((f"signal {number}", self.id))
+        await self.house.points.at("signal")
+        if self.house.obeys_term:
+            self.die(128 + number, signal=number)
+
+    async def kill(self, *, deadline):
+        self.house.did.append(("kill", self.id))
+        await self.house.points.at("kill")
+        self.die(137, signal=9)
+
+
+class FakeBuilder:
+    def __init__(self, house):
+        self.house = house
+        self.built = []
+        self.alive = {}
+        self.room = 1000
+        self.numbers = 0
+        self.fails = []
+        self.forgotten = []
+        self.foreign = []
+        self.shims = "<shims>"
+
+    async def check(self, version):
+        await self.house.points.at("check")
+
+    def forget(self, version):
+        self.forgotten.append(version.key)
+
+    async def build(self, order):
+        self.built.append(order.id)
+        await self.house.points.at("build")
+        if self.fails:
+            raise self.fails.pop(0)
+        if len(self.alive) >= self.room:
+            raise self.house.no_slots()
+        self.numbers += 1
+        container = FakeContainer(self.house, order.id, self.numbers)
+        self.alive[order.id] = container
+        try:
+            order.leased(container)
+            await self.house.points.at("create")
+        except BaseException:
+            del self.alive[order.id]
+            raise
+        self.house.sinks[order.id] = order.sink
+        return container, Timings(image_ms=order.laps.ms(), cached=["image"])
+
+    async def start(self, container):
+        await self.house.points.at("start")
+        self.house.on_start(container)
+
+    async def destroy(self, container):
+        self.house.did.append(("destroy", container.id))
+        await self.house.points.at("destroy")
+        self.alive.pop(container.id, None)
+
+    async def adopt(self, record, sink, egress):
+        await self.house.points.at("adopt")
+        if self.fails:
+            raise self.fails.pop(0)
+        container = FakeContainer(self.house, record.id, record.network_slot)
+        self.alive[record.id] = container
+        return container
+
+    async def remove_foreign(self, id):
+        self.foreign.append(id)
+        await self.house.points.at("remove_foreign")
+        self.alive.pop(id, None)
+
+    async def tidy(self, known):
+        await self.house.points.at("tidy")
+
+
+class FakeConnection:
+    def __init__(self, house, sock):
+        self.house = house
+        self.sock = sock
+        self.usable = True
+
+    def close(self):
+        self.usable = False
+        self.sock.close()
+
+    async def roundtrip(self, head, body, deadline):
+        path = head.split(b" ", 2)[1].decode()
+        self.house.did.append(("hook", path))
+        async with asyncio.timeout_at(deadline):
+            await self.house.points.at(f"hook {path}")
+        answer = self.house.answers.get(path, 200)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer, [], b""
+
+
+class Told:
+    """The fleet's listener."""
+
+    def __init__(self):
+        self.ready = []
+        self.ended = []
+
+    def instance_ready(self, instance):
+        self.ready.append(instance.id)
+
+    def instance_ended(self, instance, failure):
+        self.ended.append((instance.id, failure.kind if failure else None))
+
+
+class Caller:
+    """A waiting call; checks that it is told exactly once."""
+
+    def __init__(self):
+        self.lease = None
+        self.failure = None
+        self._told = asyncio.get_running_loop().create_future()
+
+    def granted(self, lease):
+        self.lease = lease
+        self._told.set_result(None)
+
+    def refused(self, failure):
+        self.failure = failure
+        self._told.set_result(None)
+
+    @property
+    def told(self):
+        return self._told.done()
+
+    async def answer(self):
+        async with asyncio.timeout(5):
+            await self._told
+        return self.lease if self.lease is not None else self.failure.kind
+
+
+def call(id="r-1", **fields):
+    return Call(id, "http", b"GET", b"/", [], **fields)
+
+
+class House:
+    """Everything of the functions room over fakes; make it with `async with`."""
+
+    def __init__(self, path, *, memory_mb=4096, instances=64, parallel=8):
+        self.points = Points()
+        self.path = path
+        self.did = []
+        self.sinks = {}
+        self.answers = {}
+        self.obeys_term = True
+        self.on_start = lambda container: None
+        self.skipped_s = 0.0
+        self.config = NodeConfig(
+            paths=Paths(run=path, data=path),
+            runtime=Runtime(max_instances=instances, parallel_starts=parallel),
+            limits=Limits(log_bytes=1 << 16),
+        )
+        self.builder = FakeBuilder(self)
+        self.ledger = Ledger.open(path / "ledger", 128)
+        self.files = InstanceFiles(path / "instances")
+        self.left_states = []
+        self.connections = []
+        self.told = Told()
+        self.doors = Doors(
+            builder=self.builder,
+            connector=SimpleNamespace(adopt=self._adopt),
+            open_socket=self._socket,
+            save=self.files.save,
+            forget=self.files.remove,
+            clear_row=self.ledger.clear,
+            observe=lambda state, spent_s: self.left_states.append(state.value),
+        )
+        self.fleet = Fleet(self.config, self.doors, self.ledger, (self.told,), memory_mb * MB)
+        self.fleet.now = lambda: time.monotonic() + self.skipped_s
+        self.saved = {}
+        self.save_fails = []
+        self.jobs = JobRunner(self.fleet, self._save)
+        self.logs = Logs(1 << 16)
+        # The kernel accepts for it: to listen is all that a function has to do here.
+        self.server = socket.socket()
+        self.server.bind(("127.0.0.1", 0))
+        self.server.listen(512)
+        self.port = self.server.getsockname()[1]
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        for connection in self.connections:
+            connection.close()
+        self.server.close()
+        self.ledger.close()
+
+    async def _adopt(self, sock):
+        await self.points.at("adopt connection")
+        self.connections.append(FakeConnection(self, sock))
+        return self.connections[-1]
+
+    async def _socket(self):
+        await self.points.at("socket")
+        sock = socket.socket()
+        sock.setblocking(False)
+        return sock
+
+    async def _save(self, record):
+        await self.points.at("save")
+        if self.save_fails:
+            raise self.save_fails.pop(0)
+        self.saved[record.id] = record
+
+    def no_slots(self):
+        from agent.errors import Overloaded
+
+        return Overloaded("all slots are taken", reason="slots")
+
+    def skip(self, seconds):
+        """Let time pass for the fleet and its pools."""
+        self.skipped_s += seconds
+
+    def target(self, name="f", **fields):
+        data = {"name": name, "image": "x:1", "contract": "fc", "kind": "http", "memory_mb": 256}
+        if fields.get("contract") not in ("scf-job", "scf-web") and fields.get("kind") != "job":
+            data["port"] = self.port
+        number = fields.pop("version", 1)
+        spec = parse_spec({**data, **fields})
+        version = FunctionVersion(name, number, spec, IMAGE, "Ready", created_ns=number)
+        return self.target_of(version)
+
+    def target_of(self, version):
+        return FunctionTarget(
+            version, bind(version, NodeFacts()), self.fleet, self.jobs, self.logs.of(version.name)
+        )
+
+    def instance(self, target):
+        """An instance that belongs to no pool."""
+        return self.fleet.new_instance(target.version, target.contract, target.log)
+
+    async def start(self, instance):
+        environment = instance.contract.environment(instance.id)
+        await instance.start(environment, time.monotonic(), self.fleet.start_permit())
+
+    async def lease(self, target):
+        """Acquire as a caller does; the lease, or the kind of failure."""
+        caller = Caller()
+        try:
+            lease = target.acquire(caller)
+        except FunctionFailed as error:
+            return error.failure.kind
+        return lease if lease is not None else await caller.answer()
+
+    def wait(self, target):
+        """Acquire and return the caller, which must have been queued."""
+        caller = Caller()
+        assert target.acquire(caller) is None
+        return caller
+
+    def held(self):
+        """What is held now, by what holds it."""
+        found = {
+            "instances": list(self.fleet.instances),
+            "containers": list(self.builder.alive),
+            "records": [record.id for record in self.files.load()[0]],
+            "memory": self.fleet.use.memory_bytes,
+            "cpu": self.fleet.use.cpu_millis,
+            "ledger": [row for row in range(self.ledger.rows) if self.ledger.inflight(row)],
+        }
+        return {what: things for what, things in found.items() if things}
+
+
+def failing(kind=FailureKind.FILE_NOT_FOUND):
+    return FunctionFailed(Failure(kind, "failpoint"))
+
+
+__all__ = ["AgentError", "Caller", "House", "call", "failing", "turns", "until"]
