@@ -48,11 +48,11 @@ class ClientConnection(ReplyWriter):
         "_at",
         "_dechunker",
         "_full",
+        "_known_head",
         "_left",
         "_lingered_bytes",
         "_pumping",
         "_reader",
-        "_served",
         "_tail",
         "_unsent_bytes",
         "remote",
@@ -60,6 +60,7 @@ class ClientConnection(ReplyWriter):
 
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway)
+        self._known_head = gateway.heads.get
         self._reader = HeadReader()
         self._at = 0
         """Where in `_ahead` to go on."""
@@ -69,7 +70,6 @@ class ClientConnection(ReplyWriter):
         self._dechunker: Dechunker | None = None
         self._pumping = False
         self._full = False
-        self._served = False
         self._lingered_bytes = 0
         self._unsent_bytes = 0
         self.remote = ""
@@ -127,21 +127,17 @@ class ClientConnection(ReplyWriter):
 
     def data_received(self, data: bytes) -> None:
         """Work on what came; a head that is known and comes alone goes the short way."""
-        if len(data) <= KEPT_HEAD_BYTES and self._mode == HEAD and not self._ahead:
-            head = self._gateway.heads.get(data)
-            if head is not None and not self._reader.size and not self._full and head.length == 0:
+        if self._mode == HEAD and len(data) <= KEPT_HEAD_BYTES and not self._ahead:
+            head = self._known_head(data)
+            if head is not None and head.length == 0 and not self._tail and not self._full:
                 self.head = head
                 self._keep = head.keep
-                self._replied = False
-                self._served = True
                 self._mode = REPLY
-                self._pumping = True
                 try:
                     self._gateway.request(self, head, b"", True)
                 except Exception:  # as in `_pump`
                     log.exception("connection of %s", self.remote or "unix")
                     self.cut()
-                self._pumping = False
                 return
         self._ahead = self._ahead[self._at :] + data if self._ahead else data
         self._at = 0
@@ -191,9 +187,8 @@ class ClientConnection(ReplyWriter):
         stop, ended = self._head_stop(data, at)
         piece = data if at == 0 and stop == len(data) else data[at:stop]
         self._at = stop
-        heads = self._gateway.heads
         known = first and ended and len(piece) <= KEPT_HEAD_BYTES
-        head = heads.get(piece) if known else None
+        head = self._known_head(piece) if known else None
         if head is None:
             try:
                 head = reader.feed(piece)
@@ -205,7 +200,7 @@ class ClientConnection(ReplyWriter):
                 self._tail = (self._tail + piece[-3:])[-3:]
                 return
             if known:
-                heads.learn(piece, head)
+                self._gateway.heads.learn(piece, head)
         self._tail = b""
         self._begin(head)
 
@@ -223,8 +218,6 @@ class ClientConnection(ReplyWriter):
         """A whole head is here: set up for its body and pass it on."""
         self.head = head
         self._keep = head.keep
-        self._replied = False
-        self._served = True
         if head.length == 0:
             self._mode = REPLY
             self._gateway.request(self, head, b"", True)
@@ -322,6 +315,9 @@ class ClientConnection(ReplyWriter):
 
     def check(self, now: float, head_s: float, idle_s: float) -> None:
         """End waits for the caller that took too long."""
+        if not self._since:  # a reply went out since the last look
+            self._since = now
+            self._served = True
         waited_s = now - self._since
         mode = self._mode
         if mode == HEAD:
@@ -340,6 +336,11 @@ class ClientConnection(ReplyWriter):
                 self.cut()
         elif mode == CLOSED and waited_s > idle_s:
             self._close_when_sent(now)
+
+    @property
+    def new(self) -> bool:
+        """Whether its first request has yet to come; it is probably under way."""
+        return self._mode == HEAD and not self._served
 
     def close_if_idle(self) -> None:
         """Close when no request is under way (the gateway drains)."""

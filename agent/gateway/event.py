@@ -67,7 +67,8 @@ class EventExchange(Exchange):
         else:
             body = data if not pieces else b"".join((*pieces, data))
             if self.call.want_log_tail:
-                self._release_connection()
+                if self.conn is not None:
+                    self._release_connection(self.conn)
                 self.desk.loop.call_later(LOG_SETTLE_S, self._settled, body)
             else:
                 self._whole(body)

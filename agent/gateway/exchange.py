@@ -162,7 +162,7 @@ class Exchange(State):
                 self._done(head.status)
             return
         cold = lease.cold_start
-        if head.kept and ended and cold is None and not self.traced:
+        if ended and head.kept and cold is None and not self.traced:
             if head.view is not view:
                 head.view = view
                 head.template = reply_template(view, head, self.call, self.desk.random)
@@ -207,7 +207,7 @@ class Exchange(State):
     def switched_protocols(self, head: ReplyHead, data: bytes) -> None:
         """The instance answered 101: from here on bytes pass both ways as they come."""
         caller, conn = self.caller, self.conn
-        if not self.upgrade or conn is None:
+        if self.head is None or not self.head.upgrade or conn is None:
             self._end(Failure(FailureKind.BAD_RESPONSE, "it answered 101, which nobody asked for"))
         elif caller is None:
             self._end(self.failure or Failure(FailureKind.CLIENT_CANCELLED))
@@ -344,7 +344,7 @@ class Exchange(State):
         self.conn = conn
         self.stage = RUNNING
         head = self.head
-        if head is None or head.length != length:
+        if head is None or not head.kept or head.length != length:
             data = self.view.request_head(call, length)
         else:
             data = filled_request(self.view, head, call, self.desk.random)
@@ -383,7 +383,7 @@ class Exchange(State):
             self._reused
             and not self._retried
             and self.length == 0
-            and not self.upgrade
+            and not (self.head is not None and self.head.upgrade)
             and self.call.kind == "http"
             and self.call.method in REPEATABLE
             and self.caller is not None
@@ -421,20 +421,19 @@ class Exchange(State):
 
     def _done(self, status: int) -> None:
         """The instance's reply is whole: give back connection and lease."""
-        self._release_connection()
+        if self.conn is not None:
+            self._release_connection(self.conn)
         self._settle(self.failure)
-        self.view.counters.ended(
-            status if self.caller is not None else self._told, perf_counter() - self._started_at
-        )
+        if self.caller is None:
+            status = self._told
+        self.view.counters.ended(status, perf_counter() - self._started_at)
 
-    def _release_connection(self) -> None:
-        conn, lease = self.conn, self.lease
-        if conn is not None and lease is not None:
-            self.conn = None
-            if self.request_done:
-                conn.rest(lease.endpoint)
-            else:
-                conn.drop()
+    def _release_connection(self, conn: UpstreamConnection) -> None:
+        self.conn = None
+        if self.request_done and self.lease is not None:
+            conn.rest(self.lease.endpoint)
+        else:
+            conn.drop()
 
     def _end(self, failure: Failure | None, *, recycle: bool = False) -> None:
         """End before the reply is whole, and answer with the failure if nothing was answered."""

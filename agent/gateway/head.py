@@ -20,6 +20,7 @@ from agent.gateway.wire import MAX_HEADERS, MAX_REQUEST_HEAD_BYTES, STEERING, Fi
 if TYPE_CHECKING:
     from agent.contracts.doors import Route
     from agent.gateway.desk import View
+    from agent.gateway.exchange import Exchange
     from agent.gateway.template import HeadTemplate
 
 KEPT_HEADS: Final = 1024
@@ -50,6 +51,7 @@ class RequestHead:
         "kept",
         "kind",
         "length",
+        "make",
         "method",
         "old",
         "route",
@@ -82,6 +84,8 @@ class RequestHead:
         self.route: Route | None = None
         self.view: View | None = None
         self.kind: CallKind = "event"
+        self.make: Callable[..., Exchange]
+        """Makes the exchange of this kind of call; set with `view`."""
         self.want_log_tail = False
         self.templates: dict[str, HeadTemplate | None] = {}
         """The head for the container, by the caller's address; as long as `view` is the same."""

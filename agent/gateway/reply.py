@@ -51,6 +51,7 @@ class ReplyWriter(asyncio.Protocol):
         "_keep",
         "_mode",
         "_replied",
+        "_served",
         "_since",
         "_transport",
         "head",
@@ -65,7 +66,8 @@ class ReplyWriter(asyncio.Protocol):
         self._ahead = b""
         """What has come and is not worked on yet."""
         self._since = gateway.loop.time()
-        """When the present wait for the caller began; read by `check` only."""
+        """When the present wait for the caller began; 0 at a reply's end. Read by `check` only."""
+        self._served = False
         self._keep = True
         self._awaits_go_ahead = False
         self._replied = False
@@ -86,7 +88,7 @@ class ReplyWriter(asyncio.Protocol):
             return False
         self.sink = None
         self._mode = HEAD
-        self._since = gateway.loop.time()
+        self._since = 0.0
         if len(body) <= JOIN_BYTES:
             self._transport.write(head.fill(request_id) + body)
         else:
@@ -152,7 +154,8 @@ class ReplyWriter(asyncio.Protocol):
         self._chunked_reply = False
         if self._mode == REPLY and self._keep:
             self._mode = HEAD
-            self._since = self._gateway.loop.time()
+            self._replied = False
+            self._since = 0.0
             self._next()
         elif self._mode in (REPLY, RAW):
             self._mode = CLOSED

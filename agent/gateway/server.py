@@ -43,6 +43,8 @@ CHECK_S: Final = 1.0
 SWEEP_S: Final = 60.0
 """How often idle upstream connections and cached views are looked at."""
 BACKLOG: Final = 4096
+NEW_S: Final = 0.3
+"""How long a drain waits for the first request of a connection that was accepted already."""
 CLOSE_TURNS: Final = 20
 """Turns of the loop given to connections to send their last bytes when everything closes."""
 
@@ -117,11 +119,15 @@ class Gateway:
         """Accept no more, let calls end for `within_s` seconds; return how many still run."""
         self.draining = True
         self.stop_accepting()
-        deadline = self.loop.time() + within_s
-        while self.calls_running and self.loop.time() < deadline:
-            self._close_idle()
+        now = self.loop.time()
+        deadline, spare_until = now + within_s, now + min(NEW_S, within_s)
+        while now < deadline:
+            spared = self._close_idle(new=now >= spare_until)
+            if not spared and not self.calls_running:
+                break
             await asyncio.sleep(min(TICK_S, within_s))
-        self._close_idle()
+            now = self.loop.time()
+        self._close_idle(new=True)
         return self.calls_running
 
     async def close(self) -> None:
@@ -220,19 +226,9 @@ class Gateway:
         self, client: ClientConnection, head: RequestHead, first: bytes, done: bool
     ) -> None:
         """Start what a whole head asks for; `first` is what came of the body, `done` if all."""
-        route = head.route
-        if route is None:
-            route = head.route = self._doors.match(
-                head.method, head.target, head.host, head.headers
-            )
-            if route is None:
-                request_id = self.desk.random().hex()
-                client.answer(no_door(head.method, head.target, request_id), request_id)
-                return
-        if route.needs_body:
-            envelope = EnvelopedCall(self, client, head, self.desk.random().hex())
-            client.sink = envelope
-            envelope.start(head.length, first, done)
+        view, route = head.view, head.route
+        if view is None or route is None:
+            self._route(client, head, first, done)
             return
         try:
             target = self._catalog.find(route.name, route.qualifier)
@@ -240,14 +236,21 @@ class Gateway:
             request_id = self.desk.random().hex()
             client.answer(unknown_function(route, error.message, request_id), request_id)
             return
-        view = head.view
-        if view is not None and view.target is target:
-            self._start(client, head, self._new_call(client, head, view, route), view, first, done)
-            return
-        view = self.desk.view(target)
+        if view.target is not target:
+            view = self._admit(client, head, route, target)
+            if view is None:
+                return
         call = self._new_call(client, head, view, route)
-        if self._admit(client, head, view, call):
-            self._start(client, head, call, view, first, done)
+        exchange = head.make(self.desk, view, call, client, head.length)
+        exchange.head = head
+        if head.traced:
+            exchange.traced = True
+        client.sink = exchange
+        if first:
+            exchange.provide(first, done)
+        elif done:
+            exchange.request_done = True
+        exchange.start()
 
     def _new_call(
         self, client: ClientConnection, head: RequestHead, view: View, route: Route
@@ -266,33 +269,34 @@ class Gateway:
             head.want_log_tail,
         )
 
-    def _start(
-        self,
-        client: ClientConnection,
-        head: RequestHead,
-        call: Call,
-        view: View,
-        first: bytes,
-        done: bool,
-    ) -> None:
-        exchange = EXCHANGES[call.kind](self.desk, view, call, client, head.length)
-        if head.kept:
-            exchange.head = head
-        if head.traced or head.upgrade:
-            exchange.traced = head.traced
-            exchange.upgrade = head.upgrade
-        client.sink = exchange
-        if first:
-            exchange.provide(first, done)
-        elif done:
-            exchange.request_done = True
-        exchange.start()
+    def _route(self, client: ClientConnection, head: RequestHead, first: bytes, done: bool) -> None:
+        """Find out where a head goes that was not served yet."""
+        route = self._doors.match(head.method, head.target, head.host, head.headers)
+        request_id = self.desk.random().hex()
+        if route is None:
+            client.answer(no_door(head.method, head.target, request_id), request_id)
+        elif route.needs_body:
+            envelope = EnvelopedCall(self, client, head, request_id)
+            client.sink = envelope
+            envelope.start(head.length, first, done)
+        else:
+            head.route = route
+            try:
+                target = self._catalog.find(route.name, route.qualifier)
+            except NotFound as error:
+                client.answer(unknown_function(route, error.message, request_id), request_id)
+                return
+            if self._admit(client, head, route, target) is not None:
+                self.request(client, head, first, done)
 
-    def _admit(self, client: ClientConnection, head: RequestHead, view: View, call: Call) -> bool:
-        """Check what holds for every call with this head, or answer why it is refused."""
-        route = head.route
-        assert route is not None
+    def _admit(
+        self, client: ClientConnection, head: RequestHead, route: Route, target: Target
+    ) -> View | None:
+        """Check what holds for every call with this head to this target, or answer why not."""
+        view = self.desk.view(target)
         kind = view.kinds[route.door]
+        call = self._new_call(client, head, view, route)
+        call.kind = kind or "event"
         reply: Reply | None = None
         if kind is None:
             reply = refusal(route, view.contract, call)
@@ -301,17 +305,18 @@ class Gateway:
             reply = view.contract.error(wrong, call) if wrong is not None else None
         if reply is None and kind is not None and kind != "http":
             options = call_options(head.headers)
-            call.want_log_tail = head.want_log_tail = options.want_log_tail
+            head.want_log_tail = options.want_log_tail
             if options.asynchronous:
                 reply = own_error(501, *_NO_ASYNC, call.request_id)
         if reply is not None or kind is None:
             reply = reply or own_error(500, "Bug", "refused without a reason", call.request_id)
             client.answer(reply, call.request_id)
-            return False
-        call.kind = head.kind = kind
+            return None
+        head.kind = kind
+        head.make = EXCHANGES[kind]
         head.view = view
         head.templates = {}
-        return True
+        return view
 
     def find(self, name: str, qualifier: str) -> View:
         """Return the view of a deployed function; raises NotFound."""
@@ -322,9 +327,15 @@ class Gateway:
     def _connection(self) -> ClientConnection:
         return ClientConnection(self)
 
-    def _close_idle(self) -> None:
+    def _close_idle(self, *, new: bool) -> bool:
+        """Close connections without a request, `new` ones only if told; True if some were left."""
+        spared = False
         for client in list(self._connections):
-            client.close_if_idle()
+            if client.new and not new:
+                spared = True
+            else:
+                client.close_if_idle()
+        return spared
 
     def _arm(self) -> None:
         if self._timer is None:

@@ -27,11 +27,10 @@ class State:
 
     # the request
     head: RequestHead | None = None
-    """The caller's head, if it is one that comes again."""
+    """The caller's head, when there is one on the wire."""
     pieces: list[bytes] | None = None
     body_bytes = 0
     traced = False
-    upgrade = False
     # where it stands
     stage = NEW
     deadline = 0.0

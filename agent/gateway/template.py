@@ -45,6 +45,8 @@ class HeadTemplate:
         """Return the head of the call with this id."""
         if self._trace_at < 0:
             return self._form % ((request_id,) * self._ids)
+        if self._ids == 1 == self._trace_at:
+            return self._form % (request_id, made_trace(request_id))
         gaps = [request_id] * self._ids
         gaps.insert(self._trace_at, made_trace(request_id))
         return self._form % tuple(gaps)

@@ -69,8 +69,8 @@ class UpstreamConnection(asyncio.Protocol):
         "_head",
         "_head_done",
         "_head_told",
-        "_heads",
         "_informational",
+        "_known_head",
         "_left",
         "_loop",
         "_no_body",
@@ -85,12 +85,13 @@ class UpstreamConnection(asyncio.Protocol):
         "instance",
         "report",
         "rested_at",
+        "write",
     )
 
     def __init__(self, connector: UpstreamConnector) -> None:
         # of the connection
         self._connector = connector
-        self._heads = connector.heads
+        self._known_head = connector.heads.get
         self._loop = connector.loop
         self._transport: asyncio.Transport
         self.flow: ReadFlow
@@ -100,6 +101,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._at_rest_in: list[Connection] | None = None
         self.rested_at = self._loop.time()
         self.full = False
+        """True while request bytes should wait."""
+        self.write: Callable[[bytes], None]
         self.instance = ""
         self.report = CallReport(_NO_METERS)
         """What is known of a warm call on this connection before it has ended."""
@@ -176,10 +179,6 @@ class UpstreamConnection(asyncio.Protocol):
             self.instance = instance
             self.report = CallReport(_NO_METERS, None, b"", instance)
 
-    def write(self, data: bytes) -> None:
-        """Write request bytes; `full` says when to stop for a while."""
-        self._transport.write(data)
-
     def rest(self, endpoint: Endpoint) -> None:
         """Go idle in the endpoint's list after a whole reply, or close if that cannot be."""
         if self._after_reply():
@@ -224,6 +223,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin at rest, in nobody's list yet."""
         self._transport = cast("asyncio.Transport", transport)
+        self.write = self._transport.write
         self.flow = ReadFlow(self._transport)
         self._connector.connections.add(self)
 
@@ -266,10 +266,14 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if not self._bytes_came and not self._no_body:
             stop = data.find(HEAD_END, 0, KEPT_HEAD_BYTES) + 4
-            head = self._heads.get(data[:stop]) if stop > 3 else None
-            if head is not None and head.length is not None:
-                self._bytes_came = len(data)
-                self._known(reader, head, data[stop:])
+            head = self._known_head(data[:stop])
+            if head is not None:
+                body = data[stop:]
+                self._bytes_came = stop
+                if len(body) == head.length:
+                    reader.reply_began(head, body, True)
+                else:
+                    self._known(reader, head, body)
                 return
         self._bytes_came += len(data)
         if self._left:
@@ -335,7 +339,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         stop = data.find(HEAD_END, 0, KEPT_HEAD_BYTES) + 4
         if stop > 3 and not data.startswith(b"HTTP/1.1 1"):
-            self._heads.learn(data[:stop], head)
+            self._connector.heads.learn(data[:stop], head)
 
     def _nonsense(self, reader: Reader, why: str) -> None:
         self.drop()
