@@ -268,7 +268,7 @@ class Instance:
             await self._pre_stop(None if grace_s is None else grace * HOOK_SHARE)
         self._close_idle()
         loop = asyncio.get_running_loop()
-        if not container.exited and not patience.over.done():
+        if not (patience.over.done() or container.exit.done()):
             number = _signal_number(self.version.image.stop_signal if self.version.image else "")
             with contextlib.suppress(AgentError):
                 await container.signal(number, deadline=loop.time() + KILL_S)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from agent.errors import FailedPrecondition
 
 KEPT = 4096
+MAX_DIGITS = 18  # of the number in a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ class Events:
             return self._next - 1
         run, _, number = token.rpartition("-")
         first = self._next - len(self._ring)
-        if run != self._run or not number.isdecimal() or int(number) + 1 < first:
+        ours = run == self._run and number.isdecimal() and len(number) <= MAX_DIGITS
+        if not ours or not first <= int(number) + 1 <= self._next:
             raise FailedPrecondition(
                 "events after this token are no longer kept: list again, then watch from now on"
             )

@@ -17,6 +17,7 @@ from typing import Literal
 Stream = Literal["stdout", "stderr", "platform"]
 
 FOLLOWER_LINES = 4096  # what a follower may lag behind before it loses lines
+FOLLOWER_BYTES = 4 << 20
 LINE_OVERHEAD = 64  # bytes counted per line beside its text, so that empty lines are bounded too
 
 
@@ -36,6 +37,10 @@ class LogLine:
         return f"{rfc3339_ns(self.at_ns)} {self.text}"
 
 
+def _size(line: LogLine) -> int:
+    return len(line.text) + LINE_OVERHEAD
+
+
 def rfc3339_ns(at_ns: int) -> str:
     """Return wall time in nanoseconds since the epoch as RFC 3339 with nine decimals."""
     seconds, nanos = divmod(at_ns, 1_000_000_000)
@@ -45,18 +50,23 @@ def rfc3339_ns(at_ns: int) -> str:
 class Follower:
     """One reader of a log as it grows."""
 
-    def __init__(self) -> None:
-        self.lines: deque[LogLine] = deque()
+    def __init__(self, backlog: Iterable[LogLine] = ()) -> None:
+        self.lines: deque[LogLine] = deque(backlog)
         self.lost = 0
+        self._bytes = sum(map(_size, self.lines))
+        # The backlog was asked for: it does not count as lagging behind.
+        self._most_lines = FOLLOWER_LINES + len(self.lines)
+        self._most_bytes = FOLLOWER_BYTES + self._bytes
         self._more = asyncio.Event()
         self._ended = False
 
     def push(self, line: LogLine) -> None:
         """Hand a line over; the oldest is dropped when the reader lags too far behind."""
-        if len(self.lines) >= FOLLOWER_LINES:
-            self.lines.popleft()
-            self.lost += 1
         self.lines.append(line)
+        self._bytes += _size(line)
+        while len(self.lines) > self._most_lines or self._bytes > self._most_bytes:
+            self._bytes -= _size(self.lines.popleft())
+            self.lost += 1
         self._more.set()
 
     def end(self) -> None:
@@ -67,7 +77,9 @@ class Follower:
     async def __aiter__(self) -> AsyncIterator[LogLine]:
         while True:
             while self.lines:
-                yield self.lines.popleft()
+                line = self.lines.popleft()
+                self._bytes -= _size(line)
+                yield line
             if self._ended:
                 return
             self._more.clear()
@@ -86,10 +98,9 @@ class FunctionLog:
     def append(self, line: LogLine) -> None:
         """Add a line, drop the oldest over the limit, wake the followers."""
         self._lines.append(line)
-        self._bytes += len(line.text) + LINE_OVERHEAD
+        self._bytes += _size(line)
         while self._bytes > self.max_bytes and len(self._lines) > 1:
-            dropped = self._lines.popleft()
-            self._bytes -= len(dropped.text) + LINE_OVERHEAD
+            self._bytes -= _size(self._lines.popleft())
         for follower in self._followers:
             follower.push(line)
 
@@ -111,9 +122,7 @@ class FunctionLog:
 
     def follow(self, backlog: Iterable[LogLine] = ()) -> Follower:
         """Return a new follower that starts with `backlog`; end it with `unfollow`."""
-        follower = Follower()
-        for line in backlog:
-            follower.push(line)
+        follower = Follower(backlog)
         self._followers.add(follower)
         return follower
 
