@@ -249,6 +249,7 @@ class App:
 
     async def _make_room(self) -> None:
         """Take no new calls, let those in flight end, leave the functions to the next worker."""
+        await self._gateway.settle()
         self._fleet.hand_over()
         # From now on every slot and every record is the next worker's to judge.
         await stop(self._cycle)

@@ -340,7 +340,7 @@ class ClientConnection(ReplyWriter):
     @property
     def new(self) -> bool:
         """Whether its first request has yet to come; it is probably under way."""
-        return self._mode == HEAD and not self._served
+        return self._mode == HEAD and not self._served and self._since > 0
 
     def close_if_idle(self) -> None:
         """Close when no request is under way (the gateway drains)."""

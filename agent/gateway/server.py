@@ -43,8 +43,9 @@ CHECK_S: Final = 1.0
 SWEEP_S: Final = 60.0
 """How often idle upstream connections and cached views are looked at."""
 BACKLOG: Final = 4096
-NEW_S: Final = 0.3
-"""How long a drain waits for the first request of a connection that was accepted already."""
+NEW_S: Final = 0.2
+"""How long the first request of an accepted connection may be under way when a worker leaves."""
+NEW_LOOKS: Final = 20
 CLOSE_TURNS: Final = 20
 """Turns of the loop given to connections to send their last bytes when everything closes."""
 
@@ -115,19 +116,27 @@ class Gateway:
             server.close()
         self._servers.clear()
 
+    async def settle(self) -> None:
+        """Accept no more, and wait a little for the requests of callers accepted just now.
+
+        They must be served here: their connection cannot go to the next worker any more.
+        """
+        self.draining = True
+        self.stop_accepting()
+        for _ in range(NEW_LOOKS):
+            if not any(client.new for client in self._connections):
+                break
+            await asyncio.sleep(NEW_S / NEW_LOOKS)
+
     async def drain(self, within_s: float) -> int:
         """Accept no more, let calls end for `within_s` seconds; return how many still run."""
         self.draining = True
         self.stop_accepting()
-        now = self.loop.time()
-        deadline, spare_until = now + within_s, now + min(NEW_S, within_s)
-        while now < deadline:
-            spared = self._close_idle(new=now >= spare_until)
-            if not spared and not self.calls_running:
-                break
+        deadline = self.loop.time() + within_s
+        while self.calls_running and self.loop.time() < deadline:
+            self._close_idle()
             await asyncio.sleep(min(TICK_S, within_s))
-            now = self.loop.time()
-        self._close_idle(new=True)
+        self._close_idle()
         return self.calls_running
 
     async def close(self) -> None:
@@ -327,15 +336,9 @@ class Gateway:
     def _connection(self) -> ClientConnection:
         return ClientConnection(self)
 
-    def _close_idle(self, *, new: bool) -> bool:
-        """Close connections without a request, `new` ones only if told; True if some were left."""
-        spared = False
+    def _close_idle(self) -> None:
         for client in list(self._connections):
-            if client.new and not new:
-                spared = True
-            else:
-                client.close_if_idle()
-        return spared
+            client.close_if_idle()
 
     def _arm(self) -> None:
         if self._timer is None:
