@@ -1,0 +1,336 @@
+"""Deploys and removals over a real store: versions, concurrency, cancellation, faults."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from agent.aio.tasks import spawn
+from agent.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    FunctionFailed,
+    NotFound,
+    RuntimeUnavailable,
+)
+from agent.functions.deploy import Deployer, Runners, Stores
+from agent.functions.registry import Registry
+from agent.model.failure import FailureKind
+from agent.model.spec import parse_spec
+from agent.store.functions import FunctionStore
+from agent.telemetry.events import Events
+from tests.component.function_house import IMAGE, House, call, failing, turns, until
+
+
+class FakeStore:
+    """The real store behind failpoints."""
+
+    def __init__(self, real, points):
+        self.real = real
+        self.points = points
+
+    async def put(self, version, *, latest):
+        await self.points.at("put")
+        await self.real.put(version, latest=latest)
+
+    async def remove(self, name):
+        await self.points.at("remove")
+        return await self.real.remove(name)
+
+
+class Town(House):
+    """A house with a deployer; `images` are what the registry has."""
+
+    async def __aenter__(self):
+        self.store = await FunctionStore.open(self.path / "functions.db")
+        self.registry = Registry()
+        self.events = Events()
+        self.images = {"docker.io/library/x:1": IMAGE, "kindling.local/x:1": IMAGE}
+        self.pulls = []
+        self.registry_down = False
+        containerd = SimpleNamespace(
+            images=SimpleNamespace(inspect=self._inspect),
+            transfer=SimpleNamespace(pull=self._pull),
+        )
+        functions = FakeStore(self.store, self.points)
+        stores = Stores(functions, None, containerd, self.logs, self.events)
+        runners = Runners(self.fleet, self.jobs, self.builder)
+        self.deployer = Deployer(self.config, self.registry, runners, stores)
+        return self
+
+    async def __aexit__(self, *_):
+        await self.store.close()
+        await super().__aexit__(*_)
+
+    async def _inspect(self, name):
+        await self.points.at("inspect")
+        if name not in self.images:
+            raise NotFound(name)
+        return SimpleNamespace(facts=lambda: self.images[name])
+
+    async def _pull(self, name, *, deadline):
+        self.pulls.append(name)
+        await self.points.at("pull")
+        if self.registry_down:
+            raise RuntimeUnavailable("the registry does not answer")
+        return await self._inspect(name)
+
+    def spec(self, name="f", **fields):
+        data = {"name": name, "image": "x:1", "contract": "fc", "kind": "http", "port": self.port}
+        return parse_spec({**data, **fields})
+
+    async def deploy(self, name="f", *, wait=False, **fields):
+        return await self.deployer.deploy(self.spec(name, **fields), wait=wait)
+
+    async def stored(self):
+        return {
+            f.name: (f.latest, [v.version for v in f.versions]) for f in await self.store.load()
+        }
+
+    def deployed(self):
+        return {f.name: (f.latest, sorted(f.versions)) for f in self.registry.functions()}
+
+
+@pytest.fixture
+async def town(tmp_path):
+    async with Town(tmp_path) as found:
+        yield found
+
+
+# -- versions
+
+
+async def test_an_equal_spec_changes_nothing_and_another_becomes_the_next_version(town):
+    first = await town.deploy()
+    again = await town.deploy()
+    assert (first.created, again.created) == (True, False)
+    assert again.version.version == 1
+    second = await town.deploy(timeout_s=9)
+    assert second.version.version == 2
+    assert town.deployed() == await town.stored() == {"f": (2, [1, 2])}
+    with pytest.raises(AlreadyExists):
+        await town.deploy(timeout_s=7, version=1)
+
+
+async def test_the_same_tag_with_other_content_is_another_version(town):
+    await town.deploy()
+    town.images["docker.io/library/x:1"] = town.images["kindling.local/x:1"].__class__(
+        **{**{f: getattr(IMAGE, f) for f in IMAGE.__slots__}, "digest": "sha256:9"}
+    )
+    assert (await town.deploy()).version.version == 2
+
+
+async def test_only_latest_keeps_a_minimum(town):
+    await town.deploy(scaling={"min": 1}, wait=True)
+    await town.deploy(scaling={"min": 1}, timeout_s=9, wait=True)
+    versions = town.registry.get("f").versions
+    assert [versions[n].pool.policy.min for n in (1, 2)] == [0, 1]
+    await town.deployer.remove("f", force=True)
+    assert town.held() == {}
+
+
+async def test_an_image_that_is_nowhere_is_not_found_and_nothing_is_left(town):
+    with pytest.raises(NotFound):
+        await town.deploy(image="nope:1")
+    with pytest.raises(NotFound, match="image import"):
+        await town.deploy(image="kindling.local/nope:1")
+    assert town.deployed() == await town.stored() == {}
+    assert not town.deployer._locks
+
+
+async def test_a_registry_that_is_down_is_no_trouble_for_an_image_that_is_here(town):
+    town.registry_down = True
+    assert (await town.deploy()).created
+    with pytest.raises(RuntimeUnavailable):
+        await town.deploy(image="nope:1")
+
+
+async def test_too_many_functions_are_refused(town):
+    object.__setattr__(town.deployer, "_max_functions", 1)
+    await town.deploy("f")
+    with pytest.raises(FailedPrecondition, match="max_functions"):
+        await town.deploy("g")
+    await town.deploy("f", timeout_s=9)
+
+
+# -- together and interrupted
+
+
+async def test_deploys_of_one_name_go_one_after_another_and_others_do_not_wait(town):
+    gate = town.points.hang["check"] = asyncio.Event()
+    same = [spawn("d", town.deploy(timeout_s=n)) for n in (1, 2, 2)]
+    await town.points.reached("check")
+    del town.points.hang["check"]
+    other = await town.deploy("g")
+    assert other.created
+    assert not any(task.done() for task in same)
+    gate.set()
+    outcomes = await asyncio.gather(*same)
+    assert [(o.version.version, o.created) for o in outcomes] == [(1, True), (2, True), (2, False)]
+    assert town.deployed() == await town.stored()
+
+
+async def test_a_lock_is_shared_by_all_who_wait_for_it_and_gone_afterwards(town):
+    await town.deploy()
+    gate = town.points.hang["remove"] = asyncio.Event()
+    removal = spawn("r", town.deployer.remove("f", force=False))
+    await town.points.reached("remove")
+    waiting = spawn("d", town.deploy(timeout_s=5))
+    await turns()
+    gate.set()
+    await removal
+    later = spawn("d", town.deploy(timeout_s=6))
+    outcomes = [(await waiting).version.version, (await later).version.version]
+    assert outcomes == [1, 2]
+    assert town.deployed() == await town.stored() == {"f": (2, [1, 2])}
+    del waiting, later, removal
+    await until(lambda: not town.deployer._locks)
+
+
+@pytest.mark.parametrize("step", ["pull", "check"])
+async def test_a_deploy_cancelled_before_it_is_stored_never_was(town, step):
+    town.points.cancel.add(step)
+    task = town.points.victim = spawn("d", town.deploy())
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert town.deployed() == await town.stored() == {}
+    assert (await town.deploy()).version.version == 1
+
+
+async def test_a_deploy_cancelled_while_it_is_stored_is_whole(town):
+    town.points.cancel.add("put")
+    task = town.points.victim = spawn("d", town.deploy())
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert town.deployed() == await town.stored() == {"f": (1, [1])}
+    assert ("f", 1) not in town.builder.forgotten
+
+
+@pytest.mark.parametrize("step", ["check", "put"])
+async def test_a_deploy_that_fails_leaves_no_blueprint_behind(town, step):
+    town.points.fail[step] = RuntimeUnavailable(step)
+    with pytest.raises(RuntimeUnavailable):
+        await town.deploy()
+    assert town.deployed() == await town.stored() == {}
+    assert town.builder.forgotten == [("f", 1)]
+    assert (await town.deploy(timeout_s=9)).version.version == 1
+
+
+# -- waiting for instances
+
+
+async def test_wait_returns_when_the_minimum_serves(town):
+    await town.deploy(scaling={"min": 2}, wait=True)
+    assert town.registry.get("f").current.pool.ready_count == 2
+    await town.deployer.remove("f", force=True)
+    assert town.held() == {}
+
+
+async def test_wait_starts_nothing_without_a_minimum(town):
+    await town.deploy(wait=True)
+    assert town.builder.built == []
+
+
+async def test_wait_tells_why_an_instance_did_not_start(town):
+    town.builder.fails = [failing()]
+    with pytest.raises(FunctionFailed) as failed:
+        await town.deploy(scaling={"min": 1}, wait=True)
+    assert failed.value.kind is FailureKind.FILE_NOT_FOUND
+    assert town.deployed() == {"f": (1, [1])}
+
+
+async def test_wait_tells_at_once_that_the_node_has_no_room(tmp_path):
+    async with Town(tmp_path, memory_mb=100) as town:
+        with pytest.raises(FunctionFailed) as failed:
+            await town.deploy(scaling={"min": 1}, wait=True)
+        assert failed.value.kind is FailureKind.NO_CAPACITY
+
+
+async def test_who_waits_for_a_version_that_is_replaced_meanwhile_is_answered(town):
+    town.points.hang["create"] = gate = asyncio.Event()
+    first = spawn("d", town.deploy(scaling={"min": 1}, wait=True))
+    await town.points.reached("create")
+    await town.deploy(timeout_s=9)
+    outcome = await first
+    assert outcome.version.version == 1
+    gate.set()
+    await town.deployer.remove("f", force=True)
+    assert town.held() == {}
+
+
+async def test_who_waits_for_a_version_that_is_removed_meanwhile_is_told(town):
+    town.points.hang["create"] = asyncio.Event()
+    first = spawn("d", town.deploy(scaling={"min": 1}, wait=True))
+    await town.points.reached("create")
+    await town.deployer.remove("f", force=False)
+    with pytest.raises(FailedPrecondition):
+        await first
+    assert town.held() == {}
+
+
+# -- removing
+
+
+async def test_a_removal_drains_and_forgets_everything(town):
+    await town.deploy()
+    target = town.registry.find("f", "")
+    lease = await town.lease(target)
+    removal = spawn("r", town.deployer.remove("f", force=False))
+    await until(lambda: not town.deployed())
+    with pytest.raises(NotFound):
+        town.registry.find("f", "")
+    assert not removal.done()
+    target.release(lease, call())
+    await removal
+    assert town.held() == {}
+    assert await town.stored() == {}
+    assert town.builder.forgotten == [("f", 1)]
+    with pytest.raises(NotFound):
+        await town.deployer.remove("f", force=False)
+
+
+async def test_a_forced_removal_waits_for_nobody(town):
+    await town.deploy()
+    target = town.registry.find("f", "")
+    lease = await town.lease(target)
+    await town.deployer.remove("f", force=True)
+    assert ("kill", lease.endpoint.id) in town.did
+    target.release(lease, call())
+    assert town.held() == {}
+
+
+@pytest.mark.parametrize("step", ["remove", "signal", "destroy"])
+async def test_a_removal_whose_caller_goes_away_is_finished(town, step):
+    await town.deploy(scaling={"min": 1}, wait=True)
+    town.points.cancel.add(step)
+    task = town.points.victim = spawn("r", town.deployer.remove("f", force=False))
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert town.deployed() == await town.stored() == {}
+    assert town.held() == {}
+
+
+async def test_a_removal_that_the_store_refuses_changes_nothing(town):
+    await town.deploy(scaling={"min": 1}, wait=True)
+    town.points.fail["remove"] = RuntimeUnavailable("disk full")
+    with pytest.raises(RuntimeUnavailable):
+        await town.deployer.remove("f", force=False)
+    assert town.deployed() == await town.stored() == {"f": (1, [1])}
+    target = town.registry.find("f", "")
+    target.release(await town.lease(target), call())
+    await town.deployer.remove("f", force=False)
+    assert town.held() == {}
+
+
+async def test_a_removal_during_a_deploy_comes_after_it(town):
+    gate = town.points.hang["check"] = asyncio.Event()
+    deploying = spawn("d", town.deploy())
+    await town.points.reached("check")
+    removing = spawn("r", town.deployer.remove("f", force=False))
+    await turns()
+    gate.set()
+    assert (await deploying).created
+    await removing
+    assert town.deployed() == await town.stored() == {}
