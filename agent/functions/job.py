@@ -186,7 +186,7 @@ class JobRunner:
             started_ns=time.time_ns(),
             cold_start=instance.cold_start,
         )
-        await self._save(run.record)
+        await self._note(run.record)
         run.started.set_result(None)
 
     async def _await_end(self, run: Run, began: float) -> Exit:
@@ -249,7 +249,7 @@ class JobRunner:
             error=error,
             meters=meters,
         )
-        await self._save(run.record)
+        await self._note(run.record)
 
     async def _failed(self, run: Run, failure: Failure) -> None:
         """Note the end of a run that has no exit: it did not start, or its exit was not seen."""
@@ -261,10 +261,14 @@ class JobRunner:
         if run.record.ended_ns == 0:
             state, now_ns = run.happened(event), time.time_ns()
             run.record = replace(run.record, state=state, ended_ns=now_ns, error=failure.message)
+        await self._note(run.record)
+
+    async def _note(self, record: CallRecord) -> None:
+        """Save how far a run is; a store that fails does not make the run fail."""
         try:
-            await self._save(run.record)
+            await self._save(record)
         except AgentError as error:
-            log.warning("the record of call %s is not saved: %s", run.record.id, error)
+            log.warning("the record of call %s is not saved: %s", record.id, error)
 
     async def _save(self, record: CallRecord) -> None:
         if not self._fleet.handed_over:  # the next worker goes on with it

@@ -275,8 +275,9 @@ class House:
 
     async def _save(self, record):
         await self.points.at("save")
-        if self.save_fails:
-            raise self.save_fails.pop(0)
+        error = self.save_fails.pop(0) if self.save_fails else None
+        if error is not None:
+            raise error
         self.saved[record.id] = record
 
     def no_slots(self):
