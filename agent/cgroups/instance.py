@@ -17,6 +17,8 @@ from agent.rootless.cgroup import Layout, processes
 
 # The longest file read here, memory.events and cpu.stat, has a few hundred bytes.
 _READ_BYTES = 4096
+# A file of one number: 20 digits and a newline.
+_NUMBER_BYTES = 32
 
 
 class InstanceCgroup:
@@ -98,7 +100,13 @@ class InstanceCgroup:
 
     def _figure(self, figure: Figure) -> int:
         source = self._sources[figure]
-        return value(self._read(source.controller, source.file), source)
+        descriptor = self._descriptors.get(source.file)
+        if descriptor is None or source.key:
+            return value(self._read(source.controller, source.file), source)
+        try:
+            return int(os.pread(descriptor, _NUMBER_BYTES, 0)) * source.factor
+        except (OSError, ValueError):  # removed meanwhile, or "max"
+            return 0
 
     def _read(self, controller: str, file: str) -> bytes:
         try:

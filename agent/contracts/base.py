@@ -55,9 +55,12 @@ class Call:
     want_log_tail: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CallReport:
-    """What is known when a call has ended. `log_tail` is at most 4 KB, raw."""
+    """What is known when a call has ended. `log_tail` is at most 4 KB, raw.
+
+    Made for every call, so not frozen; nobody changes it.
+    """
 
     meters: Meters
     cold_start: ColdStart | None = None

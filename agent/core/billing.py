@@ -8,7 +8,7 @@ is `agent/cgroups`'.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 MB_PER_GB = 1024
 
@@ -89,22 +89,22 @@ class CpuShares:
     __slots__ = ("_calls", "_joins", "_last_us", "_share_us")
 
     def __init__(self) -> None:
-        self._calls: dict[str, _Share] = {}
+        self._calls: dict[Hashable, _Share] = {}
         self._joins = 0
         self._last_us = 0
         self._share_us = 0.0
 
-    def begin(self, call_id: str, cpu_us: int) -> None:
-        """A call begins while the counter stands at `cpu_us`."""
+    def begin(self, call: Hashable, cpu_us: int) -> None:
+        """A call begins while the counter stands at `cpu_us`; `call` tells it from others."""
         self._advance(cpu_us)
         if self._calls:
             self._joins += 1
-        self._calls[call_id] = _Share(self._share_us, self._joins, alone=not self._calls)
+        self._calls[call] = _Share(self._share_us, self._joins, alone=not self._calls)
 
-    def end(self, call_id: str, cpu_us: int) -> tuple[float, bool]:
+    def end(self, call: Hashable, cpu_us: int) -> tuple[float, bool]:
         """Return the call's CPU milliseconds and whether they are exact; unknown calls cost 0."""
         self._advance(cpu_us)
-        share = self._calls.pop(call_id, None)
+        share = self._calls.pop(call, None)
         if share is None:
             return 0.0, False
         exact = share.alone and share.joins == self._joins

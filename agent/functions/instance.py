@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from agent.aio.patience import Patience
 from agent.aio.tasks import finish, spawn, stop
 from agent.contracts.base import Contract
+from agent.core.billing import CpuShares
 from agent.core.instance import Event, Lifecycle, State
 from agent.core.logtail import Line
 from agent.errors import AgentError, FunctionFailed
@@ -75,6 +76,8 @@ class Instance:
         self.cold_start: ColdStart | None = None
         self.container: Container | None = None
         self.created_ns = time.time_ns()
+        self.shares = CpuShares()
+        """Whose CPU time it was: calls that overlap share what its cgroup used meanwhile."""
         self.row = -1
         """Its row in the in-flight ledger: the number of its network slot, -1 without one."""
         self._doors = doors

@@ -38,7 +38,6 @@ class PoolLease(Lease):
     """A lease with what the pool needs to take it back."""
 
     member: Member[Instance] | None = None
-    cpu_ns: int = 0
     released: bool = False
 
 
@@ -102,7 +101,9 @@ class FunctionTarget:
         instance = member.instance
         if instance.row >= 0:
             self._fleet.ledger.begin(instance.row)
-        return PoolLease(instance.endpoint, now, cold, member=member, cpu_ns=instance.cpu_ns())
+        lease = PoolLease(instance.endpoint, now, cold, member=member)
+        instance.shares.begin(lease, instance.cpu_ns() // 1000)
+        return lease
 
     def release(
         self, lease: Lease, call: Call, failure: Failure | None = None, *, recycle: bool = False
@@ -140,19 +141,18 @@ class FunctionTarget:
         instance = lease.member.instance
         wall_ms = (now - lease.taken_at) * MS
         billed_ms = self.contract.billed_ms(wall_ms)
+        cpu_ms, cpu_exact = instance.shares.end(lease, instance.cpu_ns() // 1000)
         meters = Meters(
             wall_ms=wall_ms,
             billed_ms=billed_ms,
             memory_gb_s=gb_s(self.version.spec.memory_mb, billed_ms / MS),
-            cpu_ms=max(0, instance.cpu_ns() - lease.cpu_ns) / 1e6,
-            cpu_exact=lease.member.inflight <= 1,
+            cpu_ms=cpu_ms,
+            cpu_exact=cpu_exact,
             peak_memory_bytes=instance.peak_bytes(),
         )
         return CallReport(meters, lease.cold_start, b"", instance.id)
 
     def _tail(self, instance: Instance) -> bytes:
-        if instance.container is not None:
-            instance.container.output.drain()
         if instance.container is not None:
             instance.container.output.drain()
         lines = [line.text for line in self.log.tail(0) if line.instance == instance.id]

@@ -40,74 +40,55 @@ class BadHead(Exception):
 
 
 class RequestHead:
-    """A caller's head. `length` is that of the body, None for chunks; `size` that of the head."""
+    """A caller's head. `length` is that of the body, None for chunks; `size` that of the head.
 
-    __slots__ = (
-        "expects",
-        "headers",
-        "host",
-        "host_text",
-        "keep",
-        "kept",
-        "kind",
-        "length",
-        "make",
-        "method",
-        "old",
-        "route",
-        "size",
-        "target",
-        "templates",
-        "traced",
-        "upgrade",
-        "view",
-        "want_log_tail",
-    )
+    Fields that are mostly as below are written only when they change.
+    """
+
+    # what it says
+    method = b""
+    target = b""
+    host = b""
+    host_text = ""
+    length: int | None = 0
+    size = 0
+    old = False
+    keep = True
+    upgrade = False
+    traced = False
+    expects = False
+    # what follows from it
+    kept = False
+    """True once it came again: then conclusions are worth keeping."""
+    route: Route | None = None
+    view: View | None = None
+    kind: CallKind = "event"
+    make: Callable[..., Exchange]
+    """Makes the exchange of this kind of call; set with `view`."""
+    want_log_tail = False
+    templates: dict[str, HeadTemplate | None]
+    """The head for the container, by the caller's address; as long as `view` is the same."""
 
     def __init__(self) -> None:
-        # what it says
-        self.method = b""
-        self.target = b""
         self.headers: Headers = []
-        self.host = b""
-        self.host_text = ""
-        self.length: int | None = 0
-        self.size = 0
-        self.old = False
-        self.keep = True
-        self.upgrade = False
-        self.traced = False
-        self.expects = False
-        # what follows from it
-        self.kept = False
-        """True once it came again: then conclusions are worth keeping."""
-        self.route: Route | None = None
-        self.view: View | None = None
-        self.kind: CallKind = "event"
-        self.make: Callable[..., Exchange]
-        """Makes the exchange of this kind of call; set with `view`."""
-        self.want_log_tail = False
-        self.templates: dict[str, HeadTemplate | None] = {}
-        """The head for the container, by the caller's address; as long as `view` is the same."""
 
 
 class ReplyHead:
     """An instance's head. `length` is that of the body, None when unknown."""
 
-    __slots__ = ("chunked", "headers", "keep", "kept", "length", "status", "template", "view")
+    # what it says
+    status = 0
+    length: int | None = None
+    chunked = False
+    keep = False
+    # what follows from it
+    kept = False
+    view: View | None = None
+    template: HeadTemplate | None = None
+    """The whole head for a caller that keeps its connection; valid for `view`."""
 
     def __init__(self) -> None:
-        # what it says
-        self.status = 0
         self.headers: Headers = []
-        self.length: int | None = None
-        self.chunked = False
-        self.keep = False
-        # what follows from it
-        self.kept = False
-        self.view: View | None = None
-        self.template: HeadTemplate | None = None
-        """The whole head for a caller that keeps its connection; valid for `view`."""
 
 
 H = TypeVar("H", RequestHead, ReplyHead)

@@ -245,10 +245,13 @@ class Gateway:
             request_id = self.desk.random().hex()
             client.answer(unknown_function(route, error.message, request_id), request_id)
             return
-        if view.target is not target:
-            view = self._admit(client, head, route, target)
-            if view is None:
-                return
+        if view.target is target or self._admit(client, head, route, target):
+            self._start(client, head, first, done)
+
+    def _start(self, client: ClientConnection, head: RequestHead, first: bytes, done: bool) -> None:
+        view, route = head.view, head.route
+        assert view is not None
+        assert route is not None
         call = self._new_call(client, head, view, route)
         exchange = head.make(self.desk, view, call, client, head.length)
         exchange.head = head
@@ -281,11 +284,11 @@ class Gateway:
     def _route(self, client: ClientConnection, head: RequestHead, first: bytes, done: bool) -> None:
         """Find out where a head goes that was not served yet."""
         route = self._doors.match(head.method, head.target, head.host, head.headers)
-        request_id = self.desk.random().hex()
         if route is None:
+            request_id = self.desk.random().hex()
             client.answer(no_door(head.method, head.target, request_id), request_id)
         elif route.needs_body:
-            envelope = EnvelopedCall(self, client, head, request_id)
+            envelope = EnvelopedCall(self, client, head, self.desk.random().hex())
             client.sink = envelope
             envelope.start(head.length, first, done)
         else:
@@ -293,39 +296,43 @@ class Gateway:
             try:
                 target = self._catalog.find(route.name, route.qualifier)
             except NotFound as error:
+                request_id = self.desk.random().hex()
                 client.answer(unknown_function(route, error.message, request_id), request_id)
                 return
-            if self._admit(client, head, route, target) is not None:
-                self.request(client, head, first, done)
+            if self._admit(client, head, route, target):
+                self._start(client, head, first, done)
 
     def _admit(
         self, client: ClientConnection, head: RequestHead, route: Route, target: Target
-    ) -> View | None:
+    ) -> bool:
         """Check what holds for every call with this head to this target, or answer why not."""
         view = self.desk.view(target)
         kind = view.kinds[route.door]
-        call = self._new_call(client, head, view, route)
-        call.kind = kind or "event"
+        head.kind = kind or "event"
         reply: Reply | None = None
+        call: Call | None = None
         if kind is None:
+            call = self._new_call(client, head, view, route)
             reply = refusal(route, view.contract, call)
         elif head.size > view.short_head_bytes:
-            wrong = _too_long(head, call, view)
-            reply = view.contract.error(wrong, call) if wrong is not None else None
-        if reply is None and kind is not None and kind != "http":
+            wrong = _too_long(head, route, view)
+            if wrong is not None:
+                call = self._new_call(client, head, view, route)
+                reply = view.contract.error(wrong, call)
+        if kind is not None and kind != "http" and reply is None:
             options = call_options(head.headers)
             head.want_log_tail = options.want_log_tail
             if options.asynchronous:
+                call = self._new_call(client, head, view, route)
                 reply = own_error(501, *_NO_ASYNC, call.request_id)
-        if reply is not None or kind is None:
+        if call is not None:
             reply = reply or own_error(500, "Bug", "refused without a reason", call.request_id)
             client.answer(reply, call.request_id)
-            return None
-        head.kind = kind
-        head.make = EXCHANGES[kind]
+            return False
+        head.make = EXCHANGES[head.kind]
         head.view = view
         head.templates = {}
-        return view
+        return True
 
     def find(self, name: str, qualifier: str) -> View:
         """Return the view of a deployed function; raises NotFound."""
@@ -368,10 +375,10 @@ class Gateway:
             self.heads.clear()
 
 
-def _too_long(head: RequestHead, call: Call, view: View) -> Failure | None:
+def _too_long(head: RequestHead, route: Route, view: View) -> Failure | None:
     """Return the failure when head or target are larger than the contract allows."""
     limits = view.contract.limits
-    if len(call.target) > limits.target_bytes > 0:
+    if len(route.target) > limits.target_bytes > 0:
         message = f"path and query are longer than {limits.target_bytes} bytes"
         return Failure(FailureKind.HEADERS_TOO_LARGE, message, limit=limits.target_bytes)
     if head.size - len(head.target) > limits.header_bytes > 0:

@@ -21,7 +21,7 @@ FOLLOWER_BYTES = 4 << 20
 LINE_OVERHEAD = 64  # bytes counted per line beside its text, so that empty lines are bounded too
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LogLine:
     """One line of a function's output. `more` marks a line that was split at 32 KB."""
 
