@@ -295,11 +295,13 @@ class Instance:
     async def _clear(self) -> None:
         self._close_idle()
         row, self.row = self.row, -1
-        if row >= 0:
-            self._doors.clear_row(row)
-        if self.container is not None:
-            await self._doors.builder.destroy(self.container)
-        self._doors.forget(self.id)
+        try:
+            if row >= 0:  # before its number can be another instance's
+                self._doors.clear_row(row)
+        finally:
+            if self.container is not None:
+                await self._doors.builder.destroy(self.container)
+            self._doors.forget(self.id)
         left, spent_s = self.state, self._life.clear(asyncio.get_running_loop().time())
         self._doors.observe(left, spent_s)
 

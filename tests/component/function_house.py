@@ -238,7 +238,7 @@ class House:
             open_socket=self._socket,
             save=self.files.save,
             forget=self.files.remove,
-            clear_row=self.ledger.clear,
+            clear_row=lambda row: self.ledger.clear(row),
             observe=lambda state, spent_s: self.left_states.append(state.value),
         )
         self.fleet = Fleet(self.config, self.doors, self.ledger, (self.told,), memory_mb * MB)

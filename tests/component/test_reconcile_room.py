@@ -1,0 +1,379 @@
+"""The control cycle over a real plan: adoption, removal, and what it must never touch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from agent.aio.tasks import spawn, stop
+from agent.containerd.tasks import Task, TaskStatus
+from agent.core.instance import State
+from agent.errors import NotFound, RuntimeUnavailable
+from agent.functions.deploy import Deployer, Runners, Stores
+from agent.functions.reconcile import LOST, Reconciler
+from agent.functions.registry import Registry
+from agent.model.records import CallRecord, InstanceRecord
+from agent.store.ledger import Ledger
+from agent.telemetry.events import Events
+from tests.component.function_house import House, call, turns, until
+
+
+class Node(House):
+    """A house with a reconciler; containerd shows what the fake builder has, and `others`."""
+
+    async def __aenter__(self):
+        self.registry = Registry()
+        self.stored = []
+        self.unfinished = []
+        self.others = {}
+        containerd = SimpleNamespace(
+            containers=SimpleNamespace(list=self._containers),
+            tasks=SimpleNamespace(list=self._tasks),
+        )
+        functions = SimpleNamespace(load=self._load)
+        calls = SimpleNamespace(unfinished=self._unfinished, save=self._save)
+        stores = Stores(functions, calls, containerd, self.logs, Events())
+        runners = Runners(self.fleet, self.jobs, self.builder)
+        deployer = Deployer(self.config, self.registry, runners, stores)
+        self.reconciler = Reconciler(self.registry, deployer, runners, stores, self.files)
+        return self
+
+    async def _load(self):
+        return self.stored
+
+    async def _unfinished(self):
+        return tuple(self.unfinished)
+
+    async def _containers(self, filters):
+        assert filters == ['labels."kindling.kind"==instance']
+        await self.points.at("containers.list")
+        return [SimpleNamespace(id=id) for id in [*self.builder.alive, *self.others]]
+
+    async def _tasks(self):
+        await self.points.at("tasks.list")
+        found = dict.fromkeys(self.builder.alive, TaskStatus.RUNNING)
+        return [Task(id, 1, status) for id, status in {**found, **self.others}.items() if status]
+
+    def deploy(self, name="f", **fields):
+        target = self.target(name, **fields)
+        self.registry.put(target, latest=True)
+        return target
+
+    def left(self, id, *, state="ready", task=TaskStatus.RUNNING, number=5, **fields):
+        """An instance of a worker that is gone: its record, and its container."""
+        record = InstanceRecord(
+            id=id,
+            function=fields.pop("function", "f"),
+            version=1,
+            row=number,
+            network_slot=number,
+            address="127.0.0.1",
+            port=self.port,
+            layer_kind="slot512",
+            layer_slot=number,
+            pid=1,
+            state=state,
+            created_ns=1,
+        )
+        self.files.save(record)
+        if task is not None:
+            self.others[id] = task
+        return record
+
+    def records(self):
+        return [record.id for record in self.files.load()[0]]
+
+
+@pytest.fixture
+async def node(tmp_path):
+    async with Node(tmp_path) as found:
+        yield found
+
+
+async def settled(node):
+    await node.reconciler.adopt()
+    await node.reconciler.clear()
+
+
+async def gone(node, *targets):
+    await asyncio.gather(*(target.stop(grace_s=0.0) for target in targets))
+    assert node.held() == {}
+
+
+# -- start-up
+
+
+async def test_what_serves_is_adopted_and_what_nobody_owns_is_removed(node):
+    target = node.deploy()
+    node.left("f-good")
+    node.left("f-starting", state="creating", number=6)
+    node.left("f-stopping", state="stopping", number=7)
+    node.left("f-dead", task=TaskStatus.STOPPED, number=8)
+    node.left("f-nothing", task=None, number=9)
+    node.left("g-unwanted", function="g", number=10)
+    node.others["stranger"] = TaskStatus.CREATED
+    await settled(node)
+    assert list(node.fleet.instances) == ["f-good"]
+    assert node.records() == ["f-good"]
+    removed = {"f-starting", "f-stopping", "f-dead", "f-nothing", "g-unwanted", "stranger"}
+    assert set(node.builder.foreign) == removed
+    assert node.reconciler.sentence.endswith("adopted 1 instance")
+    lease = await node.lease(target)
+    assert lease.endpoint.id == "f-good"
+    target.release(lease, call())
+    await gone(node, target)
+
+
+async def test_nothing_is_removed_before_everything_is_adopted(node):
+    target = node.deploy()
+    node.left("f-good")
+    node.others["stranger"] = TaskStatus.RUNNING
+    await node.reconciler.adopt()
+    assert node.builder.foreign == []
+    await node.reconciler.clear()
+    assert node.builder.foreign == ["stranger"]
+    await gone(node, target)
+
+
+@pytest.mark.parametrize("error", [NotFound("its process is gone"), KeyError("ours")])
+async def test_one_instance_that_cannot_be_adopted_holds_up_no_other(node, error):
+    target = node.deploy()
+    node.left("f-bad")
+    node.left("f-good", number=6)
+    node.builder.fails = [error]
+    await settled(node)
+    assert len(node.fleet.instances) == 1
+    assert len(node.builder.foreign) == 1
+    assert node.records() == list(node.fleet.instances)
+    await gone(node, target)
+
+
+async def test_what_cannot_be_removed_keeps_its_record_for_the_next_cycle(node):
+    node.left("f-old")
+    node.points.fail["remove_foreign"] = RuntimeUnavailable("containerd is away")
+    await settled(node)
+    assert node.records() == ["f-old"]
+    await node.reconciler.cycle()
+    assert node.records() == []
+
+
+async def test_versions_are_loaded_and_only_latest_keeps_its_minimum(node):
+    versions = [node.target(version=n, scaling={"min": 1}).version for n in (1, 2, 3)]
+    node.stored = [SimpleNamespace(name="f", latest=2, versions=versions)]
+    await node.reconciler.load()
+    function = node.registry.get("f")
+    assert function.latest == 2
+    assert [function.versions[n].pool.policy.min for n in (1, 2, 3)] == [0, 1, 0]
+
+
+async def test_a_job_goes_on_and_one_that_did_not_survive_has_failed(node):
+    node.registry.put(node.target(contract="scf-job", kind="job"), latest=True)
+    node.left("f-alive")
+    node.left("f-unknown", number=6)
+    now_ns = time.time_ns()
+    node.unfinished = [
+        CallRecord("j-1", "f", 1, "f-alive", "Running", now_ns, started_ns=now_ns),
+        CallRecord("j-2", "f", 1, "f-lost", "Running", now_ns, started_ns=now_ns),
+    ]
+    await settled(node)
+    assert node.jobs.find("j-1") is not None
+    assert (node.saved["j-2"].state, node.saved["j-2"].error) == ("Failed", LOST)
+    assert node.builder.foreign == ["f-unknown"]  # a job nobody waits for
+    node.builder.alive["f-alive"].die(0)
+    await until(lambda: node.saved.get("j-1") is not None)
+    assert node.saved["j-1"].state == "Succeeded"
+    await until(lambda: node.held() == {})
+
+
+# -- the cycle
+
+
+async def test_a_quiet_node_is_left_alone(node):
+    target = node.deploy(scaling={"min": 1})
+    target.tick(node.fleet.now())
+    await until(lambda: target.pool.ready_count == 1)
+    await node.reconciler.cycle()
+    assert node.reconciler.sentence == "everything is as wanted"
+    assert node.builder.foreign == []
+    await gone(node, target)
+
+
+async def test_the_minimum_is_restored(node):
+    target = node.deploy(scaling={"min": 2})
+    await node.reconciler.cycle()
+    assert "scaling.min" in node.reconciler.sentence
+    await until(lambda: target.pool.ready_count == 2)
+    await gone(node, target)
+
+
+@pytest.mark.parametrize("step", ["build", "create", "start", "socket"])
+async def test_an_instance_that_is_being_started_is_never_touched(node, step):
+    target = node.deploy()
+    gate = node.points.hang[step] = asyncio.Event()
+    caller = node.wait(target)
+    await node.points.reached(step)
+    await node.reconciler.cycle()
+    await node.reconciler.cycle()
+    assert node.builder.foreign == []
+    gate.set()
+    target.release(await caller.answer(), call())
+    await gone(node, target)
+
+
+@pytest.mark.parametrize("step", ["signal", "destroy"])
+async def test_an_instance_that_is_being_stopped_is_never_touched(node, step):
+    target = node.deploy()
+    target.release(await node.lease(target), call())
+    gate = node.points.hang[step] = asyncio.Event()
+    ending = asyncio.gather(target.stop(grace_s=None))
+    await node.points.reached(step)
+    await node.reconciler.cycle()
+    assert node.builder.foreign == []
+    gate.set()
+    await ending
+    assert node.held() == {}
+
+
+@pytest.mark.parametrize("step", ["containers.list", "tasks.list"])
+async def test_what_begins_or_ends_during_the_look_is_not_judged_by_it(node, step):
+    target = node.deploy()
+    ends = await node.lease(target)
+    starting = node.points.hang["create"] = asyncio.Event()
+    node.wait(target)
+    await node.points.reached("create")
+    gate = node.points.hang[step] = asyncio.Event()
+    cycle = asyncio.gather(node.reconciler.cycle())
+    await node.points.reached(step)
+    target.release(ends, call(), recycle=True)  # gone before the look is over
+    starting.set()  # serves before the look is over
+    await until(lambda: ends.endpoint.id not in node.fleet.instances)
+    await until(lambda: target.pool.ready_count == 1)
+    gate.set()
+    await cycle
+    assert node.builder.foreign == []
+    assert node.reconciler.sentence == "everything is as wanted"
+    await gone(node, target)
+
+
+async def test_a_removal_waits_for_nobody_who_came_meanwhile(node):
+    """Between look and act an instance became ours: it is left alone."""
+    target = node.deploy()
+    record = node.left("f-late")
+    gate = node.points.hang["tasks.list"] = asyncio.Event()
+    node.registry.remove("f")  # unwanted, to the look
+    cycle = asyncio.gather(node.reconciler.cycle())
+    await node.points.reached("tasks.list")
+    instance = node.fleet.make(record.id, target.version, target.contract, target.log)
+    node.fleet.adopt(instance)
+    gate.set()
+    await cycle
+    assert node.builder.foreign == []
+    node.fleet.ended(instance, None)
+
+
+async def test_a_cycle_that_fails_says_so_and_the_next_one_runs(node, monkeypatch):
+    monkeypatch.setattr("agent.functions.reconcile.CYCLE_S", 0.001)
+    node.points.fail["containers.list"] = RuntimeUnavailable("containerd is away")
+    running = spawn("cycle", node.reconciler.run())
+    await until(lambda: "containerd is away" in node.reconciler.sentence)
+    node.points.fail["tidy"] = KeyError("ours")
+    await until(lambda: "ours" in node.reconciler.sentence)
+    await until(lambda: node.reconciler.sentence == "everything is as wanted")
+    await stop(running)
+
+
+# -- other workers
+
+
+class Before:
+    """The worker before: a real process, and its lane in the ledger."""
+
+    def __init__(self, node, monkeypatch):
+        self.process = subprocess.Popen(["/bin/sleep", "60"])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: self.process.pid)
+            self.ledger = Ledger.open(node.path / "ledger", 128)
+        first = node.ledger.generation
+        node.ledger.close()
+        node.ledger = node.fleet.ledger = Ledger.open(node.path / "ledger", 128)
+        node.ledger.forget(first)
+
+    def die(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def before(node, monkeypatch):
+    found = Before(node, monkeypatch)
+    yield found
+    found.die()
+    found.ledger.close()
+
+
+async def test_calls_of_a_living_worker_hold_their_places_until_they_end(node, before):
+    target = node.deploy(concurrency=2, scaling={"max": 1})
+    node.left("f-good")
+    before.ledger.begin(5)
+    before.ledger.begin(5)
+    await settled(node)
+    [member] = target.pool.members
+    assert member.inflight == 2
+    following = spawn("follow", node.reconciler.foreign.follow())
+    before.ledger.end(5)
+    await until(lambda: member.inflight == 1)
+    before.ledger.end(5)
+    await until(lambda: member.inflight == 0)
+    await following
+    await gone(node, target)
+
+
+@pytest.mark.parametrize(("concurrency", "recycled"), [(1, True), (2, False)])
+async def test_a_worker_that_dies_in_a_call_leaves_a_doubtful_instance(
+    node, before, concurrency, recycled
+):
+    target = node.deploy(concurrency=concurrency)
+    node.left("f-good")
+    before.ledger.begin(5)
+    await settled(node)
+    following = spawn("follow", node.reconciler.foreign.follow())
+    await turns()
+    before.die()
+    await following
+    [member] = target.pool.members
+    assert (member.instance.state in (State.DRAINING, State.STOPPING)) is recycled
+    if not recycled:
+        assert member.inflight == 0
+    assert node.ledger.foreign() == []
+    await gone(node, target)
+
+
+async def test_after_a_kill_instances_in_a_call_are_not_adopted(node, before):
+    target = node.deploy(concurrency=1)
+    node.left("f-busy")
+    node.left("f-idle", number=6)
+    before.ledger.begin(5)
+    before.die()
+    await settled(node)
+    assert list(node.fleet.instances) == ["f-idle"]
+    assert node.builder.foreign == ["f-busy"]
+    assert node.ledger.workers() == {}
+    await gone(node, target)
+
+
+async def test_the_cycle_runs_while_the_worker_before_still_lives(node, before, monkeypatch):
+    monkeypatch.setattr("agent.functions.reconcile.CYCLE_S", 0.001)
+    target = node.deploy(concurrency=2)
+    node.left("f-good")
+    before.ledger.begin(5)
+    await settled(node)
+    node.others["stranger"] = TaskStatus.RUNNING
+    running = spawn("cycle", node.reconciler.run())
+    await until(lambda: "stranger" in node.builder.foreign)
+    await stop(running)
+    await gone(node, target)
