@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 
 LINGER_S: Final = 2.0
 """How long a caller that was refused early has to read the answer before it is cut off."""
-LINGER_BYTES: Final = 1 << 20
+LINGER_BYTES: Final = 64 << 20
+"""How much it may send: most clients read the refusal only after all of their body, and the largest
+contract takes half of this."""
 PIPELINED_AT_ONCE: Final = 16
 """Requests of one connection served in one turn of the loop."""
 
