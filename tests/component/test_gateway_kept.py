@@ -252,6 +252,7 @@ def test_filled_requests_are_what_the_contract_says(contract, kind, length):
     view = view_of(contract, kind)
     head = RequestHead()
     head.length = length
+    head.templates = {}
     for turn in range(TEMPLATES + 3):
         call = call_of(view, kind, f"10.0.0.{turn}")
         assert filled_request(view, head, call, random) == view.request_head(call, length)
