@@ -165,7 +165,8 @@ class Contract(ABC):
         """Return the headers that reach the caller of an HTTP call; status and body pass.
 
         Raises FunctionFailed(RESPONSE_HEADERS_TOO_LARGE). Called before the body has come, so
-        `report` holds what is known by then (instance and cold start).
+        `report` holds what is known by then (instance and cold start). Of `call` only kind and
+        request id may show in the answer: the gateway keeps it for heads that come again.
         """
 
     @abstractmethod
