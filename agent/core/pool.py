@@ -3,7 +3,7 @@
 Members are instances as the pool sees them: how many calls each has, whether it serves yet. The one
 used last is used first, so that spare ones grow idle and go. Waiters queue in order of arrival.
 Hot methods (`take`, `enqueue`, `release`, `abandon`) cost the same however many members there are;
-`idle`, `expired` and `held_too_long` look at everything and belong on a timer.
+`idle` and `expired` look at everything and belong on a timer.
 
 Nothing is started, stopped or told from here; every method takes `now` and returns what should
 happen. `agent/functions/pool.py` does it.
@@ -46,17 +46,12 @@ class Policy:
     max: int = 100
     max_queue: int = 1000
     idle_s: float = 300.0
-    zombie_s: float = 30.0
 
 
 class Member(Generic[T]):
-    """One instance in the pool.
-
-    `held` are calls that were given up on and still occupy a place: until when, by call id.
-    """
+    """One instance in the pool. `strikes` counts the failures before it served."""
 
     __slots__ = (
-        "held",
         "idle_since",
         "inflight",
         "instance",
@@ -70,23 +65,21 @@ class Member(Generic[T]):
         self.instance = instance
         self.stage = Stage.STARTING
         self.inflight = 0
-        self.held: dict[str, float] = {}
         self.idle_since = now
         self.ready_at = -inf
         self.strikes = 0
         self.stacked = False
 
     def __repr__(self) -> str:
-        held = f" held={len(self.held)}" if self.held else ""
-        return f"<{self.instance} {self.stage.value} {self.inflight}{held}>"
+        return f"<{self.instance} {self.stage.value} {self.inflight}>"
 
 
 class Pool(Generic[T, W]):
     """Members and waiters of one version.
 
     Invariants: no member above `policy.concurrency`; nobody waits while a READY member has room;
-    every waiter leaves exactly once, by `ready`, `adopted`, `release`, `release_held`, `expired`,
-    `abandon`, `failed` or `close`. `policy` may be replaced, all but its concurrency.
+    every waiter leaves exactly once, by `ready`, `adopted`, `release`, `expired`, `abandon`,
+    `failed` or `close`. `policy` may be replaced, all but its concurrency.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -139,25 +132,8 @@ class Pool(Generic[T, W]):
         """
         if member.stage is Stage.GONE:
             return None
-        if member.inflight <= len(member.held):
+        if not member.inflight:
             raise Bug(f"{member!r} has no call to release")
-        return self._vacate(member, now)
-
-    def hold(self, member: Member[T], call_id: str, now: float) -> None:
-        """Note that a call was given up on, while its exchange still occupies the place."""
-        if member.stage is Stage.GONE:
-            return
-        if member.inflight <= len(member.held) or call_id in member.held:
-            raise Bug(f"{member!r} has no call {call_id} to hold")
-        member.held[call_id] = now + self.policy.zombie_s
-
-    def release_held(self, member: Member[T], call_id: str, now: float) -> W | None:
-        """Give a held place back, at the exchange's end or when it was held too long.
-
-        Whichever comes second finds nothing to do and gets None.
-        """
-        if member.stage is Stage.GONE or member.held.pop(call_id, None) is None:
-            return None
         return self._vacate(member, now)
 
     def abandon(self, waiter: W) -> bool:
@@ -207,7 +183,7 @@ class Pool(Generic[T, W]):
         return member.inflight == 0
 
     def is_empty(self, member: Member[T]) -> bool:
-        """Say whether a member has no call left, held ones included."""
+        """Say whether a member has no call left."""
         return member.inflight == 0
 
     def gone(self, member: Member[T]) -> None:
@@ -217,7 +193,6 @@ class Pool(Generic[T, W]):
         self._uncount(member)
         self.inflight -= member.inflight
         member.inflight = 0
-        member.held.clear()
         member.stage = Stage.GONE
         del self._members[member]
 
@@ -302,34 +277,6 @@ class Pool(Generic[T, W]):
         ]
         due.sort(key=lambda member: member.idle_since)
         return due[: max(0, spare)]
-
-    def held_too_long(self, now: float) -> list[tuple[Member[T], str]]:
-        """Return the held calls past `zombie_s`; give each back with `release_held`."""
-        return [
-            (member, call_id)
-            for member in self._members
-            for call_id, until in member.held.items()
-            if until <= now
-        ]
-
-    def wake_at(self) -> float:
-        """Return the earliest time at which a timer has something to do, inf for never.
-
-        Covers waiters' deadlines, the pause after failed starts, idle members and held calls. May
-        be too early, never too late.
-        """
-        times = [self._earliest if self._queue else inf]
-        if self.failures and self.starts_wanted(inf):
-            times.append(self._retry_at)
-        for member in self._members:
-            times.extend(member.held.values())
-        if self.closed or self.ready_count > self.policy.min:
-            times.extend(
-                member.idle_since + self.policy.idle_s
-                for member in self._members
-                if member.stage is Stage.READY and member.inflight == 0
-            )
-        return min(times)
 
     @property
     def waiting(self) -> int:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from agent.core.pool import FIRST_BACKOFF_S, LAST_BACKOFF_S, Member, Policy, Pool, Stage
+from agent.core.pool import FIRST_BACKOFF_S, LAST_BACKOFF_S, STABLE_S, Member, Policy, Pool, Stage
 from agent.errors import Bug, Overloaded
 
 
@@ -125,7 +125,6 @@ def test_idle_time_begins_anew_when_the_last_call_leaves():
     p.release(a, 9)
     assert p.idle(100) == []
     p.release(a, 100)
-    assert p.wake_at() == 110
     assert p.idle(109) == []
     assert p.idle(110) == [a]
 
@@ -134,10 +133,8 @@ def test_expired_waiters_leave_in_order_and_others_stay():
     p = pool()
     p.enqueue("late", 0, 5)
     p.enqueue("early", 0, 2)
-    assert p.wake_at() == 2
     assert p.expired(1.9) == []
     assert p.expired(2) == ["early"]
-    assert p.wake_at() == 5
     assert p.expired(9) == ["late"]
     assert p.waiting == 0
 
@@ -206,7 +203,6 @@ def test_after_failures_min_waits_for_a_growing_pause_but_a_call_is_one_more_try
     assert p.starts_wanted(0) == 1
     p.failed(p.added("a", 0), 0)
     assert p.starts_wanted(FIRST_BACKOFF_S / 2) == 0
-    assert p.wake_at() == FIRST_BACKOFF_S
     assert p.starts_wanted(FIRST_BACKOFF_S) == 1
     p.failed(p.added("b", 1), 1)
     assert p.starts_wanted(1 + FIRST_BACKOFF_S) == 0
@@ -242,31 +238,29 @@ def test_a_draining_member_serves_what_it_has_and_nothing_new():
     assert p.waiting == 1
 
 
-def test_a_timed_out_call_holds_its_place_until_its_exchange_ends():
-    p = pool(concurrency=2, zombie_s=30)
+def test_a_release_without_a_call_is_a_bug():
+    p = pool()
     a = serving(p, "a")
-    p.take(0)
-    p.hold(a, "call", 5)
-    assert p.take(5) is a
-    assert p.take(5) is None
-    p.enqueue("w", 5, 100)
-    assert p.release_held(a, "call", 6) == "w"
-    assert p.release_held(a, "call", 40) is None
-    assert a.inflight == 2
-
-
-def test_a_held_place_is_freed_after_zombie_s():
-    p = pool(concurrency=1, zombie_s=30)
-    a = serving(p, "a")
-    p.take(0)
-    p.hold(a, "call", 5)
     with pytest.raises(Bug):
-        p.release(a, 6)
-    assert p.held_too_long(34) == []
-    assert p.wake_at() == 35
-    assert p.held_too_long(35) == [(a, "call")]
-    p.release_held(a, "call", 35)
-    assert p.take(36) is a
+        p.release(a, 0)
+
+
+def test_a_member_that_crashes_soon_after_its_start_is_one_more_failure():
+    p = pool(min=1)
+    for failures in (1, 2, 3):
+        a = serving(p, f"a{failures}", 100)
+        assert p.failures == 0
+        p.crashed(a, 100 + STABLE_S / 2)
+        assert p.failures == failures
+        pause_s = FIRST_BACKOFF_S * 2 ** (failures - 1)
+        assert p.starts_wanted(100 + STABLE_S / 2 + pause_s * 0.9) == 0
+        assert p.starts_wanted(100 + STABLE_S / 2 + pause_s) == 1
+    p.crashed(serving(p, "stable", 200), 200 + STABLE_S)
+    assert p.starts_wanted(200 + STABLE_S) == 1
+    drained = serving(p, "drained", 300)
+    p.drain(drained)
+    p.crashed(drained, 300)
+    assert p.failures == 0
 
 
 def test_an_adopted_member_counts_the_calls_of_the_worker_before():
@@ -300,13 +294,10 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.names = 0
-        self.p: Pool[str, int] = Pool(
-            Policy(concurrency=2, min=1, max=4, max_queue=5, idle_s=3, zombie_s=4)
-        )
+        self.p: Pool[str, int] = Pool(Policy(concurrency=2, min=1, max=4, max_queue=5, idle_s=3))
         self.waiting: list[int] = []
         self.ended: set[int] = set()
         self.calls: dict[Member[str], int] = {}
-        self.held: list[tuple[Member[str], str]] = []
 
     def end(self, waiters: list[int]) -> None:
         for waiter in waiters:
@@ -378,31 +369,9 @@ class PoolMachine(RuleBasedStateMachine):
         if waiter is not None:
             self.grant(member, [waiter])
 
-    @precondition(lambda self: any(self.calls.values()))
-    @rule(data=st.data())
-    def call_times_out(self, data):
-        member = data.draw(st.sampled_from([m for m, n in self.calls.items() if n]))
-        self.calls[member] -= 1
-        self.names += 1
-        self.p.hold(member, f"c{self.names}", self.now)
-        self.held.append((member, f"c{self.names}"))
-
-    @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def old_exchange_ends(self, data):
-        member, call = data.draw(st.sampled_from(self.held))
-        waiter = self.p.release_held(member, call, self.now)
-        if waiter is not None:
-            self.grant(member, [waiter])
-        assert self.p.release_held(member, call, self.now) is None
-
     @rule()
     def timer_fires(self):
         self.end(self.p.expired(self.now))
-        for member, call in self.p.held_too_long(self.now):
-            waiter = self.p.release_held(member, call, self.now)
-            if waiter is not None:
-                self.grant(member, [waiter])
         before = len(self.of(Stage.READY))
         idle = self.p.idle(self.now)
         for member in idle:
@@ -412,7 +381,6 @@ class PoolMachine(RuleBasedStateMachine):
         if idle and not self.p.closed:
             assert before - len(idle) >= self.p.policy.min
         self.starts()
-        assert self.p.wake_at() > self.now
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -432,7 +400,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def member_dies(self, data):
         member = data.draw(st.sampled_from(self.p.members))
-        self.p.gone(member)
+        self.p.crashed(member, self.now)
         self.p.gone(member)
         assert self.p.release(member, self.now) is None
 
@@ -450,7 +418,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert p.inflight == sum(m.inflight for m in members)
         assert p.waiting == len(self.waiting)
         for member in members:
-            assert member.inflight == self.calls.get(member, 0) + len(member.held)
+            assert member.inflight == self.calls.get(member, 0)
 
     @invariant()
     def nobody_is_above_concurrency(self):
