@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 from agent.contracts.base import Call, Headers, Reply
 from agent.contracts.doors import Route, refusal
 from agent.contracts.own_errors import own_error
-from agent.contracts.tencent_api import BODY_LIMIT_BYTES, Envelope, parse, sealed, unknown_name
+from agent.contracts.tencent_api import (
+    BODY_LIMIT_BYTES,
+    Envelope,
+    api_error,
+    parse,
+    sealed,
+    unknown_name,
+)
 from agent.errors import NotFound
 from agent.gateway.event import EventExchange, JobExchange
 from agent.gateway.exchange import Exchange
@@ -144,6 +151,10 @@ class EnvelopedCall:
         if kind is None:
             route = Route("tencent_api", opened.name, opened.qualifier)
             self._finish(refusal(route, view.contract, call) or _crowded(call.request_id))
+            return
+        if opened.asynchronous and kind != "job":  # a job is answered at its start anyway
+            message = "InvocationType Event is not served yet: leave it out to wait for the result."
+            self._finish(api_error("UnsupportedOperation", message, call.request_id))
             return
         call.kind = kind
         make = JobExchange if kind == "job" else EventExchange

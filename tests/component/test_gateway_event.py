@@ -206,6 +206,7 @@ async def test_enveloped_calls_are_opened_and_sealed():
     ("raw", "code"),
     [
         (envelope(FunctionName="nobody"), "ResourceNotFound.FunctionName"),
+        (envelope(InvocationType="Event"), "UnsupportedOperation"),
         (post(b"/", b"not json", b"X-TC-Action: Invoke\r\n"), "InvalidParameter"),
         (post(b"/", b"{}", b"X-TC-Action: Other\r\n"), "InvalidAction"),
     ],
