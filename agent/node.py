@@ -11,15 +11,11 @@ import asyncio
 import contextlib
 import os
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.aio.tasks import spawn, stop
 from agent.contracts.base import Call
 from agent.contracts.bind import DIALECTS
 from agent.control.node import (
@@ -37,20 +33,19 @@ from agent.control.node import (
     NodeView,
 )
 from agent.core.deploy import pick
-from agent.errors import FailedPrecondition, InvalidSpec, NotFound, Problem
+from agent.errors import InvalidSpec, NotFound, Problem
 from agent.functions.deploy import Deployer
 from agent.functions.instance import Instance
 from agent.functions.registry import Deployed as RegisteredFunction
-from agent.model.image_ref import parse_image_ref
 from agent.model.records import CallRecord, Meters
 from agent.model.spec import FunctionSpec
+from agent.node_capacity import NodeCapacity
+from agent.node_images import NodeImages
 from agent.telemetry.logs import LogLine
 
 if TYPE_CHECKING:
     from agent.config import NodeConfig
     from agent.containerd.client import Containerd
-    from agent.containerd.images import ImageRecord
-    from agent.containerd.transfer import Progress
     from agent.functions.deploy import Runners
     from agent.functions.reconcile import Reconciler
     from agent.functions.registry import Registry
@@ -61,10 +56,7 @@ if TYPE_CHECKING:
     from agent.telemetry.events import Events
     from agent.telemetry.logs import Logs
 
-IMPORT_S = 600.0
-PULL_S = 600.0
 DRAIN_STEP_S = 0.05
-MAX_STEPS = 1000  # progress of a pull that its reader has not taken yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +84,9 @@ class LocalNode:
 
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
+        scratch = rooms.config.paths.data / "import"
+        self._images = NodeImages(rooms.containerd, rooms.images, rooms.registry, scratch)
+        self._capacity = NodeCapacity(rooms)
         self._started_ns = time.time_ns()
         self._set_serving: Callable[[bool], Awaitable[None]] | None = None
 
@@ -162,89 +157,19 @@ class LocalNode:
 
     async def images(self) -> Sequence[ImageView]:
         """See `control.node.Node.images`."""
-        return [await self._image(r) for r in await self._rooms.containerd.images.list()]
+        return await self._images.list()
 
-    async def _image(self, record: ImageRecord) -> ImageView:
-        try:
-            image = await self._rooms.containerd.images.inspect(record.name)
-            digest, size = image.digest, image.compressed_bytes
-        except (NotFound, InvalidSpec):
-            digest, size = record.target.digest, 0
-        used_by = tuple(self._rooms.registry.using(digest))
-        return ImageView(record.name, digest, size, record.created_ns, used_by)
-
-    async def pull_image(self, ref: str) -> AsyncIterator[ImageStep]:
+    def pull_image(self, ref: str) -> AsyncIterator[ImageStep]:
         """See `control.node.Node.pull_image`."""
-        name = parse_image_ref(ref).full
-        steps: asyncio.Queue[ImageStep] = asyncio.Queue(MAX_STEPS)
-
-        def told(progress: Progress) -> None:
-            if not steps.full():
-                steps.put_nowait(
-                    ImageStep(
-                        progress.event, progress.name, progress.done_bytes, progress.total_bytes
-                    )
-                )
-
-        deadline = asyncio.get_running_loop().time() + PULL_S
-        transfer = self._rooms.containerd.transfer
-        pull = spawn(f"pull {name}", transfer.pull(name, deadline=deadline, progress=told))
-        try:
-            while not pull.done() or not steps.empty():
-                taking = spawn(f"progress of {name}", steps.get())
-                await asyncio.wait({taking, pull}, return_when=asyncio.FIRST_COMPLETED)
-                if taking.done():
-                    yield taking.result()
-                else:
-                    await stop(taking)
-            image = pull.result()
-            done = await self._image(await self._rooms.containerd.images.get(image.name))
-            yield ImageStep("done", done=done)
-        finally:
-            await stop(pull)
+        return self._images.pull(ref)
 
     async def import_image(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
         """See `control.node.Node.import_image`."""
-        full = parse_image_ref(name).full if name else ""
-        scratch = self._rooms.config.paths.data / "import"
-        scratch.mkdir(mode=0o700, exist_ok=True)
-        fd, path = await asyncio.to_thread(tempfile.mkstemp, ".tar", "image-", scratch)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                async for chunk in chunks:
-                    await asyncio.to_thread(file.write, chunk)
-            deadline = asyncio.get_running_loop().time() + IMPORT_S
-            image = await self._rooms.containerd.importer.load(
-                Path(path), name=full, scratch=scratch, deadline=deadline
-            )
-        except InvalidSpec as error:
-            # The archive came as a stream: the caller knows it as its own file.
-            raise InvalidSpec(
-                [Problem("archive", p.message.replace(path, "the archive")) for p in error.problems]
-            ) from error
-        finally:
-            await asyncio.to_thread(Path(path).unlink, missing_ok=True)
-        return [await self._image(await self._rooms.containerd.images.get(image.name))]
+        return await self._images.load(chunks, name)
 
     async def remove_image(self, name: str) -> None:
         """See `control.node.Node.remove_image`."""
-        full = parse_image_ref(name).full
-        door = self._rooms.containerd
-        record = await door.images.get(full)
-        try:
-            image = await door.images.inspect(full)
-        except (NotFound, InvalidSpec):
-            await door.images.delete(full)
-            return
-        users = self._rooms.registry.using(image.digest)
-        if users:
-            raise FailedPrecondition(
-                f"image {full} is in use by {', '.join(users)}; remove the function first"
-            )
-        await door.images.delete(record.name)
-        others = [await door.images.inspect(r.name) for r in await door.images.list()]
-        if all(other.chain_id != image.chain_id for other in others):
-            await self._rooms.images.forget(image.chain_id)
+        await self._images.remove(name)
 
     # -- calls
 
@@ -356,45 +281,16 @@ class LocalNode:
             version=rooms.components.get("kindling", ""),
             started_ns=self._started_ns,
             draining=rooms.runners.fleet.draining,
-            capacity=self._capacity(),
+            capacity=self._capacity.now(),
             components={**rooms.components, "kernel": platform.release()},
             contracts=tuple(DIALECTS),
             features=rooms.features,
             summary=rooms.reconciler.sentence,
         )
 
-    def _capacity(self) -> CapacityView:
-        rooms = self._rooms
-        fleet, use = rooms.runners.fleet, rooms.runners.fleet.use
-        targets = rooms.registry.targets()
-        return CapacityView(
-            at_ns=time.time_ns(),
-            memory_bytes=fleet.memory_bytes,
-            memory_used_bytes=use.memory_bytes,
-            cpu_millis=(os.cpu_count() or 1) * 1000,
-            cpu_used_millis=use.cpu_millis,
-            instances=rooms.config.runtime.max_instances,
-            instances_used=use.instances,
-            inflight=sum(t.pool.inflight for t in targets),
-            queued=sum(t.pool.waiting for t in targets),
-            draining=fleet.draining,
-            free_layers={
-                int(kind.removeprefix("slot")): counts.ready
-                for kind, counts in rooms.layers.counts().items()
-                if kind.startswith("slot")
-            },
-            image_free_bytes=shutil.disk_usage(rooms.config.paths.data).free,
-        )
-
-    async def capacity(self, min_interval_s: float) -> AsyncIterator[CapacityView]:
+    def capacity(self, min_interval_s: float) -> AsyncIterator[CapacityView]:
         """See `control.node.Node.capacity`."""
-        before: CapacityView | None = None
-        while True:
-            now = self._capacity()
-            if before is None or _changed(before, now):
-                before = now
-                yield now
-            await asyncio.sleep(max(min_interval_s, DRAIN_STEP_S))
+        return self._capacity.watch(min_interval_s)
 
     # -- the node
 
@@ -414,8 +310,10 @@ class LocalNode:
         return left
 
     def _inflight(self) -> int:
-        jobs = self._rooms.runners.jobs.running
-        return jobs + sum(t.pool.inflight for t in self._rooms.registry.targets())
+        """Return the calls that run or wait for an instance, jobs included."""
+        pools = [target.pool for target in self._rooms.registry.targets()]
+        calls = sum(pool.inflight + pool.waiting for pool in pools)
+        return self._rooms.runners.jobs.running + calls
 
     async def undrain(self) -> None:
         """See `control.node.Node.undrain`."""
@@ -433,13 +331,4 @@ def _instance_view(instance: Instance, inflight: int) -> InstanceView:
         inflight=inflight,
         created_ns=instance.created_ns,
         cold_start=instance.cold_start,
-    )
-
-
-def _changed(before: CapacityView, now: CapacityView) -> bool:
-    ignored = {"at_ns", "image_free_bytes"}
-    return any(
-        getattr(before, name) != getattr(now, name)
-        for name in CapacityView.__dataclass_fields__
-        if name not in ignored
     )

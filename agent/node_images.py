@@ -1,0 +1,133 @@
+"""Images on this node, as the scheduler's door asks for them: list, pull, import, remove.
+
+The work is `agent/containerd`'s; which functions use an image is the registry's to know. A removed
+image takes its View with it when no other name has the same layers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.aio.tasks import spawn, stop
+from agent.control.node import ImageStep, ImageView
+from agent.errors import AgentError, FailedPrecondition, InvalidSpec, NotFound, Problem
+from agent.model.image_ref import parse_image_ref
+
+if TYPE_CHECKING:
+    from agent.containerd.client import Containerd
+    from agent.containerd.images import Image, ImageRecord
+    from agent.containerd.transfer import Progress
+    from agent.functions.registry import Registry
+    from agent.sandbox.images import Images
+
+IMPORT_S = 600.0
+PULL_S = 600.0
+MAX_STEPS = 1000  # progress of a pull that its reader has not taken yet
+
+
+class NodeImages:
+    """The images of one node; `scratch` takes archives while they are imported."""
+
+    def __init__(
+        self, containerd: Containerd, prepared: Images, registry: Registry, scratch: Path
+    ) -> None:
+        self._containerd = containerd
+        self._prepared = prepared
+        self._registry = registry
+        self._scratch = scratch
+
+    async def list(self) -> Sequence[ImageView]:
+        """Return every image by name."""
+        return [await self._view(record) for record in await self._containerd.images.list()]
+
+    async def _view(self, record: ImageRecord) -> ImageView:
+        image = await self._inspected(record.name)
+        digest = image.digest if image is not None else record.target.digest
+        size = image.compressed_bytes if image is not None else 0
+        used_by = tuple(self._registry.using(digest))
+        return ImageView(record.name, digest, size, record.created_ns, used_by)
+
+    async def _inspected(self, name: str) -> Image | None:
+        """Return what an image is, None for one that this node cannot run."""
+        try:
+            return await self._containerd.images.inspect(name)
+        except (NotFound, InvalidSpec):
+            return None
+
+    async def pull(self, ref: str) -> AsyncIterator[ImageStep]:
+        """Pull an image and yield its progress, the image itself last."""
+        name = parse_image_ref(ref).full
+        # One place more than `told` uses: the end must always find room.
+        steps: asyncio.Queue[ImageStep | None] = asyncio.Queue(MAX_STEPS + 1)
+
+        def told(progress: Progress) -> None:
+            if steps.qsize() < MAX_STEPS:
+                what, done, total = progress.event, progress.done_bytes, progress.total_bytes
+                steps.put_nowait(ImageStep(what, progress.name, done, total))
+
+        async def work() -> Image | AgentError:
+            deadline = asyncio.get_running_loop().time() + PULL_S
+            try:
+                return await self._containerd.transfer.pull(name, deadline=deadline, progress=told)
+            except AgentError as error:  # the reader's to hear, not the log's
+                return error
+
+        pull = spawn(f"pull {name}", work())
+        pull.add_done_callback(lambda _: steps.put_nowait(None))
+        try:
+            while (step := await steps.get()) is not None:
+                yield step
+            image = pull.result()
+            if isinstance(image, AgentError):
+                raise image
+            done = await self._view(await self._containerd.images.get(image.name))
+            yield ImageStep("done", done=done)
+        finally:
+            await stop(pull)
+
+    async def load(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
+        """Import an archive that comes in pieces; `name` is for one without a name of its own."""
+        full = parse_image_ref(name).full if name else ""
+        scratch = self._scratch
+        scratch.mkdir(mode=0o700, exist_ok=True)
+        fd, path = await asyncio.to_thread(tempfile.mkstemp, ".tar", "image-", scratch)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                async for chunk in chunks:
+                    await asyncio.to_thread(file.write, chunk)
+            deadline = asyncio.get_running_loop().time() + IMPORT_S
+            image = await self._containerd.importer.load(
+                Path(path), name=full, scratch=scratch, deadline=deadline
+            )
+        except InvalidSpec as error:
+            # The archive came as a stream: the caller knows it as its own file.
+            raise InvalidSpec(
+                [Problem("archive", p.message.replace(path, "the archive")) for p in error.problems]
+            ) from error
+        finally:
+            await asyncio.to_thread(Path(path).unlink, missing_ok=True)
+        return [await self._view(await self._containerd.images.get(image.name))]
+
+    async def remove(self, name: str) -> None:
+        """Remove a name; raises NotFound, FailedPrecondition when a function uses the image."""
+        full = parse_image_ref(name).full
+        door = self._containerd.images
+        record = await door.get(full)
+        image = await self._inspected(full)
+        if image is None:
+            await door.delete(full)
+            return
+        users = self._registry.using(image.digest)
+        if users:
+            raise FailedPrecondition(
+                f"image {full} is in use by {', '.join(users)}; remove the function first"
+            )
+        await door.delete(record.name)
+        others = [await self._inspected(other.name) for other in await door.list()]
+        if not any(other is not None and other.chain_id == image.chain_id for other in others):
+            await self._prepared.forget(image.chain_id)
