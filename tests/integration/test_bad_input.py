@@ -375,8 +375,8 @@ def test_pipelined_requests_are_answered_in_order(functions, agent):
     functions.deploy("web", "hello-http")
     with connected(agent) as caller:
         for n in range(50):
-            caller.sendall(f"GET /http/web/{n} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        caller.shutdown(socket.SHUT_WR)
+            last = "Connection: close\r\n" if n == 49 else ""
+            caller.sendall(f"GET /http/web/{n} HTTP/1.1\r\nHost: x\r\n{last}\r\n".encode())
         answers = drain(caller).split(b"hello from GET /")[1:]
     assert [int(answer.split(b"\n")[0]) for answer in answers] == list(range(50))
 
