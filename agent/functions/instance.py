@@ -10,9 +10,7 @@ failure: it raises FunctionFailed with what the contract needs, and nothing is l
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -20,19 +18,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent.aio.patience import Patience
-from agent.aio.tasks import finish, spawn, stop
+from agent.aio.tasks import finish, spawn
 from agent.contracts.base import Contract
 from agent.core.billing import CpuShares
 from agent.core.instance import Event, Lifecycle, State
 from agent.core.logtail import Line
-from agent.errors import AgentError, FunctionFailed
-from agent.functions import readiness
+from agent.errors import FunctionFailed
+from agent.functions import readiness, why
+from agent.functions.ending import Ending
 from agent.functions.hooks import NO_ANSWER, Hooks
 from agent.functions.ports import Connector, Endpoint
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord
 from agent.sandbox.builder import Builder, Laps, Order
-from agent.sandbox.container import UNKNOWN
 from agent.telemetry.logs import FunctionLog, LogLine, Stream
 
 if TYPE_CHECKING:
@@ -43,10 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUOTED_LINES = 20  # how much of its log a failed start quotes
-KILL_S = 10.0
 BROKEN_S = 60.0  # more than a kill and a teardown take
 EXIT_S = 0.5  # how long after its connection broke a process may take to be seen as ended
-HOOK_SHARE = 0.5  # of a shortened grace; the rest is for TERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +171,7 @@ class Instance:
             )
         except TimeoutError as error:
             waited_s = asyncio.get_running_loop().time() - began
-            raise FunctionFailed(
-                Failure(
-                    FailureKind.START_TIMEOUT,
-                    f"nothing listens on {address}:{port} after {waited_s:.1f} s",
-                    address=address,
-                    port=port,
-                    waited_s=waited_s,
-                    limit=limit_s,
-                    log_lines=self.quote(),
-                )
-            ) from error
+            raise FunctionFailed(why.nobody_listens(self.scene(waited_s), limit_s)) from error
         if sock is None:
             waited_s = asyncio.get_running_loop().time() - began
             raise FunctionFailed(await self.explain_exit(FailureKind.EXITED_AT_START, waited_s))
@@ -206,16 +192,7 @@ class Instance:
         waited_s = asyncio.get_running_loop().time() - began
         if status == NO_ANSWER and await self.exits_within(EXIT_S):
             raise FunctionFailed(await self.explain_exit(FailureKind.EXITED_AT_START, waited_s))
-        raise FunctionFailed(
-            Failure(
-                FailureKind.INIT_HOOK_FAILED,
-                f"the initialize hook answered {status}" if status else "the hook got no answer",
-                address=self.endpoint.address,
-                port=self.endpoint.port,
-                limit=hook.timeout_s,
-                log_lines=self.quote(),
-            )
-        )
+        raise FunctionFailed(why.hook_failed(self.scene(waited_s), hook, status))
 
     async def exits_within(self, seconds: float) -> bool:
         """Wait a moment for the process to end; says whether it has."""
@@ -252,45 +229,19 @@ class Instance:
         self._happened(event)
         try:
             self._remember()  # a successor must not take it over any more
-            await self._end_process(grace_s, hooked=hooked)
+            if self.container is not None and self.container.pid and not self.container.exited:
+                await self._ending(self.container).run(grace_s, hooked=hooked)
         except Exception:
             log.exception("end of %s", self.id)
         finally:
             self._patience.close()
         await self._clear()
 
-    async def _end_process(self, grace_s: float | None, *, hooked: bool) -> None:
-        container, patience = self.container, self._patience
-        if container is None or not container.pid or container.exited:
-            return
-        limits = self.contract.limits
-        grace = limits.stop_grace_s if grace_s is None else min(grace_s, limits.stop_grace_s)
-        if grace_s is not None:
-            patience.at_most(grace)
-        if hooked and not patience.over.done():
-            await self._pre_stop(None if grace_s is None else grace * HOOK_SHARE)
-        self._close_idle()
-        loop = asyncio.get_running_loop()
-        if not (patience.over.done() or container.exit.done()):
-            number = _signal_number(self.version.image.stop_signal if self.version.image else "")
-            with contextlib.suppress(AgentError):
-                await container.signal(number, deadline=loop.time() + KILL_S)
-            patience.at_most(grace)
-            await patience.wait_for(container.exit)
-        if not container.exited:
-            with contextlib.suppress(AgentError):
-                await container.kill(deadline=loop.time() + KILL_S)
-
-    async def _pre_stop(self, limit_s: float | None) -> None:
-        """Make the hook's request; cut short by an exit, by `limit_s`, or by a hastier stop."""
-        hook, container = self.contract.hook("pre_stop"), self.container
-        if hook is None or container is None:
-            return
-        if limit_s is not None:
-            hook = replace(hook, timeout_s=min(hook.timeout_s, limit_s))
-        hooking = spawn(f"pre-stop hook of {self.id}", self._hooks.run(hook))
-        await self._patience.wait_for(hooking, container.exit)
-        await stop(hooking)
+    def _ending(self, container: Container) -> Ending:
+        stop_signal = self.version.image.stop_signal if self.version.image is not None else ""
+        return Ending(
+            container, self.contract, self._hooks, stop_signal, self._close_idle, self._patience
+        )
 
     async def _clear(self) -> None:
         self._close_idle()
@@ -330,27 +281,11 @@ class Instance:
         """Say how the process ended; it has, or is about to. `waited_s` is the call's so far."""
         assert self.container is not None
         how = await asyncio.shield(self.container.exit)
-        if how.out_of_memory:
-            kind = FailureKind.OUT_OF_MEMORY
-        if how.out_of_memory:
-            what = f"ran out of its {self.version.spec.memory_mb} MB of memory"
-        elif how.exit_code == UNKNOWN:
-            what = "ended, nobody saw how"
-        elif how.signal is not None:
-            what = f"was ended by signal {how.signal}"
-        else:
-            what = f"exited with code {how.exit_code}"
-        return Failure(
-            kind,
-            f"the function's process {what}",
-            exit_code=how.exit_code,
-            signal=how.signal,
-            out_of_memory=how.out_of_memory,
-            address=self.endpoint.address,
-            port=self.endpoint.port,
-            waited_s=waited_s,
-            log_lines=self.quote(),
-        )
+        return why.exited(self.scene(waited_s), kind, how, self.version.spec.memory_mb)
+
+    def scene(self, waited_s: float) -> why.Scene:
+        """Return what a failure of this instance tells of it."""
+        return why.Scene(self.endpoint, waited_s, self.quote())
 
     def cpu_ns(self) -> int:
         """Return the CPU time its cgroup has used so far, nanoseconds; one read of a kept file."""
@@ -407,12 +342,3 @@ class Instance:
     def _remember(self) -> None:
         if self.container is not None:
             self._doors.save(self.record_of(self.container))
-
-
-def _signal_number(name: str) -> int:
-    """Return the number of an image's STOPSIGNAL, TERM when it names none that exists."""
-    if name.isdecimal() and 0 < int(name) <= 64:
-        return int(name)
-    wanted = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
-    found = signal.Signals.__members__.get(wanted)
-    return int(found) if found is not None else int(signal.SIGTERM)

@@ -21,7 +21,8 @@ from agent.contracts.failures import from_error
 from agent.core.instance import Event, State
 from agent.core.pool import Member, Pool
 from agent.errors import AgentError, FunctionFailed, InvalidSpec, Overloaded
-from agent.functions.instance import KILL_S, Instance
+from agent.functions.ending import KILL_S
+from agent.functions.instance import Instance
 from agent.functions.ports import Waiter
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion

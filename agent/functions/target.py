@@ -19,6 +19,7 @@ from agent.errors import Bug, FunctionFailed, Overloaded
 from agent.functions.instance import EXIT_S, Instance
 from agent.functions.ports import Lease, Waiter
 from agent.functions.scaling import Scaling
+from agent.functions.why import bad_response
 from agent.model.failure import Failure, FailureKind
 from agent.model.limits import LOG_TAIL_BYTES
 from agent.model.records import ColdStart, FunctionVersion, Meters
@@ -176,14 +177,7 @@ class FunctionTarget:
             return Failure(FailureKind.EXITED, "the instance is gone", waited_s=waited_s)
         if await instance.exits_within(EXIT_S):
             return await instance.explain_exit(FailureKind.EXITED, waited_s)
-        return Failure(
-            FailureKind.BAD_RESPONSE,
-            "the function closed the connection without a whole answer",
-            address=instance.endpoint.address,
-            port=instance.endpoint.port,
-            waited_s=waited_s,
-            log_lines=instance.quote(),
-        )
+        return bad_response(instance.scene(waited_s))
 
     async def run_job(self, call: Call, event: bytes) -> tuple[Reply, CallReport]:
         """See `ports.Target.run_job`."""
