@@ -30,7 +30,8 @@ from agent.functions.hooks import NO_ANSWER, Hooks
 from agent.functions.ports import Connector, Endpoint
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord
-from agent.sandbox.builder import Builder, Laps, Order
+from agent.sandbox.builder import Builder
+from agent.sandbox.order import Laps, Order
 from agent.telemetry.logs import FunctionLog, LogLine, Stream
 
 if TYPE_CHECKING:

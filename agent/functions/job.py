@@ -16,17 +16,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent.aio.patience import Patience
 from agent.aio.tasks import finish, launch
 from agent.contracts.base import Call, CallReport, Reply
-from agent.core.billing import gb_s
 from agent.core.instance import Event, State
-from agent.core.job import JobEvent, JobState, next_job_state
+from agent.core.job import JobState
 from agent.errors import AgentError, AlreadyExists, FunctionFailed, NotFound, Overloaded
 from agent.functions.instance import BROKEN_S, Instance
+from agent.functions.run import Run
 from agent.model.failure import Failure, FailureKind
 from agent.model.limits import LOG_TAIL_BYTES
-from agent.model.records import CallRecord, Exit, Meters
+from agent.model.records import CallRecord, Exit
 from agent.sandbox.container import UNKNOWN
 
 if TYPE_CHECKING:
@@ -34,33 +33,6 @@ if TYPE_CHECKING:
     from agent.functions.target import FunctionTarget
 
 log = logging.getLogger(__name__)
-
-
-class Run:
-    """One job under way. `started` and `ended` are resolved, never failed."""
-
-    def __init__(
-        self, record: CallRecord, target: FunctionTarget, instance: Instance, call: Call
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self.record = record
-        self.target = target
-        self.instance = instance
-        self.call = call
-        self.started: asyncio.Future[None] = loop.create_future()
-        self.ended: asyncio.Future[None] = loop.create_future()
-        self.patience = Patience()
-        """Over when its time limit has passed, or when it is to stop."""
-        self.stopped = False
-        self.grace_s: float | None = None
-        self.output = b""
-        self.cpu_ns = 0
-        self.failure: Failure | None = None
-        self.report = CallReport(Meters())
-
-    def happened(self, event: JobEvent) -> str:
-        """Return the state that an event leads to."""
-        return next_job_state(JobState(self.record.state), event).value
 
 
 class JobRunner:
@@ -179,13 +151,7 @@ class JobRunner:
         environment = {**contract.environment(instance.id), **extra}
         await instance.start(environment, began, self._fleet.start_permit())
         self._fleet.started(instance)
-        run.report = CallReport(Meters(), instance.cold_start, b"", instance.id)
-        run.record = replace(
-            run.record,
-            state=run.happened(JobEvent.STARTED),
-            started_ns=time.time_ns(),
-            cold_start=instance.cold_start,
-        )
+        run.has_started()
         await self._note(run.record)
         run.started.set_result(None)
 
@@ -200,12 +166,7 @@ class JobRunner:
         cut = not exited.done()
         run.cpu_ns = instance.cpu_ns()
         if cut and not run.stopped:
-            run.failure = Failure(
-                FailureKind.TIMEOUT,
-                f"the job ran longer than {limit_s:g} s",
-                waited_s=limit_s,
-                limit=limit_s,
-            )
+            run.is_late(limit_s)
         if not self._fleet.handed_over:
             event = Event.STOP_BEGAN if cut else Event.COMPLETED
             await instance.stop(grace_s=run.grace_s, event=event)
@@ -216,51 +177,13 @@ class JobRunner:
         return exit
 
     async def _finish(self, run: Run, exit: Exit, began: float) -> None:
-        wall_ms = (self._fleet.now() - began) * 1000
-        contract, spec = run.target.contract, run.target.version.spec
-        billed_ms = contract.billed_ms(wall_ms)
-        meters = Meters(
-            wall_ms=wall_ms,
-            billed_ms=billed_ms,
-            memory_gb_s=gb_s(spec.memory_mb, billed_ms / 1000),
-            cpu_ms=run.cpu_ns / 1e6,
-            peak_memory_bytes=exit.peak_bytes,
-        )
-        run.report = CallReport(meters, run.instance.cold_start, run.output, run.instance.id)
-        if exit.out_of_memory:
-            run.failure = Failure(
-                FailureKind.OUT_OF_MEMORY,
-                f"the job ran out of its {spec.memory_mb} MB of memory",
-                exit_code=exit.exit_code,
-                signal=exit.signal,
-                out_of_memory=True,
-            )
-        event = _end_of(run, exit)
-        error = run.failure.message if run.failure is not None else ""
-        if event is JobEvent.EXITED_BADLY and not error:
-            error = f"the job exited with code {exit.exit_code}"
-        for line in contract.log_after(run.call, run.report, error):
+        error = run.has_exited(exit, (self._fleet.now() - began) * 1000)
+        for line in run.target.contract.log_after(run.call, run.report, error):
             run.instance.note(line)
-        run.record = replace(
-            run.record,
-            state=run.happened(event),
-            ended_ns=time.time_ns(),
-            exit_code=exit.exit_code,
-            error=error,
-            meters=meters,
-        )
         await self._note(run.record)
 
     async def _failed(self, run: Run, failure: Failure) -> None:
-        """Note the end of a run that has no exit: it did not start, or its exit was not seen."""
-        run.failure = failure
-        event = JobEvent.STOP_REQUESTED
-        if not run.stopped:
-            waits = run.record.state == JobState.ENQUEUED.value
-            event = JobEvent.START_FAILED if waits else JobEvent.EXITED_BADLY
-        if run.record.ended_ns == 0:
-            state, now_ns = run.happened(event), time.time_ns()
-            run.record = replace(run.record, state=state, ended_ns=now_ns, error=failure.message)
+        run.has_failed(failure)
         await self._note(run.record)
 
     async def _note(self, record: CallRecord) -> None:
@@ -321,13 +244,3 @@ class JobRunner:
             if run.instance.state is State.STOPPING:
                 launch(f"hasten {run.instance.id}", run.instance.stop(grace_s=grace_s))
         run.patience.at_most(0)
-
-
-def _end_of(run: Run, exit: Exit) -> JobEvent:
-    """Return how a run has ended whose exit is known."""
-    if run.stopped:
-        return JobEvent.STOP_REQUESTED
-    if run.failure is not None and run.failure.kind is FailureKind.TIMEOUT:
-        return JobEvent.TIMED_OUT
-    well = run.failure is None and exit.exit_code == 0
-    return JobEvent.EXITED_CLEAN if well else JobEvent.EXITED_BADLY

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from pathlib import Path
 
 from agent.aio.tasks import finish
@@ -29,6 +27,7 @@ from agent.network.room import Egress
 from agent.sandbox.blueprint import Blueprint, blueprint_of
 from agent.sandbox.container import Container
 from agent.sandbox.images import find_executable
+from agent.sandbox.order import Order, Timings
 from agent.sandbox.output import Output, Sink, held_open
 from agent.sandbox.rooms import Rooms
 from agent.sandbox.shims import KIND_LABEL, Shims
@@ -38,45 +37,6 @@ INSTANCE_KIND = "instance"
 FUNCTION_LABEL = "kindling.function"
 VERSION_LABEL = "kindling.version"
 CREATE_SLACK_S = 2.0
-
-
-class Laps:
-    """A stopwatch whose laps follow each other without a gap, so that they add up to the whole."""
-
-    def __init__(self, began: float | None = None) -> None:
-        """Start now, or at an earlier reading of time.monotonic()."""
-        self._mark = time.monotonic() if began is None else began
-
-    def ms(self) -> float:
-        """End a lap and return its milliseconds."""
-        before, self._mark = self._mark, time.monotonic()
-        return (self._mark - before) * 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One instance to build.
-
-    `environment` is the contract's, `sink` gets the lines of output, `leased` is told once the
-    slots are held and before the container exists.
-    """
-
-    id: str
-    version: FunctionVersion
-    environment: Mapping[str, str]
-    sink: Sink
-    leased: Callable[[Container], None]
-    laps: Laps
-
-
-@dataclass(slots=True)
-class Timings:
-    """Milliseconds of the builder's phases, and what was found ready."""
-
-    image_ms: float = 0.0
-    slots_ms: float = 0.0
-    create_ms: float = 0.0
-    cached: list[str] = field(default_factory=list)
 
 
 class Builder:

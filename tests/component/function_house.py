@@ -22,7 +22,7 @@ from agent.functions.target import FunctionTarget
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Exit, FunctionVersion, ImageFacts
 from agent.model.spec import parse_spec
-from agent.sandbox.builder import Timings
+from agent.sandbox.order import Timings
 from agent.store.instances import InstanceFiles
 from agent.store.ledger import Ledger
 from agent.telemetry.logs import Logs

@@ -21,8 +21,9 @@ from agent.errors import Bug, FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec import parse_spec
 from agent.network.room import NetworkSlot
-from agent.sandbox.builder import Builder, Laps, Order
+from agent.sandbox.builder import Builder
 from agent.sandbox.images import PreparedImage
+from agent.sandbox.order import Laps, Order
 from agent.sandbox.rooms import Rooms
 from agent.sandbox.shims import Shims
 from agent.storage.layer import WritableLayer
