@@ -250,8 +250,9 @@ async def test_a_hastier_stop_cuts_the_first_one_short(house, at):
     await house.points.reached(at)
     await turns()
     assert not first.done()
-    await instance.stop(grace_s=0.0)
-    await first
+    async with asyncio.timeout(5):
+        await instance.stop(grace_s=0.0)
+        await first
     assert ("kill", instance.id) in house.did
     assert over(house, instance) == {}
 

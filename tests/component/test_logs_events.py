@@ -9,7 +9,14 @@ import pytest
 from agent.aio.tasks import spawn, stop
 from agent.errors import FailedPrecondition
 from agent.telemetry.events import KEPT, Events, Subject
-from agent.telemetry.logs import FOLLOWER_LINES, LINE_OVERHEAD, FunctionLog, LogLine, Logs
+from agent.telemetry.logs import (
+    FOLLOWER_BYTES,
+    FOLLOWER_LINES,
+    LINE_OVERHEAD,
+    FunctionLog,
+    LogLine,
+    Logs,
+)
 
 
 def line(text, instance="a", stream="stdout"):
@@ -90,6 +97,16 @@ async def test_a_slow_follower_loses_the_oldest_lines_and_knows_how_many():
     assert follower.lost == 10
     assert got[0] == "10"
     assert len(got) == FOLLOWER_LINES
+
+
+async def test_what_a_slow_follower_may_hold_is_bounded_in_bytes_too():
+    log = log_of()
+    follower = log.follow()
+    text = "x" * (1 << 20)
+    for n in range(20):
+        log.append(line(text))
+        assert len(follower.lines) == min(n + 1, FOLLOWER_BYTES // len(text) - 1)
+    assert follower.lost == 20 - len(follower.lines)
 
 
 async def test_a_long_backlog_is_not_lost_to_the_one_who_asked_for_it():

@@ -260,20 +260,14 @@ async def test_what_begins_or_ends_during_the_look_is_not_judged_by_it(node, ste
     await gone(node, target)
 
 
-async def test_a_removal_waits_for_nobody_who_came_meanwhile(node):
-    """Between look and act an instance became ours: it is left alone."""
+async def test_what_serves_here_is_its_targets_to_end_even_when_nobody_wants_it(node):
     target = node.deploy()
-    record = node.left("f-late")
-    gate = node.points.hang["tasks.list"] = asyncio.Event()
-    node.registry.remove("f")  # unwanted, to the look
-    cycle = asyncio.gather(node.reconciler.cycle())
-    await node.points.reached("tasks.list")
-    instance = node.fleet.make(record.id, target.version, target.contract, target.log)
-    node.fleet.adopt(instance)
-    gate.set()
-    await cycle
+    target.release(await node.lease(target), call())
+    node.registry.remove("f")
+    await node.reconciler.cycle()
     assert node.builder.foreign == []
-    node.fleet.ended(instance, None)
+    assert target.pool.ready_count == 1
+    await gone(node, target)
 
 
 async def test_a_cycle_that_fails_says_so_and_the_next_one_runs(node, monkeypatch):

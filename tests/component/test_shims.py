@@ -69,7 +69,12 @@ async def test_mending_twice_at_once_makes_no_shim_too_many(house):
     for name in ("a", "b"):
         shims.pick(name)
         shims.created(name, late=True)
-    await asyncio.gather(shims.mend(), shims.mend(), shims.mend())
+    gate = house.points.hang["sandboxes.create"] = asyncio.Event()
+    mending = asyncio.gather(shims.mend(), shims.mend(), shims.mend())
+    await house.points.reached("sandboxes.create")
+    await asyncio.sleep(0)
+    gate.set()
+    await mending
     assert shims.usable == 2
     assert len(shims._anchors) == 4
 

@@ -484,8 +484,9 @@ async def test_a_call_in_flight_holds_a_drain_up_and_force_does_not_wait(house):
     drained = asyncio.gather(target.stop(grace_s=None))
     await turns()
     assert not drained.done()
-    await target.stop(grace_s=0.0)
-    await drained
+    async with asyncio.timeout(5):
+        await target.stop(grace_s=0.0)
+        await drained
     assert ("kill", lease.endpoint.id) in house.did
     target.release(lease, call())
     assert house.held() == {}
@@ -498,8 +499,9 @@ async def test_force_cuts_the_grace_of_an_instance_that_ignores_term(house):
     drained = asyncio.gather(target.stop(grace_s=None))
     await house.points.reached("signal")
     assert not drained.done()
-    await target.stop(grace_s=0.0)
-    await drained
+    async with asyncio.timeout(5):
+        await target.stop(grace_s=0.0)
+        await drained
     assert house.held() == {}
 
 
