@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 WITHIN_S = 30.0  # more than all the bounds below together
 CALL_S = 5.0  # one answer of containerd's
+AT_ONCE = 16  # a few shims serve all: hundreds of calls at once only stand in line there
 SCRUB_TRIES = 40
 SCRUB_PAUSE_S = 0.05
 
@@ -38,6 +39,7 @@ class Teardown:
         self._rooms = rooms
         self._fifos = fifos
         self._unfinished: dict[str, Container] = {}
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     def __repr__(self) -> str:
         return f"<Teardown unfinished={sorted(self._unfinished)}>"
@@ -51,6 +53,10 @@ class Teardown:
         await finish(f"destroy {container.id}", self._destroy(container), within_s=WITHIN_S)
 
     async def _destroy(self, container: Container) -> None:
+        async with self._turns:
+            await self._take_apart(container)
+
+    async def _take_apart(self, container: Container) -> None:
         rooms, id = self._rooms, container.id
         async with container.ending:
             if container.gone:
