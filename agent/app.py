@@ -133,7 +133,7 @@ class App:
             open_socket=machine.network.socket,
             save=files.save,
             forget=files.remove,
-            clear_row=ledger.clear,
+            row=ledger.row,
             observe=watcher.state_left,
         )
         self._fleet = Fleet(

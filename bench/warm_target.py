@@ -41,14 +41,13 @@ class WarmTarget:
 
     def release(
         self, lease: Lease, call: Call, failure: Failure | None = None, *, recycle: bool = False
-    ) -> CallReport:
+    ) -> None:
         """Take the lease back."""
         self.out -= 1
-        wall_ms = (self._loop.time() - lease.taken_at) * 1000
-        return CallReport(Meters(wall_ms=wall_ms), None, b"", lease.endpoint.id)
 
-    def deliver_log_before(self, lease: Lease, call: Call) -> None:
-        """No log here."""
+    def report(self, lease: Lease) -> CallReport:
+        """Return a report of nothing: warm HTTP calls do not ask."""
+        return CallReport(Meters(), None, b"", lease.endpoint.id)
 
     async def explain(self, lease: Lease, waited_s: float) -> Failure:
         """Never asked."""
@@ -64,6 +63,7 @@ class OneFunction:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self.generation = 0
 
     def find(self, name: str, qualifier: str) -> Target:
         """Return the one there is."""

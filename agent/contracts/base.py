@@ -195,12 +195,12 @@ class Contract(ABC):
     def billed_ms(self, wall_ms: float) -> float:
         """Return the billed milliseconds of a call that took `wall_ms`."""
 
-    def log_before(self, call: Call) -> str | None:
-        """Return the platform's line in the function's log before a call, if it has one."""
-        return None
+    def log_before(self, request_id: str) -> Sequence[str]:
+        """Return the platform's lines in the function's log before a call."""
+        return ()
 
-    def log_after(self, call: Call, report: CallReport, error: str = "") -> tuple[str, ...]:
-        """Return the platform's lines in the function's log after a call."""
+    def log_after(self, request_id: str, meters: Meters, error: str = "") -> Sequence[str]:
+        """Return the platform's lines in the function's log after a call; `error` says why not."""
         return ()
 
     def log_hook(self, hook: Hook, request_id: str) -> tuple[str, str] | None:

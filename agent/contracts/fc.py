@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 
 from agent.contracts import headers as h
 from agent.contracts.base import (
@@ -26,7 +27,7 @@ from agent.contracts.wording import megabytes, whole_ms
 from agent.errors import FunctionFailed
 from agent.model.failure import Failure, FailureKind
 from agent.model.limits import LOG_TAIL_BYTES
-from agent.model.records import FunctionVersion
+from agent.model.records import FunctionVersion, Meters
 
 HANDLER = "index.handler"
 """FC wants a handler's name even of a container that has none; its console fills in this."""
@@ -213,14 +214,13 @@ class Fc(Dialect):
 
     # -- afterwards
 
-    def log_before(self, call: Call) -> str | None:
+    def log_before(self, request_id: str) -> Sequence[str]:
         """Return FC's line before a call."""
-        return f"FC Invoke Start RequestId: {call.request_id}"
+        return (f"FC Invoke Start RequestId: {request_id}",)
 
-    def log_after(self, call: Call, report: CallReport, error: str = "") -> tuple[str, ...]:
+    def log_after(self, request_id: str, meters: Meters, error: str = "") -> Sequence[str]:
         """Return FC's line after a call, and its summary."""
-        end = f"FC Invoke End RequestId: {call.request_id}" + (f", Error: {error}" if error else "")
-        meters = report.meters
+        end = f"FC Invoke End RequestId: {request_id}" + (f", Error: {error}" if error else "")
         summary = (
             f"Duration: {meters.wall_ms:.2f} ms, "
             f"Billed Duration: {whole_ms(meters.billed_ms or meters.wall_ms)} ms, "

@@ -120,13 +120,11 @@ def _append_trace(out: list[bytes], parent: bytes, state: list[bytes], request_i
 def made_trace(request_id: bytes) -> bytes:
     """Return W3C trace headers (Trace Context level 1) made of the request id's hex digits."""
     trace = request_id.translate(_UPPER, _NOT_HEX)[-32:].rjust(32, b"0")
-    parent = trace[-16:]
+    parent = trace[16:]
     if parent == b"0000000000000000":
         trace = trace[:31] + b"1"
-        parent = trace[-16:]
-    return b"".join(
-        (b"traceparent: 00-", trace, b"-", parent, b"-01\r\ntracestate: kindling=", parent, CRLF)
-    )
+        parent = trace[16:]
+    return b"traceparent: 00-%b-%b-01\r\ntracestate: kindling=%b\r\n" % (trace, parent, parent)
 
 
 def framing(method: bytes, length: int | None) -> bytes:

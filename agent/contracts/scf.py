@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from agent.contracts.base import Call, CallReport, Headers, Reply
 from agent.contracts.dialect import Dialect
 from agent.contracts.own_errors import JSON
 from agent.contracts.wording import exit_words, log_words, megabytes, number, whole_ms
 from agent.model.failure import Failure, FailureKind
+from agent.model.records import Meters
 from agent.model.spec import FunctionSpec
 
 NAMESPACE = "default"
@@ -79,21 +80,20 @@ class Scf(Dialect):
         message = f"{title}: {scf_message(failure, self.version.spec)}"
         return scf_error(status, message, call, self._retry_after(failure))
 
-    def log_before(self, call: Call) -> str | None:
+    def log_before(self, request_id: str) -> Sequence[str]:
         """Return SCF's line before a call."""
-        return f"START RequestId: {call.request_id}"
+        return (f"START RequestId: {request_id}",)
 
-    def log_after(self, call: Call, report: CallReport, error: str = "") -> tuple[str, ...]:
+    def log_after(self, request_id: str, meters: Meters, error: str = "") -> Sequence[str]:
         """Return SCF's lines after a call; an error has one of its own before them."""
-        meters = report.meters
-        lines = [f"ERROR RequestId: {call.request_id} Result: {error}"] if error else []
-        lines.append(f"END RequestId: {call.request_id}")
+        lines = [f"ERROR RequestId: {request_id} Result: {error}"] if error else []
+        lines.append(f"END RequestId: {request_id}")
         lines.append(
-            f"Report RequestId: {call.request_id} Duration:{whole_ms(meters.wall_ms)}ms "
+            f"Report RequestId: {request_id} Duration:{whole_ms(meters.wall_ms)}ms "
             f"Memory:{self.version.spec.memory_mb}MB "
             f"MaxMemoryUsed:{megabytes(meters.peak_memory_bytes)}MB"
         )
-        return tuple(lines)
+        return lines
 
 
 def scf_error(status: int, message: str, call: Call, headers: Headers | None = None) -> Reply:

@@ -8,7 +8,8 @@ is `agent/cgroups`'.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 MB_PER_GB = 1024
 
@@ -70,47 +71,56 @@ class BusyTime:
         return self._busy_s + running
 
 
-class _Share:
-    __slots__ = ("alone", "base_us", "joins")
+class Sharer(Protocol):
+    """What a call carries while its CPU time is counted; `CpuShares` alone writes it.
 
-    def __init__(self, base_us: float, joins: int, *, alone: bool) -> None:
-        self.base_us = base_us
-        self.joins = joins
-        self.alone = alone
+    When the call has ended, `cpu_us` is its CPU time in microseconds, and `alone` says that it is
+    exact.
+    """
+
+    cpu_us: float
+    joins: int
+    alone: bool
 
 
 class CpuShares:
     """CPU time of single calls out of one instance's counter.
 
     Between two readings the instance's CPU time is split evenly among the calls in flight. A call
-    that was alone from begin to end has the exact figure; what an idle instance burns is nobody's.
+    that was alone from begin to end has the exact figure if the counter was read at both; what an
+    idle instance burns is nobody's.
     """
 
-    __slots__ = ("_calls", "_joins", "_last_us", "_share_us")
+    __slots__ = ("_joins", "_last_us", "_share_us", "running")
 
     def __init__(self) -> None:
-        self._calls: dict[Hashable, _Share] = {}
+        self.running = 0
+        """How many calls are in flight."""
         self._joins = 0
         self._last_us = 0
         self._share_us = 0.0
 
-    def begin(self, call: Hashable, cpu_us: int) -> None:
-        """A call begins while the counter stands at `cpu_us`; `call` tells it from others."""
-        self._advance(cpu_us)
-        if self._calls:
+    def read(self, cpu_us: int) -> None:
+        """The counter stands at `cpu_us`."""
+        used_us = cpu_us - self._last_us
+        if used_us > 0:
+            self._last_us = cpu_us
+            if self.running:
+                self._share_us += used_us / self.running
+
+    def begin(self, call: Sharer) -> None:
+        """A call begins; if nobody else runs, `read` comes first."""
+        running = self.running
+        self.running = running + 1
+        if running:
             self._joins += 1
-        self._calls[call] = _Share(self._share_us, self._joins, alone=not self._calls)
+        call.alone = not running
+        call.joins = self._joins
+        call.cpu_us = self._share_us
 
-    def end(self, call: Hashable, cpu_us: int) -> tuple[float, bool]:
-        """Return the call's CPU milliseconds and whether they are exact; unknown calls cost 0."""
-        self._advance(cpu_us)
-        share = self._calls.pop(call, None)
-        if share is None:
-            return 0.0, False
-        exact = share.alone and share.joins == self._joins
-        return (self._share_us - share.base_us) / 1000, exact
-
-    def _advance(self, cpu_us: int) -> None:
-        if self._calls:
-            self._share_us += max(0, cpu_us - self._last_us) / len(self._calls)
-        self._last_us = max(self._last_us, cpu_us)
+    def end(self, call: Sharer) -> None:
+        """A call ends, once; if nobody else runs, `read` comes first."""
+        self.running -= 1
+        call.cpu_us = self._share_us - call.cpu_us
+        if call.joins != self._joins:
+            call.alone = False

@@ -84,6 +84,7 @@ class Pool(Generic[T, W]):
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self._room = policy.concurrency
         self.closed = False
         self.starting = 0
         self.ready_count = 0
@@ -103,7 +104,11 @@ class Pool(Generic[T, W]):
         if not self._stack:
             return None
         member = self._stack[-1]
-        self._occupy(member)
+        member.inflight = inflight = member.inflight + 1
+        self.inflight += 1
+        if inflight >= self._room:
+            self._stack.pop()
+            member.stacked = False
         return member
 
     def enqueue(self, waiter: W, now: float, deadline: float) -> None:
@@ -132,9 +137,18 @@ class Pool(Generic[T, W]):
         """
         if member.stage is Stage.GONE:
             return None
-        if not member.inflight:
+        inflight = member.inflight
+        if not inflight:
             raise Bug(f"{member!r} has no call to release")
-        return self._vacate(member, now)
+        if self._queue and member.stage is Stage.READY and inflight <= self._room:
+            return self._queue.popitem(last=False)[0]  # the leaving call still counted
+        member.inflight = inflight = inflight - 1
+        self.inflight -= 1
+        if not inflight:
+            member.idle_since = now
+        if not member.stacked:
+            self._stack_if_room(member)
+        return None
 
     def abandon(self, waiter: W) -> bool:
         """Forget a waiter; False when it no longer waits."""
@@ -309,24 +323,6 @@ class Pool(Generic[T, W]):
             self.inflight += 1
         self._stack_if_room(member)
         return served
-
-    def _occupy(self, member: Member[T]) -> None:
-        member.inflight += 1
-        self.inflight += 1
-        if member.inflight >= self.policy.concurrency:
-            self._stack.pop()
-            member.stacked = False
-
-    def _vacate(self, member: Member[T], now: float) -> W | None:
-        has_room = member.inflight <= self.policy.concurrency  # the leaving call still counts
-        if self._queue and has_room and member.stage is Stage.READY:
-            return self._queue.popitem(last=False)[0]
-        member.inflight -= 1
-        self.inflight -= 1
-        if member.inflight == 0:
-            member.idle_since = now
-        self._stack_if_room(member)
-        return None
 
     def _stack_if_room(self, member: Member[T]) -> None:
         if (

@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING
 from agent.aio.patience import Patience
 from agent.aio.tasks import finish, spawn
 from agent.contracts.base import Contract
-from agent.core.billing import CpuShares
 from agent.core.instance import Event, Lifecycle, State
 from agent.core.logtail import Line
 from agent.errors import FunctionFailed
 from agent.functions import readiness, why
 from agent.functions.ending import Ending
 from agent.functions.hooks import NO_ANSWER, Hooks
+from agent.functions.metering import InstanceMeter
 from agent.functions.ports import Connector, Endpoint
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord
 from agent.sandbox.builder import Builder
 from agent.sandbox.order import Laps, Order
+from agent.store.ledger import Row, no_row
 from agent.telemetry.logs import FunctionLog, LogLine, Stream
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class Doors:
     open_socket: Callable[[], Awaitable[socket.socket]]
     save: Callable[[InstanceRecord], None]
     forget: Callable[[str], None]
-    clear_row: Callable[[int], None]
+    row: Callable[[int], Row]
+    """Gives the count of calls in the in-flight ledger of a network slot's number."""
     observe: Callable[[State, float], None]
     """Told the state that was left and the seconds spent in it."""
 
@@ -73,10 +75,9 @@ class Instance:
         self.cold_start: ColdStart | None = None
         self.container: Container | None = None
         self.created_ns = time.time_ns()
-        self.shares = CpuShares()
-        """Whose CPU time it was: calls that overlap share what its cgroup used meanwhile."""
-        self.row = -1
-        """Its row in the in-flight ledger: the number of its network slot, -1 without one."""
+        self.meter = InstanceMeter()
+        self.calls = no_row()
+        """Its row in the in-flight ledger: that of its network slot, once it has one."""
         self._doors = doors
         self._log = out
         self._life = Lifecycle(asyncio.get_running_loop().time())
@@ -91,6 +92,11 @@ class Instance:
     def state(self) -> State:
         """Where the instance stands in the table."""
         return self._life.state
+
+    @property
+    def row(self) -> int:
+        """The number of its network slot and of its row in the ledger; -1 without a container."""
+        return self.container.slot.number if self.container is not None else -1
 
     @property
     def last_exit(self) -> Exit | None:
@@ -203,10 +209,14 @@ class Instance:
 
     def _leased(self, container: Container) -> None:
         """Note the slots before the container is made: a successor must find what to give back."""
-        self.container = container
-        self.endpoint.address = container.address
-        self.row = container.slot.number
+        self._has(container)
         self._doors.save(self.record_of(container))
+
+    def _has(self, container: Container) -> None:
+        self.container = container
+        self.meter.figures = container.cgroup
+        self.endpoint.address = container.address
+        self.calls = self._doors.row(container.slot.number)
 
     # -- down
 
@@ -246,14 +256,11 @@ class Instance:
 
     async def _clear(self) -> None:
         self._close_idle()
-        row, self.row = self.row, -1
-        try:
-            if row >= 0:  # before its number can be another instance's
-                self._doors.clear_row(row)
-        finally:
-            if self.container is not None:
-                await self._doors.builder.destroy(self.container)
-            self._doors.forget(self.id)
+        calls, self.calls = self.calls, no_row()
+        calls.clear()  # before its number can be another instance's
+        if self.container is not None:
+            await self._doors.builder.destroy(self.container)
+        self._doors.forget(self.id)
         left, spent_s = self.state, self._life.clear(asyncio.get_running_loop().time())
         self._doors.observe(left, spent_s)
 
@@ -271,9 +278,7 @@ class Instance:
 
     def adopted(self, container: Container, record: InstanceRecord) -> None:
         """Take over a running container as READY: the record of the worker before says so."""
-        self.container = container
-        self.endpoint.address = container.address
-        self.row = container.slot.number
+        self._has(container)
         self.cold_start = record.cold_start
         self.created_ns = record.created_ns
         self._life = Lifecycle(asyncio.get_running_loop().time(), State.READY)
@@ -291,10 +296,6 @@ class Instance:
     def cpu_ns(self) -> int:
         """Return the CPU time its cgroup has used so far, nanoseconds; one read of a kept file."""
         return self.container.cgroup.cpu_ns() if self.container is not None else 0
-
-    def peak_bytes(self) -> int:
-        """Return its memory peak so far; one read of a kept file."""
-        return self.container.cgroup.peak_bytes() if self.container is not None else 0
 
     def log_lines(self) -> list[LogLine]:
         """Return everything that is kept of the function's log."""
@@ -328,7 +329,7 @@ class Instance:
             id=self.id,
             function=self.version.name,
             version=self.version.version,
-            row=self.row,
+            row=container.slot.number,
             network_slot=container.slot.number,
             address=container.address,
             port=self.contract.port,

@@ -145,8 +145,7 @@ class JobRunner:
         instance, contract = run.instance, run.target.contract
         if run.stopped:
             raise FunctionFailed(Failure(FailureKind.CLIENT_CANCELLED, "stopped before it began"))
-        line = contract.log_before(run.call)
-        if line is not None:
+        for line in contract.log_before(run.call.request_id):
             instance.note(line)
         environment = {**contract.environment(instance.id), **extra}
         await instance.start(environment, began, self._fleet.start_permit())
@@ -178,7 +177,7 @@ class JobRunner:
 
     async def _finish(self, run: Run, exit: Exit, began: float) -> None:
         error = run.has_exited(exit, (self._fleet.now() - began) * 1000)
-        for line in run.target.contract.log_after(run.call, run.report, error):
+        for line in run.target.contract.log_after(run.record.id, run.report.meters, error):
             run.instance.note(line)
         await self._note(run.record)
 

@@ -66,7 +66,9 @@ class Lease:
 
 
 class Waiter(Protocol):
-    """A call that waits for an instance. Exactly one of the two is called, once."""
+    """A call that wants an instance. Only one that waits is told, and exactly once."""
+
+    request_id: str
 
     def granted(self, lease: Lease) -> None:
         """An instance is free for this call now."""
@@ -93,15 +95,15 @@ class Target(Protocol):
 
     def release(
         self, lease: Lease, call: Call, failure: Failure | None = None, *, recycle: bool = False
-    ) -> CallReport:
+    ) -> None:
         """Give the lease back; the next waiter may be granted within this call.
 
         `recycle` ends the instance (a timed-out call at concurrency 1, a broken exchange).
         Raises Bug on a second release.
         """
 
-    def deliver_log_before(self, lease: Lease, call: Call) -> None:
-        """Write the platform's line before a call, where the contract has one."""
+    def report(self, lease: Lease) -> CallReport:
+        """Return what the call of a released lease has cost."""
 
     async def explain(self, lease: Lease, waited_s: float) -> Failure:
         """Say why an exchange broke: waits up to 0.5 s for the instance's exit.
@@ -119,7 +121,9 @@ class Target(Protocol):
 
 
 class Catalog(Protocol):
-    """Finds what is deployed."""
+    """Finds what is deployed. `generation` changes whenever an answer may have changed."""
+
+    generation: int
 
     def find(self, name: str, qualifier: str) -> Target:
         """Return the target; raises NotFound naming the function and what is there instead."""

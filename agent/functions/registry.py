@@ -39,6 +39,8 @@ class Registry:
 
     def __init__(self) -> None:
         self._functions: dict[str, Deployed] = {}
+        self.generation = 0
+        """Another number whenever `find` may answer differently than before."""
 
     def __repr__(self) -> str:
         return f"<Registry {len(self._functions)} functions>"
@@ -72,11 +74,13 @@ class Registry:
         function.versions[number] = target
         if latest:
             function.latest = number
+        self.generation += 1
 
     def remove(self, name: str) -> Deployed:
         """Take a function out: calls no longer find it. Raises NotFound."""
         function = self.get(name)
         del self._functions[name]
+        self.generation += 1
         return function
 
     def functions(self) -> list[Deployed]:

@@ -8,13 +8,15 @@ and nowhere else. Jobs are `agent/functions/job.py`'s.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from time import time_ns
 from typing import TYPE_CHECKING
 
 from agent.contracts.base import Call, CallReport, Contract, Reply
 from agent.contracts.failures import from_error
 from agent.core.billing import gb_s
-from agent.core.pool import Member, Policy, Pool
+from agent.core.pool import Member, Policy, Pool, Stage
 from agent.errors import Bug, FunctionFailed, Overloaded
 from agent.functions.instance import EXIT_S, Instance
 from agent.functions.ports import Lease, Waiter
@@ -34,12 +36,27 @@ log = logging.getLogger(__name__)
 MS = 1000.0
 
 
-@dataclass(slots=True, eq=False)
 class PoolLease(Lease):
-    """A lease with what the pool needs to take it back."""
+    """A lease with what the pool needs to take it back, and what its call has cost by then."""
 
-    member: Member[Instance] | None = None
-    released: bool = False
+    cpu_us: float
+    joins: int
+    alone: bool
+    released = False
+    wall_ms = 0.0
+    peak_bytes = 0
+    log_tail = b""
+
+    def __init__(
+        self,
+        member: Member[Instance],
+        taken_at: float,
+        cold_start: ColdStart | None,
+    ) -> None:
+        self.endpoint = member.instance.endpoint
+        self.taken_at = taken_at
+        self.cold_start = cold_start
+        self.member = member
 
 
 class FunctionTarget:
@@ -70,6 +87,10 @@ class FunctionTarget:
         self.scaling.tell(self._serve, self._refuse)
         self._fleet = fleet
         self._jobs = jobs
+        self._number = version.version
+        speaks = type(contract).log_before is not Contract.log_before
+        self._words_before = contract.log_before if speaks else None
+        self._logs_after = type(contract).log_after is not Contract.log_after
         self._causing: set[Waiter] = set()
         """Those who wait for a start of their own: it is not under way for somebody else."""
 
@@ -85,7 +106,7 @@ class FunctionTarget:
             raise FunctionFailed(Failure(FailureKind.DRAINING, "the node takes no new calls"))
         member = self.pool.take(now)
         if member is not None:
-            return self._lease(member, now)
+            return self._lease(member, now, waiter)
         if self.version.state == "Failed":
             raise FunctionFailed(Failure(FailureKind.IMAGE_UNAVAILABLE, self.version.reason))
         try:
@@ -98,72 +119,79 @@ class FunctionTarget:
         self.scaling.scale(now)
         return None
 
-    def _lease(self, member: Member[Instance], now: float, cold: ColdStart | None = None) -> Lease:
+    def _lease(
+        self, member: Member[Instance], now: float, waiter: Waiter, cold: ColdStart | None = None
+    ) -> Lease:
         instance = member.instance
-        if instance.row >= 0:
-            self._fleet.ledger.begin(instance.row)
-        lease = PoolLease(instance.endpoint, now, cold, member=member)
-        instance.shares.begin(lease, instance.cpu_ns() // 1000)
+        instance.calls.begin()
+        lease = PoolLease(member, now, cold)
+        instance.meter.begin(lease, now)
+        if self._words_before is not None:
+            given = (waiter.request_id,)
+            self.log.append_unworded(
+                time_ns(), instance.id, self._number, self._words_before, given
+            )
         return lease
 
     def release(
         self, lease: Lease, call: Call, failure: Failure | None = None, *, recycle: bool = False
-    ) -> CallReport:
+    ) -> None:
         """See `ports.Target.release`."""
-        if not isinstance(lease, PoolLease) or lease.member is None or lease.released:
+        if not isinstance(lease, PoolLease) or lease.released:
             raise Bug(f"a lease of {self!r} was released twice")
         lease.released = True
         now = self._fleet.now()
         member = lease.member
         instance = member.instance
-        if instance.row >= 0:
-            self._fleet.ledger.end(instance.row)
-        report = self._report(lease, call, now)
-        for line in self.contract.log_after(call, report, failure.message if failure else ""):
-            instance.note(line)
+        instance.calls.end()
+        lease.peak_bytes = instance.meter.end(lease, now)
+        lease.wall_ms = wall_ms = (now - lease.taken_at) * MS
+        if self._logs_after:
+            why = failure.message if failure is not None else ""
+            given = (call.request_id, wall_ms, lease.peak_bytes, why)
+            self.log.append_unworded(time_ns(), instance.id, self._number, self._words_after, given)
         if call.want_log_tail:
-            report = replace(report, log_tail=self._tail(instance))
+            lease.log_tail = self._tail(instance)
         if recycle:  # other calls on it end first
             alone = self.pool.policy.concurrency == 1
             self.scaling.retire(member, grace_s=0.0 if alone else None)
         self._vacate(member, now)
-        return report
 
     def _vacate(self, member: Member[Instance], now: float) -> None:
         waiter = self.pool.release(member, now)
         if waiter is None:
-            self.scaling.left(member)
+            if member.stage is not Stage.READY:
+                self.scaling.left(member)
             return
         self._causing.discard(waiter)
-        waiter.granted(self._lease(member, now))
+        waiter.granted(self._lease(member, now, waiter))
 
-    def _report(self, lease: PoolLease, call: Call, now: float) -> CallReport:
-        assert lease.member is not None
-        instance = lease.member.instance
-        wall_ms = (now - lease.taken_at) * MS
+    def report(self, lease: Lease) -> CallReport:
+        """See `ports.Target.report`."""
+        assert isinstance(lease, PoolLease)
+        meters = self._meters(lease.wall_ms, lease.peak_bytes)
+        meters.cpu_ms, meters.cpu_exact = lease.cpu_us / 1000, lease.alone
+        return CallReport(meters, lease.cold_start, lease.log_tail, lease.endpoint.id)
+
+    def _meters(self, wall_ms: float, peak_bytes: int) -> Meters:
         billed_ms = self.contract.billed_ms(wall_ms)
-        cpu_ms, cpu_exact = instance.shares.end(lease, instance.cpu_ns() // 1000)
-        meters = Meters(
+        return Meters(
             wall_ms=wall_ms,
             billed_ms=billed_ms,
             memory_gb_s=gb_s(self.version.spec.memory_mb, billed_ms / MS),
-            cpu_ms=cpu_ms,
-            cpu_exact=cpu_exact,
-            peak_memory_bytes=instance.peak_bytes(),
+            peak_memory_bytes=peak_bytes,
         )
-        return CallReport(meters, lease.cold_start, b"", instance.id)
+
+    def _words_after(
+        self, request_id: str, wall_ms: float, peak_bytes: int, why: str
+    ) -> Sequence[str]:
+        return self.contract.log_after(request_id, self._meters(wall_ms, peak_bytes), why)
 
     def _tail(self, instance: Instance) -> bytes:
         if instance.container is not None:
             instance.container.output.drain()
         lines = [line.text for line in self.log.tail(0) if line.instance == instance.id]
         return "\n".join(lines).encode()[-LOG_TAIL_BYTES:]
-
-    def deliver_log_before(self, lease: Lease, call: Call) -> None:
-        """See `ports.Target.deliver_log_before`."""
-        line = self.contract.log_before(call)
-        if line is not None and isinstance(lease, PoolLease) and lease.member is not None:
-            lease.member.instance.note(line)
 
     def abandon(self, waiter: Waiter) -> None:
         """See `ports.Target.abandon`."""
@@ -172,8 +200,9 @@ class FunctionTarget:
 
     async def explain(self, lease: Lease, waited_s: float) -> Failure:
         """See `ports.Target.explain`."""
-        instance = lease.member.instance if isinstance(lease, PoolLease) and lease.member else None
-        if instance is None or instance.container is None:
+        assert isinstance(lease, PoolLease)
+        instance = lease.member.instance
+        if instance.container is None:
             return Failure(FailureKind.EXITED, "the instance is gone", waited_s=waited_s)
         if await instance.exits_within(EXIT_S):
             return await instance.explain_exit(FailureKind.EXITED, waited_s)
@@ -195,7 +224,7 @@ class FunctionTarget:
         for waiter in waiters:
             asked = waiter in self._causing
             self._causing.discard(waiter)
-            lease = self._lease(member, now, cold if asked else None)
+            lease = self._lease(member, now, waiter, cold if asked else None)
             if asked:
                 cold = None
             waiter.granted(lease)

@@ -11,7 +11,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
-from agent.contracts.base import CallKind, Contract
+from agent.contracts.base import CallKind
 from agent.contracts.doors import Door, admits, call_kind
 from agent.functions.ports import Target
 
@@ -45,7 +45,6 @@ class View:
         "kind",
         "kinds",
         "line",
-        "logs_before",
         "new_request_id",
         "release",
         "request_bytes",
@@ -78,7 +77,6 @@ class View:
         self.call_s = contract.limits.call_s
         self.single = spec.concurrency == 1
         self.cancel = spec.on_client_cancel
-        self.logs_before = type(contract).log_before is not Contract.log_before
         self.counters = counters
         self.line = line
 

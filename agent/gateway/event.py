@@ -67,8 +67,7 @@ class EventExchange(Exchange):
         else:
             body = data if not pieces else b"".join((*pieces, data))
             if self.call.want_log_tail:
-                if self.conn is not None:
-                    self._release_connection(self.conn)
+                self._leave_connection()
                 self.desk.loop.call_later(LOG_SETTLE_S, self._settled, body)
             else:
                 self._whole(body)
@@ -132,14 +131,14 @@ class JobExchange(Exchange):
         event = b"".join(self.pieces or ())
         failure = Failure(FailureKind.INTERNAL)
         try:
-            reply, self.report = await self.view.target.run_job(self.call, event)
+            reply, self.job_report = await self.view.target.run_job(self.call, event)
         except AgentError as error:
             failure = from_error(error)
         else:
             if self.stage != DONE:
                 caller = self.caller
                 self.caller = None
-                self.view.counters.cold_starts += self.report.cold_start is not None
+                self.view.counters.cold_starts += self.job_report.cold_start is not None
                 self._done(reply.status)
                 if caller is not None:
                     self._deliver(caller, reply)

@@ -27,7 +27,7 @@ from agent.gateway.state import (
     RUNNING,
     State,
 )
-from agent.gateway.template import filled_request, reply_template
+from agent.gateway.template import first_request, reply_template
 from agent.gateway.wire import LAST_CHUNK, chunk
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Meters
@@ -60,6 +60,13 @@ class Exchange(State):
     def limited(self) -> bool:
         """True from the lease on: the call's time limit runs."""
         return self.deadline > 0
+
+    @property
+    def report(self) -> CallReport | None:
+        """What the call has cost, once it has; None for one that reached no instance."""
+        if self.settled is not None:
+            return self.view.target.report(self.settled)
+        return self.job_report
 
     def provide(self, data: bytes, done: bool) -> None:
         """Give what is known of the body before `start`."""
@@ -132,8 +139,6 @@ class Exchange(State):
         if self.traced:
             self._granted_at = perf_counter()
         try:
-            if view.logs_before:
-                view.target.deliver_log_before(lease, self.call)
             idle: list[UpstreamConnection] = endpoint.idle  # type: ignore[assignment]
             while idle:
                 conn = idle.pop()
@@ -167,7 +172,7 @@ class Exchange(State):
                 head.view = view
                 head.template = reply_template(view, head, self.call, self.desk.random)
             ready = head.template
-            if ready is not None and caller.whole(ready, self.call.request_id.encode(), body):
+            if ready is not None and caller.whole(ready, self.identity, body):
                 self._done(head.status)
                 return
         length = head.length
@@ -340,14 +345,17 @@ class Exchange(State):
 
     def _send(self, conn: UpstreamConnection) -> None:
         """Write the head and what there is of the body in one go."""
-        call, length = self.call, self.length
+        call, length, head = self.call, self.length, self.head
         self.conn = conn
         self.stage = RUNNING
-        head = self.head
         if head is None or not head.kept or head.length != length:
             data = self.view.request_head(call, length)
         else:
-            data = filled_request(self.view, head, call, self.desk.random)
+            made = head.templates.get(call.remote)
+            if made is not None:
+                data = made.fill(self.identity)
+            else:
+                data = first_request(self.view, head, call, self.desk.random)
         conn.begin(self, call.instance, call.method == b"HEAD" and call.kind == "http")
         if self.pieces is not None:
             body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
@@ -421,17 +429,19 @@ class Exchange(State):
 
     def _done(self, status: int) -> None:
         """The instance's reply is whole: give back connection and lease."""
-        if self.conn is not None:
-            self._release_connection(self.conn)
+        self._leave_connection()
         self._settle(self.failure)
         if self.caller is None:
             status = self._told
         self.view.counters.ended(status, perf_counter() - self._started_at)
 
-    def _release_connection(self, conn: UpstreamConnection) -> None:
+    def _leave_connection(self) -> None:
+        conn, lease = self.conn, self.lease
         self.conn = None
-        if self.request_done and self.lease is not None:
-            conn.rest(self.lease.endpoint)
+        if conn is None:
+            return
+        if self.request_done and lease is not None:
+            conn.rest(lease.endpoint)
         else:
             conn.drop()
 
@@ -464,9 +474,10 @@ class Exchange(State):
         lease = self.lease
         if lease is not None:
             self.lease = None
+            self.settled = lease
             if lease.cold_start is not None:
                 self.view.counters.cold_starts += 1
-            self.report = self.view.release(lease, self.call, failure, recycle=recycle)
+            self.view.release(lease, self.call, failure, recycle=recycle)
 
     def _break_off(self) -> None:
         caller, self.caller = self.caller, None

@@ -2,8 +2,8 @@
 
 Clients that call again and functions that answer again mostly send the same head. A head seen twice
 is kept (bounded, and forgotten within a minute) together with all that follows from it, so that a
-warm call neither parses nor decides anything twice. What is kept decides nothing that may change:
-the catalog is asked on every call. `client.py` and `upstream.py` read, `server.py` and
+warm call neither parses nor decides anything twice. What follows from what is deployed holds for
+one generation of the catalog. `client.py` and `upstream.py` read, `server.py` and
 `exchange.py` hang their conclusions on a head.
 """
 
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import httptools
 
 from agent.contracts.base import CallKind, Headers
+from agent.contracts.doors import Route
 from agent.gateway.wire import MAX_HEADERS, MAX_REQUEST_HEAD_BYTES, STEERING, Field
 
 if TYPE_CHECKING:
-    from agent.contracts.doors import Route
     from agent.gateway.desk import View
     from agent.gateway.exchange import Exchange
     from agent.gateway.template import HeadTemplate
@@ -28,6 +28,10 @@ KEPT_HEAD_BYTES: Final = 4096
 """Heads longer than this carry something of their own and will not come again."""
 SEEN_HEADS: Final = 8192
 """Hashes of heads seen once, so that heads which never come again cost no memory."""
+
+
+NOWHERE: Final = Route("http", "")
+"""The route of a head that was not routed yet."""
 
 
 class BadHead(Exception):
@@ -60,8 +64,10 @@ class RequestHead:
     # what follows from it
     kept = False
     """True once it came again: then conclusions are worth keeping."""
-    route: Route | None = None
+    route: Route = NOWHERE
     view: View | None = None
+    generation = -1
+    """Of the catalog when `view` was found; until it changes, `view` is where this head goes."""
     kind: CallKind = "event"
     make: Callable[..., Exchange]
     """Makes the exchange of this kind of call; set with `view`."""

@@ -32,7 +32,7 @@ from agent.gateway.desk import TICK_S, Desk, View
 from agent.gateway.envelope import EnvelopedCall
 from agent.gateway.event import EventExchange, JobExchange
 from agent.gateway.exchange import Exchange
-from agent.gateway.head import HeadCache, RequestHead
+from agent.gateway.head import NOWHERE, HeadCache, RequestHead
 from agent.gateway.local import LocalCaller, LocalResult
 from agent.gateway.upstream import UpstreamConnector
 from agent.model.failure import Failure, FailureKind
@@ -235,24 +235,13 @@ class Gateway:
         self, client: ClientConnection, head: RequestHead, first: bytes, done: bool
     ) -> None:
         """Start what a whole head asks for; `first` is what came of the body, `done` if all."""
-        view, route = head.view, head.route
-        if view is None or route is None:
-            self._route(client, head, first, done)
+        if head.generation != self._catalog.generation and not self._found(
+            client, head, first, done
+        ):
             return
-        try:
-            target = self._catalog.find(route.name, route.qualifier)
-        except NotFound as error:
-            request_id = self.desk.random().hex()
-            client.answer(unknown_function(route, error.message, request_id), request_id)
-            return
-        if view.target is target or self._admit(client, head, route, target):
-            self._start(client, head, first, done)
-
-    def _start(self, client: ClientConnection, head: RequestHead, first: bytes, done: bool) -> None:
-        view, route = head.view, head.route
+        view = head.view
         assert view is not None
-        assert route is not None
-        call = self._new_call(client, head, view, route)
+        call = self._new_call(client, head, view)
         exchange = head.make(self.desk, view, call, client, head.length)
         exchange.head = head
         if head.traced:
@@ -264,9 +253,8 @@ class Gateway:
             exchange.request_done = True
         exchange.start()
 
-    def _new_call(
-        self, client: ClientConnection, head: RequestHead, view: View, route: Route
-    ) -> Call:
+    def _new_call(self, client: ClientConnection, head: RequestHead, view: View) -> Call:
+        route = head.route
         return Call(
             view.new_request_id(self.desk.random()),
             head.kind,
@@ -281,49 +269,54 @@ class Gateway:
             head.want_log_tail,
         )
 
-    def _route(self, client: ClientConnection, head: RequestHead, first: bytes, done: bool) -> None:
-        """Find out where a head goes that was not served yet."""
-        route = self._doors.match(head.method, head.target, head.host, head.headers)
-        if route is None:
-            request_id = self.desk.random().hex()
-            client.answer(no_door(head.method, head.target, request_id), request_id)
-        elif route.needs_body:
-            envelope = EnvelopedCall(self, client, head, self.desk.random().hex())
-            client.sink = envelope
-            envelope.start(head.length, first, done)
-        else:
-            head.route = route
-            try:
-                target = self._catalog.find(route.name, route.qualifier)
-            except NotFound as error:
+    def _found(self, client: ClientConnection, head: RequestHead, first: bytes, done: bool) -> bool:
+        """Find where a head goes now; False when it was answered, or its body has to say."""
+        route = head.route
+        if route is NOWHERE:
+            found = self._doors.match(head.method, head.target, head.host, head.headers)
+            if found is None:
                 request_id = self.desk.random().hex()
-                client.answer(unknown_function(route, error.message, request_id), request_id)
-                return
-            if self._admit(client, head, route, target):
-                self._start(client, head, first, done)
+                client.answer(no_door(head.method, head.target, request_id), request_id)
+                return False
+            if found.needs_body:
+                envelope = EnvelopedCall(self, client, head, self.desk.random().hex())
+                client.sink = envelope
+                envelope.start(head.length, first, done)
+                return False
+            route = head.route = found
+        try:
+            target = self._catalog.find(route.name, route.qualifier)
+        except NotFound as error:
+            request_id = self.desk.random().hex()
+            client.answer(unknown_function(route, error.message, request_id), request_id)
+            return False
+        known = head.view is not None and head.view.target is target
+        if not known and not self._admit(client, head, target):
+            return False
+        head.generation = self._catalog.generation
+        return True
 
-    def _admit(
-        self, client: ClientConnection, head: RequestHead, route: Route, target: Target
-    ) -> bool:
+    def _admit(self, client: ClientConnection, head: RequestHead, target: Target) -> bool:
         """Check what holds for every call with this head to this target, or answer why not."""
+        route = head.route
         view = self.desk.view(target)
         kind = view.kinds[route.door]
         head.kind = kind or "event"
         reply: Reply | None = None
         call: Call | None = None
         if kind is None:
-            call = self._new_call(client, head, view, route)
+            call = self._new_call(client, head, view)
             reply = refusal(route, view.contract, call)
         elif head.size > view.short_head_bytes:
             wrong = _too_long(head, route, view)
             if wrong is not None:
-                call = self._new_call(client, head, view, route)
+                call = self._new_call(client, head, view)
                 reply = view.contract.error(wrong, call)
         if kind is not None and kind != "http" and reply is None:
             options = call_options(head.headers)
             head.want_log_tail = options.want_log_tail
             if options.asynchronous:
-                call = self._new_call(client, head, view, route)
+                call = self._new_call(client, head, view)
                 reply = own_error(501, *_NO_ASYNC, call.request_id)
         if call is not None:
             reply = reply or own_error(500, "Bug", "refused without a reason", call.request_id)

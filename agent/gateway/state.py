@@ -37,7 +37,9 @@ class State:
     lease: Lease | None = None
     conn: UpstreamConnection | None = None
     failure: Failure | None = None
-    report: CallReport | None = None
+    settled: Lease | None = None
+    """The lease once it is released; `report` is made of it."""
+    job_report: CallReport | None = None
     _granted_at = 0.0
     _held_bytes = 0
     _reused = False
@@ -54,6 +56,8 @@ class State:
         self.desk = desk
         self.view = view
         self.call = call
+        self.request_id = call.request_id
+        self.identity = call.request_id.encode()
         self.caller: Caller | None = caller
         """None once nobody waits for the answer any more."""
         self.length = length

@@ -182,8 +182,8 @@ class UpstreamConnection(asyncio.Protocol):
     def rest(self, endpoint: Endpoint) -> None:
         """Go idle in the endpoint's list after a whole reply, or close if that cannot be."""
         if self._after_reply():
-            self._at_rest_in = endpoint.idle
-            endpoint.idle.append(self)
+            self._at_rest_in = idle = endpoint.idle
+            idle.append(self)
 
     def drop(self) -> None:
         """Close at once, in the middle of whatever it was doing."""

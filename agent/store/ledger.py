@@ -5,7 +5,7 @@ lane of each row, so two workers can count on the same instance at once without 
 reads the other lanes and knows which instances are taken. After a kill -9 the lanes stay as they
 were: that is the point. What follows from them is `core/reconcile.py`'s.
 
-`begin` and `end` are on the warm path: a few stores into memory, no system call.
+A call's begin and end are a store into memory each, no system call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from agent.errors import Bug, RuntimeUnavailable
 
-MAGIC = b"KINDLED1"
+MAGIC = b"KINDLED2"
 LANES = 4
 """Generations that may be alive at once: two in a worker swap, and room for a hasty next one."""
 
@@ -28,23 +28,57 @@ _HEADER = struct.Struct("<8sII")
 _LANE = struct.Struct("<QQ")
 _LANES_AT = 64
 _ROWS_AT = 4096
-# A cell (one lane of one row): since_ns u64, inflight u32, unused u32, call id.
+# A cell is one lane of one row: the calls in flight, u32, alone in its cache line.
 _CELL_BYTES = 64
-_CALL_AT = 16
-_CALL_BYTES = _CELL_BYTES - _CALL_AT
 _ROW_BYTES = LANES * _CELL_BYTES
+_CELL_WORDS = _CELL_BYTES // 4
+_ROW_WORDS = _ROW_BYTES // 4
 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """Calls of another worker on one row. `call_id` and `since_ns` are of the newest of them."""
+    """Calls of another worker on one row."""
 
     row: int
     generation: int
     pid: int
     inflight: int
-    call_id: str
-    since_ns: int
+
+
+class Row:
+    """One worker's calls on one row. `begin` and `end` are on the warm path."""
+
+    __slots__ = ("_at", "_counts")
+
+    def __init__(self, counts: memoryview[int] | list[int], at: int) -> None:
+        self._counts = counts
+        self._at = at
+
+    def begin(self) -> None:
+        """Count one more call."""
+        self._counts[self._at] += 1
+
+    def end(self) -> bool:
+        """Count one call less; False when none was counted."""
+        inflight = self._counts[self._at]
+        if not inflight:
+            return False
+        self._counts[self._at] = inflight - 1
+        return True
+
+    @property
+    def inflight(self) -> int:
+        """The calls counted now."""
+        return self._counts[self._at]
+
+    def clear(self) -> None:
+        """Forget the calls on a row whose instance is gone."""
+        self._counts[self._at] = 0
+
+
+def no_row() -> Row:
+    """Return a count for an instance that has no row."""
+    return Row([0], 0)
 
 
 class Ledger:
@@ -54,11 +88,9 @@ class Ledger:
         self.rows = rows
         self.generation = generation
         self._memory = memory
-        self._base = _ROWS_AT + generation % LANES * _CELL_BYTES
-        view = memoryview(memory)
-        self._u32 = view.cast("I")
-        self._u64 = view.cast("Q")
-        self._view = view
+        self._first = _first_cell(generation)
+        self._view = memoryview(memory)
+        self._counts = self._view.cast("I")
 
     @staticmethod
     def open(path: Path, rows: int) -> Ledger:
@@ -74,38 +106,11 @@ class Ledger:
                 f"the in-flight ledger cannot be opened: {path}: {error.strerror}"
             ) from error
 
-    # -- hot
-
-    def begin(self, row: int, call_id: str = "", now_ns: int = 0) -> None:
-        """Count one more call on a row. Raises Bug for a row that is not there."""
+    def row(self, row: int) -> Row:
+        """Return this worker's count of one row. Raises Bug for a row that is not there."""
         if not 0 <= row < self.rows:
             raise Bug(f"the in-flight ledger has no row {row}")
-        at = self._base + row * _ROW_BYTES
-        self._u32[(at >> 2) + 2] += 1
-        self._u64[at >> 3] = now_ns
-        call = call_id.encode()[:_CALL_BYTES]
-        at += _CALL_AT
-        self._memory[at : at + _CALL_BYTES] = call.ljust(_CALL_BYTES, b"\0")
-
-    def end(self, row: int) -> bool:
-        """Count one call less; False when none was counted."""
-        if not 0 <= row < self.rows:
-            return False
-        at = (self._base + row * _ROW_BYTES >> 2) + 2
-        if self._u32[at] == 0:
-            return False
-        self._u32[at] -= 1
-        return True
-
-    # -- cold
-
-    def inflight(self, row: int) -> int:
-        """Return this worker's calls on a row."""
-        return self._u32[(self._base + row * _ROW_BYTES >> 2) + 2]
-
-    def clear(self, row: int) -> None:
-        """Forget this worker's calls on a row whose instance is gone."""
-        self._u32[(self._base + row * _ROW_BYTES >> 2) + 2] = 0
+        return Row(self._counts, self._first + row * _ROW_WORDS)
 
     def workers(self) -> dict[int, int]:
         """Return the pids of other generations that have not been forgotten, by generation."""
@@ -120,15 +125,11 @@ class Ledger:
         """Return the calls of other workers, by row."""
         found: list[Foreign] = []
         for generation, pid in self.workers().items():
-            lane_at = _ROWS_AT + generation % LANES * _CELL_BYTES
+            first = _first_cell(generation)
             for row in range(self.rows):
-                at = lane_at + row * _ROW_BYTES
-                inflight = self._u32[(at >> 2) + 2]
+                inflight = self._counts[first + row * _ROW_WORDS]
                 if inflight:
-                    call = self._memory[at + _CALL_AT : at + _CELL_BYTES].rstrip(b"\0")
-                    call_id = call.decode("utf-8", "replace")
-                    since_ns = self._u64[at >> 3]
-                    found.append(Foreign(row, generation, pid, inflight, call_id, since_ns))
+                    found.append(Foreign(row, generation, pid, inflight))
         return sorted(found, key=lambda calls: (calls.row, calls.generation))
 
     def forget(self, generation: int) -> None:
@@ -139,9 +140,14 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the memory; this worker's calls stay as they are. Safe to call twice."""
-        for view in (self._u32, self._u64, self._view):
+        for view in (self._counts, self._view):
             view.release()
         self._memory.close()
+
+
+def _first_cell(generation: int) -> int:
+    """Return where a generation's lane of row 0 is, in words."""
+    return _ROWS_AT // 4 + generation % LANES * _CELL_WORDS
 
 
 def _opened(path: Path, rows: int) -> Ledger:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 Stream = Literal["stdout", "stderr", "platform"]
 
 FOLLOWER_LINES = 4096  # what a follower may lag behind before it loses lines
 FOLLOWER_BYTES = 4 << 20
 LINE_OVERHEAD = 64  # bytes counted per line beside its text, so that empty lines are bounded too
+UNWORDED_BYTES = 384  # counted for lines that nobody has read: what is kept to word them
 
 
 @dataclass(slots=True)
@@ -37,8 +38,22 @@ class LogLine:
         return f"{rfc3339_ns(self.at_ns)} {self.text}"
 
 
-def _size(line: LogLine) -> int:
-    return len(line.text) + LINE_OVERHEAD
+Words = Callable[..., Sequence[str]]
+Unworded = tuple[int, str, int, Words, tuple[Any, ...]]
+"""Lines of the platform's nobody has read yet: time, instance, version, and what words them."""
+
+Entry = LogLine | Unworded
+
+
+def _size(entry: Entry) -> int:
+    return UNWORDED_BYTES if isinstance(entry, tuple) else len(entry.text) + LINE_OVERHEAD
+
+
+def _lines(entry: Entry) -> Sequence[LogLine]:
+    if isinstance(entry, LogLine):
+        return (entry,)
+    at_ns, instance, version, words, given = entry
+    return [LogLine(at_ns, "platform", instance, version, text) for text in words(*given)]
 
 
 def rfc3339_ns(at_ns: int) -> str:
@@ -91,7 +106,7 @@ class FunctionLog:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._lines: deque[LogLine] = deque()
+        self._lines: deque[Entry] = deque()
         self._bytes = 0
         self._followers: set[Follower] = set()
 
@@ -99,25 +114,55 @@ class FunctionLog:
         """Add a line, drop the oldest over the limit, wake the followers."""
         self._lines.append(line)
         self._bytes += _size(line)
-        while self._bytes > self.max_bytes and len(self._lines) > 1:
-            self._bytes -= _size(self._lines.popleft())
+        if self._bytes > self.max_bytes:
+            self._trim()
         for follower in self._followers:
             follower.push(line)
 
+    def append_unworded(
+        self, at_ns: int, instance: str, version: int, words: Words, given: tuple[Any, ...]
+    ) -> None:
+        """Add lines of the platform's that are worded when somebody reads them: `words(*given)`.
+
+        For what is said of every call, and read of few. `given` must not keep more alive than a
+        line would.
+        """
+        entry = (at_ns, instance, version, words, given)
+        self._lines.append(entry)
+        self._bytes = held = self._bytes + UNWORDED_BYTES
+        if held > self.max_bytes:
+            self._trim()
+        if self._followers:
+            for line in _lines(entry):
+                for follower in self._followers:
+                    follower.push(line)
+
+    def _trim(self) -> None:
+        lines, held = self._lines, self._bytes
+        while held > self.max_bytes and len(lines) > 1:
+            held -= _size(lines.popleft())
+        self._bytes = held
+
     def tail(self, lines: int) -> list[LogLine]:
         """Return the last `lines` lines, oldest first; 0 means all that is kept."""
-        if lines <= 0 or lines >= len(self._lines):
-            return list(self._lines)
-        return list(self._lines)[-lines:]
+        found: list[LogLine] = []
+        for entry in reversed(self._lines):
+            found += reversed(_lines(entry))
+            if 0 < lines <= len(found):
+                del found[lines:]
+                break
+        found.reverse()
+        return found
 
     def of_instance(self, instance: str, lines: int) -> tuple[str, ...]:
         """Return the last lines the instance's own processes wrote, stamped, oldest first."""
         found: list[str] = []
         for line in reversed(self._lines):
-            if line.instance == instance and line.stream != "platform":
-                found.append(line.stamped())
-                if len(found) >= lines:
-                    break
+            if isinstance(line, tuple) or line.stream == "platform" or line.instance != instance:
+                continue
+            found.append(line.stamped())
+            if len(found) >= lines:
+                break
         return tuple(reversed(found))
 
     def follow(self, backlog: Iterable[LogLine] = ()) -> Follower:

@@ -182,6 +182,8 @@ class Told:
 class Caller:
     """A waiting call; checks that it is told exactly once."""
 
+    request_id = "r-1"
+
     def __init__(self):
         self.lease = None
         self.failure = None
@@ -238,7 +240,7 @@ class House:
             open_socket=self._socket,
             save=self.files.save,
             forget=self.files.remove,
-            clear_row=lambda row: self.ledger.clear(row),
+            row=lambda row: self.ledger.row(row),
             observe=lambda state, spent_s: self.left_states.append(state.value),
         )
         self.fleet = Fleet(self.config, self.doors, self.ledger, (self.told,), memory_mb * MB)
@@ -334,7 +336,7 @@ class House:
             "records": [record.id for record in self.files.load()[0]],
             "memory": self.fleet.use.memory_bytes,
             "cpu": self.fleet.use.cpu_millis,
-            "ledger": [row for row in range(self.ledger.rows) if self.ledger.inflight(row)],
+            "ledger": [row for row in range(self.ledger.rows) if self.ledger.row(row).inflight],
         }
         return {what: things for what, things in found.items() if things}
 

@@ -86,15 +86,14 @@ class FakeTarget:
         self.released.append((lease, failure, recycle))
         self.calls.append(call)
         self.open()
+
+    def report(self, lease):
         return CallReport(Meters(wall_ms=1.0), lease.cold_start, b"tail", lease.endpoint.id)
 
     def open(self):
         """Grant to those who wait, as far as there is room."""
         while self.queue and len(self.leases) < self.room and not self.closed:
             self.queue.popleft().granted(self._lease())
-
-    def deliver_log_before(self, lease, call):
-        pass
 
     async def explain(self, lease, waited_s):
         self.explained += 1
@@ -111,6 +110,7 @@ class FakeTarget:
 class FakeCatalog:
     def __init__(self, *targets):
         self.targets = {target.version.name: target for target in targets}
+        self.generation = 0
 
     def find(self, name, qualifier):
         target = self.targets.get(name)

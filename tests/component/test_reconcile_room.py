@@ -313,15 +313,15 @@ def before(node, monkeypatch):
 async def test_calls_of_a_living_worker_hold_their_places_until_they_end(node, before):
     target = node.deploy(concurrency=2, scaling={"max": 1})
     node.left("f-good")
-    before.ledger.begin(5)
-    before.ledger.begin(5)
+    before.ledger.row(5).begin()
+    before.ledger.row(5).begin()
     await settled(node)
     [member] = target.pool.members
     assert member.inflight == 2
     following = spawn("follow", node.reconciler.foreign.follow())
-    before.ledger.end(5)
+    before.ledger.row(5).end()
     await until(lambda: member.inflight == 1)
-    before.ledger.end(5)
+    before.ledger.row(5).end()
     await until(lambda: member.inflight == 0)
     await following
     await gone(node, target)
@@ -333,7 +333,7 @@ async def test_a_worker_that_dies_in_a_call_leaves_a_doubtful_instance(
 ):
     target = node.deploy(concurrency=concurrency)
     node.left("f-good")
-    before.ledger.begin(5)
+    before.ledger.row(5).begin()
     await settled(node)
     following = spawn("follow", node.reconciler.foreign.follow())
     await turns()
@@ -351,7 +351,7 @@ async def test_after_a_kill_instances_in_a_call_are_not_adopted(node, before):
     target = node.deploy(concurrency=1)
     node.left("f-busy")
     node.left("f-idle", number=6)
-    before.ledger.begin(5)
+    before.ledger.row(5).begin()
     before.die()
     await settled(node)
     assert list(node.fleet.instances) == ["f-idle"]
@@ -364,7 +364,7 @@ async def test_the_cycle_runs_while_the_worker_before_still_lives(node, before, 
     monkeypatch.setattr("agent.functions.reconcile.CYCLE_S", 0.001)
     target = node.deploy(concurrency=2)
     node.left("f-good")
-    before.ledger.begin(5)
+    before.ledger.row(5).begin()
     await settled(node)
     node.others["stranger"] = TaskStatus.RUNNING
     running = spawn("cycle", node.reconciler.run())

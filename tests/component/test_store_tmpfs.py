@@ -96,18 +96,18 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
 
 def test_a_successor_sees_the_calls_of_the_worker_before(tmp_path):
     old = Ledger.open(tmp_path / "ledger", 8)
-    old.begin(3, "call-1", 11)
-    old.begin(3, "call-2", 22)
-    old.begin(7)
+    old.row(3).begin()
+    old.row(3).begin()
+    old.row(7).begin()
     new = Ledger.open(tmp_path / "ledger", 8)
     assert (old.generation, new.generation) == (1, 2)
     assert new.workers() == {1: os.getpid()}
     assert new.foreign() == [
-        Foreign(3, 1, os.getpid(), 2, "call-2", 22),
-        Foreign(7, 1, os.getpid(), 1, "", 0),
+        Foreign(3, 1, os.getpid(), 2),
+        Foreign(7, 1, os.getpid(), 1),
     ]
-    old.end(7)
-    old.end(3)
+    old.row(7).end()
+    old.row(3).end()
     assert [(f.row, f.inflight) for f in new.foreign()] == [(3, 1)]
     new.forget(1)
     assert new.foreign() == []
@@ -119,24 +119,24 @@ def test_a_successor_sees_the_calls_of_the_worker_before(tmp_path):
 def test_two_workers_count_on_one_row_without_disturbing_each_other(tmp_path):
     old = Ledger.open(tmp_path / "ledger", 4)
     new = Ledger.open(tmp_path / "ledger", 4)
-    old.begin(1, "old", 1)
-    new.begin(1, "new", 2)
-    new.begin(1, "new", 3)
-    assert (old.inflight(1), new.inflight(1)) == (1, 2)
-    assert [(f.call_id, f.inflight) for f in old.foreign()] == [("new", 2)]
-    assert old.end(1)
-    assert not old.end(1)
-    assert new.inflight(1) == 2
-    new.clear(1)
-    assert new.inflight(1) == 0
+    old.row(1).begin()
+    new.row(1).begin()
+    new.row(1).begin()
+    assert (old.row(1).inflight, new.row(1).inflight) == (1, 2)
+    assert [(f.generation, f.inflight) for f in old.foreign()] == [(new.generation, 2)]
+    assert old.row(1).end()
+    assert not old.row(1).end()
+    assert new.row(1).inflight == 2
+    new.row(1).clear()
+    assert new.row(1).inflight == 0
 
 
 def test_a_lane_is_clean_when_it_comes_round_again(tmp_path):
     first = Ledger.open(tmp_path / "ledger", 2)
-    first.begin(0, "ancient", 1)
+    first.row(0).begin()
     later = [Ledger.open(tmp_path / "ledger", 2) for _ in range(LANES)]
     assert later[-1].generation == first.generation + LANES
-    assert later[-1].inflight(0) == 0
+    assert later[-1].row(0).inflight == 0
     assert later[-1].foreign() == []
     assert sorted(later[-1].workers()) == [2, 3, 4]
 
@@ -148,7 +148,7 @@ def test_after_a_kill_the_calls_are_still_there(tmp_path):
         "from pathlib import Path\n"
         "from agent.store.ledger import Ledger\n"
         "ledger = Ledger.open(Path(sys.argv[1]), 4)\n"
-        "ledger.begin(2, 'mid-call', 5)\n"
+        "ledger.row(2).begin()\n"
         "print('begun', flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -162,24 +162,14 @@ def test_after_a_kill_the_calls_are_still_there(tmp_path):
         worker.send_signal(signal.SIGKILL)
         worker.communicate()
     successor = Ledger.open(path, 4)
-    assert successor.foreign() == [Foreign(2, 1, worker.pid, 1, "mid-call", 5)]
-
-
-def test_long_and_multibyte_call_ids_are_cut_not_refused(tmp_path):
-    old, new = (Ledger.open(tmp_path / "ledger", 2) for _ in range(2))
-    old.begin(1, "é" * 100, 1)
-    (found,) = new.foreign()
-    assert found.call_id.startswith("é" * 20)
-    old.begin(0, "short", 1)
-    assert {f.call_id for f in new.foreign()} >= {"short"}
+    assert successor.foreign() == [Foreign(2, 1, worker.pid, 1)]
 
 
 @pytest.mark.parametrize("row", [-1, 2, 10**6])
 def test_rows_that_are_not_there(tmp_path, row):
     ledger = Ledger.open(tmp_path / "ledger", 2)
     with pytest.raises(Bug, match=f"no row {row}"):
-        ledger.begin(row)
-    assert not ledger.end(row)
+        ledger.row(row)
 
 
 def test_forgetting_oneself_is_a_bug(tmp_path):
@@ -194,7 +184,7 @@ def test_a_file_of_another_layout_is_replaced(tmp_path, junk):
     path = tmp_path / "ledger"
     path.write_bytes(junk)
     ledger = Ledger.open(path, 4)
-    ledger.begin(3)
+    ledger.row(3).begin()
     assert ledger.generation == 1
     assert Ledger.open(path, 4).foreign()[0].row == 3
 
@@ -202,12 +192,12 @@ def test_a_file_of_another_layout_is_replaced(tmp_path, junk):
 def test_a_larger_ledger_replaces_a_smaller_one_and_a_smaller_one_keeps_it(tmp_path):
     path = tmp_path / "ledger"
     small = Ledger.open(path, 4)
-    small.begin(3)
+    small.row(3).begin()
     assert Ledger.open(path, 2).rows == 4
     large = Ledger.open(path, 8)
     assert large.rows == 8
     assert large.foreign() == []
-    assert small.end(3)
+    assert small.row(3).end()
 
 
 def test_the_file_is_for_its_owner_alone(tmp_path):
@@ -233,10 +223,10 @@ def test_rows_never_disturb_each_other(tmp_path_factory, steps):
     counts = [0, 0, 0, 0]
     for row, begins in steps:
         if begins:
-            ledger.begin(row, f"call-{row}", row)
+            ledger.row(row).begin()
             counts[row] += 1
         else:
-            assert ledger.end(row) == (counts[row] > 0)
+            assert ledger.row(row).end() == (counts[row] > 0)
             counts[row] = max(0, counts[row] - 1)
-        assert [ledger.inflight(n) for n in range(4)] == counts
+        assert [ledger.row(n).inflight for n in range(4)] == counts
     ledger.close()

@@ -36,16 +36,17 @@ async def test_the_first_call_starts_an_instance_and_the_next_finds_it(house):
     target = house.target()
     lease = await house.lease(target)
     assert lease.cold_start.total_ms > 0
-    report = target.release(lease, call())
+    target.release(lease, call())
+    report = target.report(lease)
     assert report.cold_start is lease.cold_start
     assert report.instance == lease.endpoint.id
     assert report.meters.peak_memory_bytes == 5 << 20
     warm = target.acquire(Caller())
     assert warm.endpoint is lease.endpoint
     assert warm.cold_start is None
-    assert house.ledger.inflight(1) == 1
+    assert house.ledger.row(1).inflight == 1
     target.release(warm, call())
-    assert house.ledger.inflight(1) == 0
+    assert house.ledger.row(1).inflight == 0
     assert house.told.ready == [lease.endpoint.id]
     await gone(house, target)
     assert house.told.ended == [(lease.endpoint.id, None)]
@@ -378,10 +379,10 @@ async def test_a_release_after_the_instance_is_gone_disturbs_no_row(house):
     lease = await house.lease(target)
     container_of(house, lease).die(0)
     await until(lambda: house.builder.alive == {})
-    house.ledger.begin(1)  # another instance has the row by now
+    house.ledger.row(1).begin()  # another instance has the row by now
     target.release(lease, call())
-    assert house.ledger.inflight(1) == 1
-    house.ledger.end(1)
+    assert house.ledger.row(1).inflight == 1
+    house.ledger.row(1).end()
     await gone(house, target)
 
 
@@ -424,8 +425,8 @@ async def test_the_log_tail_holds_the_calls_own_instance_only(house):
     first, second = await house.lease(target), await house.lease(target)
     for lease in (first, second):
         house.sinks[lease.endpoint.id](line(f"of {lease.endpoint.id}".encode()))
-    target.deliver_log_before(first, call())
-    report = target.release(first, call(want_log_tail=True))
+    target.release(first, call(want_log_tail=True))
+    report = target.report(first)
     tail = report.log_tail.decode()
     assert f"of {first.endpoint.id}" in tail
     assert f"of {second.endpoint.id}" not in tail

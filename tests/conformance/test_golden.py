@@ -202,8 +202,10 @@ def play_job_input(contract: Contract, step: dict[str, Any]) -> None:
 
 def play_log(contract: Contract, step: dict[str, Any]) -> None:
     call = call_of(contract, step)
-    lines = [contract.log_before(call), *contract.log_after(call, report_of(step))]
-    assert [line for line in lines if line] == step["want"]
+    id = call.request_id
+    assert [*contract.log_before(id), *contract.log_after(id, report_of(step).meters)] == step[
+        "want"
+    ]
 
 
 def play_door(contract: Contract, step: dict[str, Any]) -> None:

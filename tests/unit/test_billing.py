@@ -75,49 +75,76 @@ def test_busy_time_runs_while_a_call_does():
     assert busy.seconds(4) == 3
 
 
+class Call:
+    cpu_us = 0.0
+    joins = 0
+    alone = False
+
+
+def end(shares, call):
+    """The call's CPU milliseconds, and whether they are exact."""
+    shares.end(call)
+    return call.cpu_us / 1000, call.alone
+
+
 def test_a_call_alone_has_the_exact_figure():
-    shares = CpuShares()
-    shares.begin("a", 1000)
-    assert shares.end("a", 3500) == (2.5, True)
-    shares.begin("b", 9000)  # what it burnt when idle is nobody's
-    assert shares.end("b", 10_000) == (1.0, True)
+    shares, call = CpuShares(), Call()
+    shares.read(1000)
+    shares.begin(call)
+    shares.read(3500)
+    assert end(shares, call) == (2.5, True)
+    shares.read(9000)  # what it burnt when idle is nobody's
+    shares.begin(call)
+    shares.read(10_000)
+    assert end(shares, call) == (1.0, True)
 
 
 def test_overlapping_calls_share_and_are_marked():
-    shares = CpuShares()
-    shares.begin("a", 0)
-    shares.begin("b", 1000)
-    assert shares.end("a", 3000) == (2.0, False)
-    assert shares.end("b", 4000) == (2.0, False)
+    shares, one, other = CpuShares(), Call(), Call()
+    shares.begin(one)
+    shares.read(1000)
+    shares.begin(other)
+    shares.read(3000)
+    assert end(shares, one) == (2.0, False)
+    shares.read(4000)
+    assert end(shares, other) == (2.0, False)
 
 
 def test_a_call_that_outlived_others_is_still_not_exact():
-    shares = CpuShares()
-    shares.begin("a", 0)
-    shares.begin("b", 0)
-    shares.end("b", 0)
-    assert shares.end("a", 1000) == (1.0, False)
+    shares, one, other = CpuShares(), Call(), Call()
+    shares.begin(one)
+    shares.begin(other)
+    end(shares, other)
+    shares.read(1000)
+    assert end(shares, one) == (1.0, False)
 
 
-def test_unknown_calls_and_counters_that_go_back_cost_nothing():
-    shares = CpuShares()
-    assert shares.end("x", 10) == (0.0, False)
-    shares.begin("a", 1000)
-    assert shares.end("a", 500) == (0.0, True)
+def test_counters_that_go_back_cost_nothing():
+    shares, call = CpuShares(), Call()
+    shares.read(1000)
+    shares.begin(call)
+    shares.read(500)
+    assert end(shares, call) == (0.0, True)
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 1000)), max_size=20))
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1000), st.booleans()), max_size=30))
 def test_shares_add_up_to_what_was_used_while_calls_ran(steps):
-    shares, running, counter, used, shared = CpuShares(), set(), 0, 0, 0.0
-    for call, delta in steps:
+    shares, calls, running = CpuShares(), [Call() for _ in range(4)], set()
+    counter = used = 0
+    shared = 0.0
+    for number, delta, read in steps:
         used += delta if running else 0
         counter += delta
-        if call in running:
-            running.discard(call)
-            shared += shares.end(call, counter)[0]
+        leaves = number in running
+        if read or not running or (leaves and len(running) == 1):
+            shares.read(counter)
+        if leaves:
+            running.discard(number)
+            shared += end(shares, calls[number])[0]
         else:
-            running.add(call)
-            shares.begin(call, counter)
-    for call in sorted(running):
-        shared += shares.end(call, counter)[0]
+            running.add(number)
+            shares.begin(calls[number])
+    shares.read(counter)
+    for number in sorted(running):
+        shared += end(shares, calls[number])[0]
     assert shared == pytest.approx(used / 1000)
