@@ -1,15 +1,13 @@
-"""What calls cost: rounding, memory times time, overlapping calls, shares of CPU.
+"""What calls cost: rounding, memory times time, overlapping calls.
 
-Times are float seconds and milliseconds as the names say, CPU readings whole microseconds of the
-instance's cgroup. Which rounding a platform uses is `agent/contracts`' choice; reading the cgroup
-is `agent/cgroups`'.
+Times are float seconds and milliseconds as the names say. Which rounding a platform uses is
+`agent/contracts`' choice; whose CPU time it was is `agent/core/metering.py`'s.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Protocol
 
 MB_PER_GB = 1024
 
@@ -69,58 +67,3 @@ class BusyTime:
         """Return the busy time so far."""
         running = now - self._since if self._inflight else 0.0
         return self._busy_s + running
-
-
-class Sharer(Protocol):
-    """What a call carries while its CPU time is counted; `CpuShares` alone writes it.
-
-    When the call has ended, `cpu_us` is its CPU time in microseconds, and `alone` says that it is
-    exact.
-    """
-
-    cpu_us: float
-    joins: int
-    alone: bool
-
-
-class CpuShares:
-    """CPU time of single calls out of one instance's counter.
-
-    Between two readings the instance's CPU time is split evenly among the calls in flight. A call
-    that was alone from begin to end has the exact figure if the counter was read at both; what an
-    idle instance burns is nobody's.
-    """
-
-    __slots__ = ("_joins", "_last_us", "_share_us", "running")
-
-    def __init__(self) -> None:
-        self.running = 0
-        """How many calls are in flight."""
-        self._joins = 0
-        self._last_us = 0
-        self._share_us = 0.0
-
-    def read(self, cpu_us: int) -> None:
-        """The counter stands at `cpu_us`."""
-        used_us = cpu_us - self._last_us
-        if used_us > 0:
-            self._last_us = cpu_us
-            if self.running:
-                self._share_us += used_us / self.running
-
-    def begin(self, call: Sharer) -> None:
-        """A call begins; if nobody else runs, `read` comes first."""
-        running = self.running
-        self.running = running + 1
-        if running:
-            self._joins += 1
-        call.alone = not running
-        call.joins = self._joins
-        call.cpu_us = self._share_us
-
-    def end(self, call: Sharer) -> None:
-        """A call ends, once; if nobody else runs, `read` comes first."""
-        self.running -= 1
-        call.cpu_us = self._share_us - call.cpu_us
-        if call.joins != self._joins:
-            call.alone = False

@@ -22,11 +22,11 @@ from agent.aio.tasks import finish, spawn
 from agent.contracts.base import Contract
 from agent.core.instance import Event, Lifecycle, State
 from agent.core.logtail import Line
+from agent.core.metering import InstanceMeter
 from agent.errors import FunctionFailed
 from agent.functions import readiness, why
 from agent.functions.ending import Ending
 from agent.functions.hooks import NO_ANSWER, Hooks
-from agent.functions.metering import InstanceMeter
 from agent.functions.ports import Connector, Endpoint
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord

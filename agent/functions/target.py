@@ -39,12 +39,12 @@ MS = 1000.0
 class PoolLease(Lease):
     """A lease with what the pool needs to take it back, and what its call has cost by then."""
 
-    cpu_us: float
+    cpu_ns: float
     joins: int
     alone: bool
+    peak_bytes: int
     released = False
     wall_ms = 0.0
-    peak_bytes = 0
     log_tail = b""
 
     def __init__(
@@ -144,7 +144,7 @@ class FunctionTarget:
         member = lease.member
         instance = member.instance
         instance.calls.end()
-        lease.peak_bytes = instance.meter.end(lease, now)
+        instance.meter.end(lease, now)
         lease.wall_ms = wall_ms = (now - lease.taken_at) * MS
         if self._logs_after:
             why = failure.message if failure is not None else ""
@@ -170,7 +170,7 @@ class FunctionTarget:
         """See `ports.Target.report`."""
         assert isinstance(lease, PoolLease)
         meters = self._meters(lease.wall_ms, lease.peak_bytes)
-        meters.cpu_ms, meters.cpu_exact = lease.cpu_us / 1000, lease.alone
+        meters.cpu_ms, meters.cpu_exact = lease.cpu_ns / 1e6, lease.alone
         return CallReport(meters, lease.cold_start, lease.log_tail, lease.endpoint.id)
 
     def _meters(self, wall_ms: float, peak_bytes: int) -> Meters:

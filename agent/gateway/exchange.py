@@ -56,25 +56,6 @@ class Exchange(State):
 
     # -- from the caller
 
-    @property
-    def limited(self) -> bool:
-        """True from the lease on: the call's time limit runs."""
-        return self.deadline > 0
-
-    @property
-    def report(self) -> CallReport | None:
-        """What the call has cost, once it has; None for one that reached no instance."""
-        if self.settled is not None:
-            return self.view.target.report(self.settled)
-        return self.job_report
-
-    def provide(self, data: bytes, done: bool) -> None:
-        """Give what is known of the body before `start`."""
-        self.request_done = done
-        if data:
-            self.pieces = [data]
-            self.body_bytes = len(data)
-
     def start(self) -> None:
         """Begin: check the size, then ask for an instance."""
         view = self.view
@@ -357,6 +338,13 @@ class Exchange(State):
             else:
                 data = first_request(self.view, head, call, self.desk.random)
         conn.begin(self, call.instance, call.method == b"HEAD" and call.kind == "http")
+        if length == 0:
+            conn.write(data)
+        else:
+            self._send_with_body(conn, data)
+
+    def _send_with_body(self, conn: UpstreamConnection, data: bytes) -> None:
+        length = self.length
         if self.pieces is not None:
             body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
             self.pieces = None

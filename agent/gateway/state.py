@@ -66,6 +66,25 @@ class State:
         """The line of equal time limits in which it stands; see `desk.py`."""
         self._started_at = perf_counter()
 
+    @property
+    def limited(self) -> bool:
+        """True from the lease on: the call's time limit runs."""
+        return self.deadline > 0
+
+    @property
+    def report(self) -> CallReport | None:
+        """What the call has cost, once it has; None for one that reached no instance."""
+        if self.settled is not None:
+            return self.view.target.report(self.settled)
+        return self.job_report
+
+    def provide(self, data: bytes, done: bool) -> None:
+        """Give what is known of the body before `start`."""
+        self.request_done = done
+        if data:
+            self.pieces = [data]
+            self.body_bytes = len(data)
+
     def __repr__(self) -> str:
         where = self.lease.endpoint.id if self.lease is not None else "no lease"
         name = self.view.target.version.name

@@ -181,9 +181,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     def rest(self, endpoint: Endpoint) -> None:
         """Go idle in the endpoint's list after a whole reply, or close if that cannot be."""
-        if self._after_reply():
-            self._at_rest_in = idle = endpoint.idle
-            idle.append(self)
+        if self._head_done or not self._reusable or self.closed or self.flow.paused:
+            if not self._after_reply():
+                return
+        else:  # a known head: nothing to clear
+            self._reader = None
+            self.rested_at = self._loop.time()
+        self._at_rest_in = idle = endpoint.idle
+        idle.append(self)
 
     def drop(self) -> None:
         """Close at once, in the middle of whatever it was doing."""

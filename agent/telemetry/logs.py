@@ -19,6 +19,7 @@ Stream = Literal["stdout", "stderr", "platform"]
 FOLLOWER_LINES = 4096  # what a follower may lag behind before it loses lines
 FOLLOWER_BYTES = 4 << 20
 LINE_OVERHEAD = 64  # bytes counted per line beside its text, so that empty lines are bounded too
+TRIMMED_SHARE = 32  # of a full log that goes at once
 UNWORDED_BYTES = 384  # counted for lines that nobody has read: what is kept to word them
 
 
@@ -129,8 +130,8 @@ class FunctionLog:
         """
         entry = (at_ns, instance, version, words, given)
         self._lines.append(entry)
-        self._bytes = held = self._bytes + UNWORDED_BYTES
-        if held > self.max_bytes:
+        self._bytes += UNWORDED_BYTES
+        if self._bytes > self.max_bytes:
             self._trim()
         if self._followers:
             for line in _lines(entry):
@@ -138,9 +139,12 @@ class FunctionLog:
                     follower.push(line)
 
     def _trim(self) -> None:
+        """Drop the oldest; some more than needed, so that not every line has to."""
         lines, held = self._lines, self._bytes
-        while held > self.max_bytes and len(lines) > 1:
-            held -= _size(lines.popleft())
+        most = self.max_bytes - self.max_bytes // TRIMMED_SHARE
+        while held > most and len(lines) > 1:
+            entry = lines.popleft()
+            held -= UNWORDED_BYTES if type(entry) is tuple else _size(entry)
         self._bytes = held
 
     def tail(self, lines: int) -> list[LogLine]:

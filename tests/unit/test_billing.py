@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.billing import BusyTime, CpuShares, billed_ms, gb_s, pull_gb_s, union_s
+from agent.core.billing import BusyTime, billed_ms, gb_s, pull_gb_s, union_s
 
 
 @pytest.mark.parametrize(
@@ -73,78 +73,3 @@ def test_busy_time_runs_while_a_call_does():
     busy = BusyTime()
     busy.begin(1)
     assert busy.seconds(4) == 3
-
-
-class Call:
-    cpu_us = 0.0
-    joins = 0
-    alone = False
-
-
-def end(shares, call):
-    """The call's CPU milliseconds, and whether they are exact."""
-    shares.end(call)
-    return call.cpu_us / 1000, call.alone
-
-
-def test_a_call_alone_has_the_exact_figure():
-    shares, call = CpuShares(), Call()
-    shares.read(1000)
-    shares.begin(call)
-    shares.read(3500)
-    assert end(shares, call) == (2.5, True)
-    shares.read(9000)  # what it burnt when idle is nobody's
-    shares.begin(call)
-    shares.read(10_000)
-    assert end(shares, call) == (1.0, True)
-
-
-def test_overlapping_calls_share_and_are_marked():
-    shares, one, other = CpuShares(), Call(), Call()
-    shares.begin(one)
-    shares.read(1000)
-    shares.begin(other)
-    shares.read(3000)
-    assert end(shares, one) == (2.0, False)
-    shares.read(4000)
-    assert end(shares, other) == (2.0, False)
-
-
-def test_a_call_that_outlived_others_is_still_not_exact():
-    shares, one, other = CpuShares(), Call(), Call()
-    shares.begin(one)
-    shares.begin(other)
-    end(shares, other)
-    shares.read(1000)
-    assert end(shares, one) == (1.0, False)
-
-
-def test_counters_that_go_back_cost_nothing():
-    shares, call = CpuShares(), Call()
-    shares.read(1000)
-    shares.begin(call)
-    shares.read(500)
-    assert end(shares, call) == (0.0, True)
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1000), st.booleans()), max_size=30))
-def test_shares_add_up_to_what_was_used_while_calls_ran(steps):
-    shares, calls, running = CpuShares(), [Call() for _ in range(4)], set()
-    counter = used = 0
-    shared = 0.0
-    for number, delta, read in steps:
-        used += delta if running else 0
-        counter += delta
-        leaves = number in running
-        if read or not running or (leaves and len(running) == 1):
-            shares.read(counter)
-        if leaves:
-            running.discard(number)
-            shared += end(shares, calls[number])[0]
-        else:
-            running.add(number)
-            shares.begin(calls[number])
-    shares.read(counter)
-    for number in sorted(running):
-        shared += end(shares, calls[number])[0]
-    assert shared == pytest.approx(used / 1000)
