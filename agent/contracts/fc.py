@@ -123,8 +123,8 @@ class Fc(Dialect):
 
     def new_request_id(self, random: bytes) -> str:
         """Return `1-<8 hex>-<8 hex>-<12 hex>`."""
-        digits = random[:14].hex()
-        return f"1-{digits[:8]}-{digits[8:16]}-{digits[16:]}"
+        digits = random.hex()
+        return f"1-{digits[:8]}-{digits[8:16]}-{digits[16:28]}"
 
     def request_head(self, call: Call, length: int | None) -> bytes:
         """Return the raw head: POST /invoke for an event, the caller's own line for HTTP."""

@@ -8,7 +8,6 @@ answers 200 (`tencent_api.py`). `scf_web.py` and `scf_job.py` come next.
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Sequence
 
 from agent.contracts.base import Call, CallReport, Headers, Reply
@@ -69,8 +68,12 @@ class Scf(Dialect):
         }
 
     def new_request_id(self, random: bytes) -> str:
-        """Return a UUID."""
-        return str(uuid.UUID(bytes=random[:16], version=4))
+        """Return a UUID of version 4."""
+        digits = random[:16].hex()
+        variant = "89ab"[random[8] & 3]
+        return (
+            f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+        )
 
     def error(self, failure: Failure, call: Call, report: CallReport | None = None) -> Reply:
         """Return SCF's words for a failure; the status is the one in the body."""

@@ -78,8 +78,8 @@ class Vercel(Dialect):
 
     def new_request_id(self, random: bytes) -> str:
         """Return `<region>::<5 hex>-<13 hex>-<12 hex>`."""
-        digits = random[:15].hex()
-        return f"{self.node.region}::{digits[:5]}-{digits[5:18]}-{digits[18:]}"
+        digits = random.hex()
+        return f"{self.node.region}::{digits[:5]}-{digits[5:18]}-{digits[18:30]}"
 
     def request_head(self, call: Call, length: int | None) -> bytes:
         """Return the raw head; an event is the caller's request, sent as POST /."""

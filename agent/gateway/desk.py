@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from agent.contracts.base import CallKind
@@ -81,6 +82,12 @@ class View:
         self.line = line
 
 
+def _randoms() -> Iterator[bytes]:
+    while True:
+        entropy = os.urandom(ENTROPY_BYTES)
+        yield from [entropy[at : at + 16] for at in range(0, ENTROPY_BYTES, 16)]
+
+
 class Desk:
     """The shared part of a gateway. Lives on one loop; nothing here awaits."""
 
@@ -101,17 +108,8 @@ class Desk:
         """Exchanges without a lease: queued, collecting a body, or waiting for a job."""
         self._views: dict[Target, View] = {}
         self._lines: dict[float, Line] = {}
-        self._entropy = b""
-        self._at = ENTROPY_BYTES
-
-    def random(self) -> bytes:
-        """Return 16 random bytes."""
-        at = self._at
-        if at >= ENTROPY_BYTES:
-            self._entropy = os.urandom(ENTROPY_BYTES)
-            at = 0
-        self._at = at + 16
-        return self._entropy[at : at + 16]
+        self.random: Callable[[], bytes] = _randoms().__next__
+        """Returns 16 random bytes."""
 
     def view(self, target: Target) -> View:
         """Return the view of a target, made at its first call."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from agent.contracts.base import Call, CallReport
-from agent.contracts.headers import made_trace
+from agent.contracts.headers import made_trace, trace_maker
 from agent.errors import FunctionFailed
 from agent.gateway.answer import mark
 from agent.gateway.wire import content_length, reply_head
@@ -35,24 +35,29 @@ class HeadTemplate:
 
     __slots__ = ("fill",)
 
-    def __init__(self, form: bytes, ids: int, trace_at: int) -> None:
-        """`trace_at` says how many of the `ids` come before the trace; -1 without one."""
-        self.fill = _filler(form, ids, trace_at)
+    def __init__(self, form: bytes, ids: int, trace_at: int, sample: bytes) -> None:
+        """`trace_at` says how many of the `ids` come before the trace, -1 without one.
+
+        `sample` is an id like those that it will be filled with.
+        """
+        self.fill = _filler(form, ids, trace_at, trace_maker(sample))
         """Returns the head of the call with this id."""
 
 
-def _filler(form: bytes, ids: int, trace_at: int) -> Callable[[bytes], bytes]:
+def _filler(
+    form: bytes, ids: int, trace_at: int, trace: Callable[[bytes], bytes]
+) -> Callable[[bytes], bytes]:
     """Return the shortest way to fill a form: this runs twice in every warm call."""
     if trace_at < 0:
         if ids == 2:
             return lambda request_id: form % (request_id, request_id)
         return lambda request_id: form % ((request_id,) * ids)
     if ids == trace_at == 1:
-        return lambda request_id: form % (request_id, made_trace(request_id))
+        return lambda request_id: form % (request_id, trace(request_id))
 
     def fill(request_id: bytes) -> bytes:
         gaps = [request_id] * ids
-        gaps.insert(trace_at, made_trace(request_id))
+        gaps.insert(trace_at, trace(request_id))
         return form % tuple(gaps)
 
     return fill
@@ -66,7 +71,7 @@ def template(first: bytes, first_id: str, second: bytes, second_id: str) -> Head
     form = _gapped(before, gap)
     if trace:
         form += b"%b" + _gapped(after, gap)
-    made = HeadTemplate(form, ids + after.count(gap), ids if trace else -1)
+    made = HeadTemplate(form, ids + after.count(gap), ids if trace else -1, gap)
     return made if made.fill(second_id.encode()) == second else None
 
 
