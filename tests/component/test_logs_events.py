@@ -13,6 +13,7 @@ from agent.telemetry.logs import (
     FOLLOWER_BYTES,
     FOLLOWER_LINES,
     LINE_OVERHEAD,
+    UNWORDED_BYTES,
     FunctionLog,
     LogLine,
     Logs,
@@ -54,6 +55,41 @@ async def test_empty_lines_are_bounded_too_and_one_long_line_is_kept():
     assert len(log.tail(0)) == 10
     log.append(line("x" * 100_000))
     assert [len(found.text) for found in log.tail(0)] == [100_000]
+
+
+async def test_lines_of_the_platform_are_worded_when_somebody_reads_them():
+    log, worded = log_of("before"), []
+
+    def words(call, error):
+        worded.append(call)
+        return [f"{call} ended", f"{call} says {error}"] if error else [f"{call} ended"]
+
+    log.append_unworded(5, "a", 2, words, ("r-1", "boom"))
+    log.append(line("after"))
+    assert worded == []
+    assert [found.text for found in log.tail(0)] == [
+        "before",
+        "r-1 ended",
+        "r-1 says boom",
+        "after",
+    ]
+    assert [found.text for found in log.tail(2)] == ["r-1 says boom", "after"]
+    assert [found.text for found in log.tail(9)] == [found.text for found in log.tail(0)]
+    (found,) = [found for found in log.tail(0) if found.text == "r-1 ended"]
+    assert (found.at_ns, found.stream, found.instance, found.version) == (5, "platform", "a", 2)
+    assert not any("r-1" in text for text in log.of_instance("a", 9))
+    follower = log.follow()
+    log.append_unworded(6, "a", 2, words, ("r-2", ""))
+    assert [found.text for found in follower.lines] == ["r-2 ended"]
+
+
+async def test_lines_nobody_worded_are_bounded_too():
+    log = FunctionLog(10 * UNWORDED_BYTES)
+    for n in range(1000):
+        log.append_unworded(n, "a", 1, lambda n: [str(n)], (n,))
+    kept = [found.text for found in log.tail(0)]
+    assert 8 <= len(kept) <= 10
+    assert kept[-1] == "999"
 
 
 async def test_quoted_lines_are_the_instances_own_and_stamped():
