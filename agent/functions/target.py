@@ -190,8 +190,7 @@ class FunctionTarget:
     def _tail(self, instance: Instance) -> bytes:
         if instance.container is not None:
             instance.container.output.drain()
-        lines = [line.text for line in self.log.tail(0) if line.instance == instance.id]
-        return "\n".join(lines).encode()[-LOG_TAIL_BYTES:]
+        return self.log.last_text(instance.id, LOG_TAIL_BYTES)
 
     def abandon(self, waiter: Waiter) -> None:
         """See `ports.Target.abandon`."""

@@ -158,6 +158,19 @@ class FunctionLog:
         found.reverse()
         return found
 
+    def last_text(self, instance: str, most_bytes: int) -> bytes:
+        """Return the end of what an instance and the platform about it said, lines joined."""
+        found: list[str] = []
+        size = 0
+        for entry in reversed(self._lines):
+            if (entry[1] if isinstance(entry, tuple) else entry.instance) == instance:
+                for line in reversed(_lines(entry)):
+                    found.append(line.text)
+                    size += len(line.text) + 1
+                if size > most_bytes:
+                    break
+        return "\n".join(reversed(found)).encode()[-most_bytes:]
+
     def of_instance(self, instance: str, lines: int) -> tuple[str, ...]:
         """Return the last lines the instance's own processes wrote, stamped, oldest first."""
         found: list[str] = []

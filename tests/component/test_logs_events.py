@@ -83,6 +83,18 @@ async def test_lines_of_the_platform_are_worded_when_somebody_reads_them():
     assert [found.text for found in follower.lines] == ["r-2 ended"]
 
 
+async def test_the_last_text_of_an_instance_is_cut_to_size():
+    log = log_of("old" * 50)
+    log.append_unworded(1, "a", 1, lambda: ["two", "three"], ())
+    log.append_unworded(1, "b", 1, lambda: ["not mine"], ())
+    log.append(line("not mine either", "b"))
+    log.append(line("four"))
+    assert log.last_text("a", 100_000) == b"old" * 50 + b"\ntwo\nthree\nfour"
+    assert log.last_text("a", 14) == b"two\nthree\nfour"
+    assert log.last_text("a", 7) == b"ee\nfour"
+    assert log.last_text("c", 7) == b""
+
+
 async def test_lines_nobody_worded_are_bounded_too():
     log = FunctionLog(10 * UNWORDED_BYTES)
     for n in range(1000):
