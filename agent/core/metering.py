@@ -85,7 +85,8 @@ class InstanceMeter:
         self._due = now + SAMPLE_S
         self._read_cpu()
         if self.figures is not None:
-            self._peak_bytes = self.figures.peak_bytes()
+            # A group that is gone reads as 0; the peak was what it was.
+            self._peak_bytes = max(self._peak_bytes, self.figures.peak_bytes())
 
     def _read_cpu(self) -> None:
         if self.figures is None:

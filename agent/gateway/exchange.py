@@ -329,7 +329,7 @@ class Exchange(State):
         call, length, head = self.call, self.length, self.head
         self.conn = conn
         self.stage = RUNNING
-        if head is None or not head.kept or head.length != length:
+        if head is None or not head.kept or head.view is not self.view or head.length != length:
             data = self.view.request_head(call, length)
         else:
             made = head.templates.get(call.remote)

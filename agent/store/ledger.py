@@ -19,7 +19,7 @@ from pathlib import Path
 
 from agent.errors import Bug, RuntimeUnavailable
 
-MAGIC = b"KINDLED2"
+MAGIC = b"KINDLED1"
 LANES = 4
 """Generations that may be alive at once: two in a worker swap, and room for a hasty next one."""
 
@@ -28,8 +28,9 @@ _HEADER = struct.Struct("<8sII")
 _LANE = struct.Struct("<QQ")
 _LANES_AT = 64
 _ROWS_AT = 4096
-# A cell is one lane of one row: the calls in flight, u32, alone in its cache line.
+# A cell is one lane of one row, alone in its cache line: 8 bytes unused, calls in flight u32.
 _CELL_BYTES = 64
+_COUNT_WORD = 2
 _ROW_BYTES = LANES * _CELL_BYTES
 _CELL_WORDS = _CELL_BYTES // 4
 _ROW_WORDS = _ROW_BYTES // 4
@@ -146,8 +147,8 @@ class Ledger:
 
 
 def _first_cell(generation: int) -> int:
-    """Return where a generation's lane of row 0 is, in words."""
-    return _ROWS_AT // 4 + generation % LANES * _CELL_WORDS
+    """Return where a generation's count of row 0 is, in words."""
+    return _ROWS_AT // 4 + generation % LANES * _CELL_WORDS + _COUNT_WORD
 
 
 def _opened(path: Path, rows: int) -> Ledger:

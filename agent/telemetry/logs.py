@@ -8,11 +8,14 @@ here reads from the container (`agent/sandbox/output.py`) or frames bytes (`agen
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+log = logging.getLogger(__name__)
 
 Stream = Literal["stdout", "stderr", "platform"]
 
@@ -20,7 +23,7 @@ FOLLOWER_LINES = 4096  # what a follower may lag behind before it loses lines
 FOLLOWER_BYTES = 4 << 20
 LINE_OVERHEAD = 64  # bytes counted per line beside its text, so that empty lines are bounded too
 TRIMMED_SHARE = 32  # of a full log that goes at once
-UNWORDED_BYTES = 384  # counted for lines that nobody has read: what is kept to word them
+UNWORDED_BYTES = 288  # counted for lines that nobody has read: what is kept to word them
 
 
 @dataclass(slots=True)
@@ -134,9 +137,15 @@ class FunctionLog:
         if self._bytes > self.max_bytes:
             self._trim()
         if self._followers:
+            self._tell(entry)
+
+    def _tell(self, entry: Unworded) -> None:
+        try:
             for line in _lines(entry):
                 for follower in self._followers:
                     follower.push(line)
+        except Exception:  # in the middle of a call, which must not break on its words
+            log.exception("words of %r", entry)
 
     def _trim(self) -> None:
         """Drop the oldest; some more than needed, so that not every line has to."""

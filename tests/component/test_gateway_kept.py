@@ -17,6 +17,7 @@ from agent.gateway.template import TEMPLATES, first_request, reply_template, tem
 from agent.gateway.wire import content_length, reply_head
 from agent.model.records import FunctionVersion
 from agent.telemetry.metrics import FunctionCounters
+from tests.component.function_house import until
 from tests.component.gateway_house import (
     FakeTarget,
     Instance,
@@ -85,6 +86,34 @@ async def test_a_new_version_gets_the_calls_at_once():
         del door.gateway._catalog.targets["f"]
         door.gateway._catalog.generation += 1
         assert (await ask(reader, writer, GET))[0] == 404
+
+
+@pytest.mark.parametrize("newer_first", [True, False])
+async def test_a_call_that_waited_while_a_version_came_is_told_its_own_version(newer_first):
+    first, second = await Instance(echo).start(), await Instance(echo).start()
+    async with house(FakeTarget(first.port), FakeTarget(second.port, name="g")) as door:
+        older, newer = door.targets
+        early, late = await door.connect(), await door.connect()
+        for _ in range(4):
+            await ask(*late, GET)
+        older.room = 0
+        early[1].write(GET)
+        await until(lambda: older.queue)
+        door.gateway._catalog.targets["f"] = newer
+        door.gateway._catalog.generation += 1
+
+        async def ask_newer():
+            for _ in range(2):
+                _, _, body = await ask(*late, GET)
+                assert b"x-fc-function-name=g\n" in body
+
+        if newer_first:
+            await ask_newer()
+        older.room = 1
+        older.open()
+        _, _, body = await read_reply(early[0])
+        assert b"x-fc-function-name=f\n" in body
+        await ask_newer()
 
 
 async def test_a_function_that_becomes_an_event_function_refuses_kept_heads():

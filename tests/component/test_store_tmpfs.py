@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import stat
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -114,6 +115,18 @@ def test_a_successor_sees_the_calls_of_the_worker_before(tmp_path):
     assert new.workers() == {}
     for ledger in (old, new):
         ledger.close()
+
+
+def test_a_worker_of_another_release_reads_the_same_cells(tmp_path):
+    path = tmp_path / "ledger"
+    ledger = Ledger.open(path, 4)
+    for _ in range(3):
+        ledger.row(2).begin()
+    # The layout of the first release: an upgrade is a worker swap, and both count meanwhile.
+    raw = path.read_bytes()
+    assert struct.unpack_from("<8sII", raw) == (b"KINDLED1", 4, 1)
+    assert struct.unpack_from("<QQ", raw, 64 + 16) == (1, os.getpid())
+    assert struct.unpack_from("<I", raw, 4096 + 2 * 256 + 64 + 8) == (3,)
 
 
 def test_two_workers_count_on_one_row_without_disturbing_each_other(tmp_path):

@@ -117,6 +117,16 @@ def test_overlapping_calls_share_readings_and_a_lone_one_reads_its_own():
     assert figures.reads == before + 20
 
 
+def test_the_peak_stays_when_the_group_is_gone():
+    metering = Metering()
+    metering.figures.peak = 9
+    metering.end(metering.begin(0), 1)
+    call = metering.begin(2)
+    metering.figures.peak = 0
+    metering.end(call, 3)
+    assert call.peak_bytes == 9
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1000), st.booleans()), max_size=30))
 def test_shares_add_up_to_what_was_used_while_calls_ran(steps):
     figures = Figures()
