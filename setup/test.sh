@@ -2,7 +2,7 @@
 # Everything there is, in stages; each stage's time is printed at the end. The first red stage ends
 # the run. Needs root for the host's set-up and for the integration stage.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 declare -a names=() times=()
 began=$SECONDS
@@ -28,6 +28,24 @@ stage() {
 	times+=($((SECONDS - start)))
 }
 
+# As a new user sees it: the demo on the host itself, and once more on top of it. What it started ends
+# here, whether it went well or not.
+demo_twice() {
+	local status=0 pid name
+	setup/demo.sh && setup/demo.sh || status=1
+	for name in fc-event fc-http fc2-event scf-web scf-job vercel by-http; do
+		"${as_root[@]}" kindling remove "$name" --force >/dev/null || status=1
+	done
+	pid=$("${as_root[@]}" cat /run/kindling/lock) || return 1
+	"${as_root[@]}" kill "$pid" || status=1
+	for _ in $(seq 300); do
+		[ -e "/proc/$pid" ] || return "$status"
+		sleep 0.2
+	done
+	echo "test: the agent of the demo (pid $pid) does not end" >&2
+	return 1
+}
+
 as_root=()
 if [ "$(id -u)" != 0 ]; then
 	as_root=(sudo)
@@ -42,11 +60,12 @@ stage component make --no-print-directory component
 stage conformance make --no-print-directory conformance
 stage images make --no-print-directory images
 stage integration "${as_root[@]}" .venv/bin/python -m pytest -q tests/integration
-# Every integration test has looked already; this looks at the host as a whole, where nothing of
-# anybody else's is in the way.
+# Every integration test has looked for leaks already; this looks at the host as a whole, where nothing
+# of anybody else's is in the way.
 if [ -e /run/kindling/lock ]; then
-	echo "test: an agent of yours runs at /run/kindling: the leak check of the whole host is left out"
+	echo "test: an agent of yours runs at /run/kindling: the demo and the leak check of the host are left out"
 else
+	stage demo demo_twice
 	stage leak "${as_root[@]}" .venv/bin/python -m tests.leak
 fi
 report
