@@ -14,6 +14,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from weakref import WeakValueDictionary
 
 from agent.aio.tasks import finish
@@ -36,7 +37,7 @@ from agent.functions.target import FunctionTarget
 from agent.model.image_ref import parse_image_ref
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import FunctionSpec, digest
+from agent.model.spec import FunctionSpec, digest, parse_spec
 from agent.sandbox.builder import Builder
 from agent.store.calls import CallStore
 from agent.store.functions import FunctionStore
@@ -51,6 +52,16 @@ LOCAL_HOST = "kindling.local"
 REMOVE_SLACK_S = 60.0
 WAIT_STEP_S = 0.02
 MB = 1 << 20
+# Checked, stored and given back, but read by nothing yet: a deploy that sets one is told so. Of
+# `acceleration` only "lazy" is unused: images are unpacked whole, as "auto" and "eager" allow.
+UNUSED = (
+    "registry",
+    "health_check",
+    "scaling.standby",
+    "scaling.freeze_after_ms",
+    "async_calls",
+    "hooks.pre_freeze",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +271,11 @@ def _identity(spec: FunctionSpec, image: ImageFacts | None) -> str:
 
 
 def _advice(spec: FunctionSpec, image: ImageFacts) -> tuple[str, ...]:
-    """Return what a platform would advise against, without refusing it."""
+    """Return what a platform would advise against, and what is asked for in vain."""
+    return (*_memory_advice(spec, image), *_unused(spec))
+
+
+def _memory_advice(spec: FunctionSpec, image: ImageFacts) -> tuple[str, ...]:
     size_mb = image.size_bytes // MB
     for below_mb, memory_mb in LIMITS[spec.contract].memory_advice:
         if size_mb < below_mb:
@@ -269,3 +284,14 @@ def _advice(spec: FunctionSpec, image: ImageFacts) -> tuple[str, ...]:
             advice = f"{spec.contract} advises more than {memory_mb} MB of memory"
             return (f"the image takes {size_mb} MB: {advice}, the function has {spec.memory_mb}",)
     return ()
+
+
+def _unused(spec: FunctionSpec) -> tuple[str, ...]:
+    """Return a warning for each field that differs from its default and has no effect."""
+    silent = parse_spec(
+        {"name": spec.name, "image": spec.image, "contract": spec.contract, "kind": spec.kind}
+    )
+    asked = [field for field in UNUSED if attrgetter(field)(spec) != attrgetter(field)(silent)]
+    if spec.acceleration == "lazy":
+        asked.insert(0, 'acceleration = "lazy"')
+    return tuple(f"{field} is accepted, but this version does not use it yet" for field in asked)

@@ -155,6 +155,52 @@ async def test_too_many_functions_are_refused(town):
     await town.deploy("f", timeout_s=9)
 
 
+# -- what is accepted and has no effect yet
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("acceleration", {"acceleration": "lazy"}),
+        ("registry", {"registry": {"username": "me", "password": "s3cret"}}),
+        ("registry", {"registry": {"identity_token": "s3cret"}}),
+        ("registry", {"registry": {"ca_pem": "s3cret"}}),
+        ("registry", {"registry": {"credential_command": ["/bin/cred"]}}),
+        ("health_check", {"health_check": {"path": "/health"}}),
+        ("scaling.standby", {"scaling": {"standby": 1}}),
+        ("scaling.freeze_after_ms", {"scaling": {"freeze_after_ms": 100}}),
+        ("async_calls", {"async_calls": {"max_retries": 2}}),
+        ("async_calls", {"async_calls": {"on_failure": "http://192.0.2.1/failed"}}),
+        ("hooks.pre_freeze", {"contract": "fc2", "hooks": {"pre_freeze": {}}}),
+    ],
+)
+async def test_a_field_that_is_not_used_yet_is_named_in_a_warning(town, field, given):
+    for _ in range(2):  # an equal deploy, which changes nothing, is told as well
+        (warning,) = (await town.deploy(**given)).warnings
+        assert warning.startswith(field)
+        assert warning.endswith("is accepted, but this version does not use it yet")
+        assert "s3cret" not in warning
+
+
+async def test_all_unused_fields_are_told_at_once(town):
+    outcome = await town.deploy(acceleration="lazy", scaling={"standby": 1, "freeze_after_ms": 5})
+    assert [warning.split()[0] for warning in outcome.warnings] == [
+        "acceleration",
+        "scaling.standby",
+        "scaling.freeze_after_ms",
+    ]
+
+
+@pytest.mark.parametrize("contract", ["fc", "fc2", "vercel"])
+async def test_a_spec_that_is_silent_or_says_the_default_gets_no_warning(town, contract):
+    silent = await town.deploy(contract=contract)
+    assert silent.warnings == ()
+    spelt = silent.version.spec.model_dump(mode="json", exclude={"name", "version"})
+    assert (await town.deploy("g", **spelt)).warnings == ()
+    used = {"acceleration": "eager", "scaling": {"max": 3, "idle_s": 9}, "labels": {"team": "a"}}
+    assert (await town.deploy("h", contract=contract, **used)).warnings == ()
+
+
 # -- together and interrupted
 
 
