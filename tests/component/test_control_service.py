@@ -322,6 +322,24 @@ async def test_images(doors: Doors) -> None:
     assert doors.node.seen[-1] == ("remove_image", "x")
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"acceleration": "lazy"}, "acceleration lazy"),
+        ({"registry": pb.Registry(username="me", password="s3cret")}, "registry credentials"),
+    ],
+)
+async def test_a_pull_that_is_not_built_is_refused_by_name_before_it_begins(
+    doors: Doors, given: dict[str, Any], named: str
+) -> None:
+    request = pb.PrepareImageRequest(image="r", **given)
+    told = await refused(doors.admin.PrepareImage(request).read())
+    assert (told.code.name, told.reason) == ("UNIMPLEMENTED", "UNIMPLEMENTED")
+    assert named in told.message
+    assert "s3cret" not in told.message
+    assert doors.node.seen == []
+
+
 async def _archive(size: int, promised: int, chunk: int) -> AsyncIterator[pb.ImportImageRequest]:
     header = pb.ImportImageRequest.ImportHeader(name="a:1", size_bytes=promised)
     yield pb.ImportImageRequest(header=header)
