@@ -21,7 +21,7 @@ from tests.integration.running import install
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "out"
-ALONE = Path("/run/lock/kindling-bench.lock")
+ALONE = Path("/run/lock/kindling-tests.lock")  # no test session beside a bench, nor another bench
 NAMES = {
     "cold": "bench.cold",
     "density": "bench.density",

@@ -1,8 +1,8 @@
 """An agent for benches: the installed package as the user kindling, a node of its own.
 
-Directories, ports, cgroups and sockets are its own; writable layers are tmpfs, so that the bench
-takes no slot of another agent. Starting, stopping and the leak check are those of the integration
-tests. Talks gRPC through one open channel: starting a command would be a load of its own.
+Directories, ports, cgroups and sockets are its own; writable layers are tmpfs unless a bench asks
+for the test slots. Starting, stopping and the leak check are those of the integration tests. Talks
+gRPC through one open channel: starting a command would be a load of its own.
 """
 
 from __future__ import annotations
