@@ -200,6 +200,16 @@ def cgroup_moves(mountinfo: str, release: str) -> Check:
     return Check("cgroup moves", quick, detail, mend, required=False)
 
 
+def swap_limit(counted: bool, swaps: str) -> Check:
+    """Judge whether instances' swap is limited: `counted` by the kernel, `swaps` as /proc/swaps."""
+    if not swaps:
+        return Check("swap limit", True, "no swap in this kernel", required=False)
+    line = r"GRUB_CMDLINE_LINUX=\"\$GRUB_CMDLINE_LINUX swapaccount=1\""
+    mend = f"echo {line} >>/etc/default/grub && update-grub, then reboot"
+    detail = "swap is counted" if counted else "none: functions may swap beyond their memory"
+    return Check("swap limit", counted, detail, mend, required=False)
+
+
 def directory(name: str, path: str, error: str, user: str) -> Check:
     """Judge a directory of the agent by what went wrong using it (empty: nothing)."""
     return Check(f"{name} directory", not error, error or path, _make_directory(path, user))

@@ -41,6 +41,7 @@ def checks(house: House, *, starting: bool) -> list[Check]:
         preflight.device("/dev/fuse", _open_error("/dev/fuse"), required=False),
         _cgroups(starting),
         preflight.cgroup_moves(_read("/proc/self/mountinfo"), os.uname().release),
+        _swap_limit(),
         _slots(house),
         _sysctls(house),
         preflight.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
@@ -99,6 +100,14 @@ def _cgroups(starting: bool) -> Check:
         problems = problems or [f"this process is outside {found.base}"]
         mend = "systemctl start kindling"
     return preflight.cgroups(f"{description}, {found.base} delegated", problems, mend)
+
+
+def _swap_limit() -> Check:
+    found = cgroup.detect()
+    # Always counted on v2; on v1 only where the kernel was built and booted with it.
+    memory = found.mounts.get("memory") if found else None
+    counted = memory is None or Path(memory, "memory.memsw.limit_in_bytes").exists()
+    return preflight.swap_limit(counted, _read("/proc/swaps"))
 
 
 def _slots(house: House) -> Check:
