@@ -13,7 +13,8 @@ import time
 import pytest
 
 from agent.errors import AlreadyExists, FailedPrecondition, RuntimeUnavailable
-from agent.rootless import child, hello, leftovers, lock, mounts, notice, sockets
+from agent.rootless import cgroup, child, hello, leftovers, lock, mounts, notice, probe, sockets
+from agent.rootless.cgroup import Layout
 from agent.rootless.settings import Door
 from agent.rootless.sweep import ancestors, descendants, sweep
 
@@ -305,3 +306,22 @@ def test_a_directory_that_is_not_the_hosts_is_refused(tmp_path):
     mounts.compare({str(tmp_path): [status.st_dev, status.st_ino]})
     with pytest.raises(RuntimeUnavailable, match=str(tmp_path)):
         mounts.compare({str(tmp_path): [status.st_dev, status.st_ino + 1]})
+
+
+# -- looking at the host
+
+
+@pytest.mark.parametrize("files", [(), ("memory.memsw.limit_in_bytes",)])
+def test_on_v1_swap_is_counted_where_its_file_is(tmp_path, monkeypatch, files):
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(cgroup, "detect", lambda: Layout(1, False, "/k", {"memory": str(tmp_path)}))
+    monkeypatch.setattr(probe, "_read", lambda _: "Filename\n")
+    assert probe._swap_limit().ok == bool(files)
+
+
+@pytest.mark.parametrize("layout", [Layout(2, False, "/k", {"": "/sys/fs/cgroup"}), None])
+def test_on_v2_swap_is_always_counted(monkeypatch, layout):
+    monkeypatch.setattr(cgroup, "detect", lambda: layout)
+    monkeypatch.setattr(probe, "_read", lambda _: "Filename\n")
+    assert probe._swap_limit().ok

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.rootless import cgroup, preflight, probe
-from agent.rootless.cgroup import Layout
+from agent.rootless import preflight
 from agent.rootless.preflight import Check
 
 
@@ -157,22 +156,6 @@ def test_swap_without_a_limit_names_what_it_means_and_the_boot_parameter():
     line = preflight.swap_limit(False, SWAPS).line()
     assert line.startswith("swap limit: none: functions may swap beyond their memory: run '")
     assert "swapaccount=1" in line
-
-
-@pytest.mark.parametrize("files", [(), ("memory.memsw.limit_in_bytes",)])
-def test_on_v1_swap_is_counted_where_its_file_is(tmp_path, monkeypatch, files):
-    for name in files:
-        (tmp_path / name).touch()
-    monkeypatch.setattr(cgroup, "detect", lambda: Layout(1, False, "/k", {"memory": str(tmp_path)}))
-    monkeypatch.setattr(probe, "_read", lambda _: SWAPS)
-    assert probe._swap_limit().ok == bool(files)
-
-
-@pytest.mark.parametrize("layout", [Layout(2, False, "/k", {"": "/sys/fs/cgroup"}), None])
-def test_on_v2_swap_is_always_counted(monkeypatch, layout):
-    monkeypatch.setattr(cgroup, "detect", lambda: layout)
-    monkeypatch.setattr(probe, "_read", lambda _: SWAPS)
-    assert probe._swap_limit().ok
 
 
 def test_taken_ports_are_named_unless_the_agent_itself_has_them():
