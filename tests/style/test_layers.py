@@ -1,4 +1,4 @@
-"""The rooms' import rules (.importlinter), and what import rules cannot see about pure rooms."""
+"""The rooms' import rules (.importlinter), and what these cannot see: calls and kernel sockets."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def test_rules_await_nothing_and_touch_nothing(path):
             if isinstance(owner, ast.Name) and owner.id in ("datetime", "date"):
                 found.append(f"line {node.lineno}: {owner.id}.{node.attr}")
     assert not found
+
+
+@pytest.mark.parametrize("word", ["AF_NETLINK", "libnftables"])
+def test_the_kernels_network_is_spoken_to_in_one_room_only(word):
+    agent = ROOT / "agent"
+    spoken = [path for path in agent.rglob("*.py") if word in path.read_text("utf-8")]
+    assert {path.relative_to(agent).parts[0] for path in spoken} == {"network"}
