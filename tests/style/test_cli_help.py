@@ -18,6 +18,7 @@ from agent.cli.group import VERBS, kindling
 from tests.schemas import NAMES
 
 README = Path(__file__).parents[2] / "README.md"
+MARKERS = ("<!-- cli -->\n", "<!-- /cli -->\n")
 BLOCK = re.compile(r"(?<=<!-- cli -->\n).*?(?=<!-- /cli -->)", re.S)
 
 
@@ -39,8 +40,11 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def test_readme_shows_the_help_as_it_is() -> None:
-    found = BLOCK.search(README.read_text("utf-8")) if README.exists() else None
-    assert found is None or found[0] == shown(), (
+    text = README.read_text("utf-8")
+    assert [text.count(marker) for marker in MARKERS] == [1, 1]
+    found = BLOCK.search(text)
+    assert found is not None
+    assert found[0] == shown(), (
         "README is behind: run '.venv/bin/python -m tests.style.test_cli_help'"
     )
 
