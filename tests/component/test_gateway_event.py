@@ -12,6 +12,7 @@ from agent.contracts.base import Reply
 from agent.errors import FunctionFailed, NotFound
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart
+from tests.component.function_house import until
 from tests.component.gateway_house import (
     FakeTarget,
     Instance,
@@ -297,8 +298,7 @@ async def test_a_cancelled_call_in_memory_gives_everything_back():
     target.closed = True
     async with house(target) as door:
         task = spawn("test", door.gateway.call("f"))
-        await asyncio.sleep(0.02)
-        assert len(target.queue) == 1
+        await until(lambda: len(target.queue) == 1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

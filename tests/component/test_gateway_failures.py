@@ -12,6 +12,7 @@ import pytest
 
 from agent.aio.tasks import spawn
 from agent.model.failure import Failure, FailureKind
+from tests.component.function_house import turns, until
 from tests.component.gateway_house import (
     FakeTarget,
     Instance,
@@ -88,7 +89,7 @@ async def test_a_broken_chunk_after_the_call_began_ends_the_call(instance):
         writer.write(
             b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
         )
-        await asyncio.sleep(0.05)
+        await until(lambda: door.target.leases)
         writer.write(b"nonsense\r\n")
         assert (await read_reply(reader))[0] == 400
         assert await within(reader.read(), 5) == b""
@@ -144,7 +145,7 @@ async def test_connections_over_the_limit_are_turned_away(instance):
         data = await door.ask(b"")
         assert data.startswith(b"HTTP/1.1 503 ")
         first[0][1].close()
-        await asyncio.sleep(0.05)
+        await until(lambda: door.metrics.calls.connections < 2)
         reader, writer = await door.connect()
         writer.write(GET)
         assert (await read_reply(reader))[0] == 200
@@ -402,10 +403,13 @@ async def test_a_get_with_reply_bytes_is_not_tried_again():
 
 
 async def test_idle_connections_that_close_or_talk_leave_the_pool():
+    gate = asyncio.Event()
+
     async def serve(reader, writer):
         line, _, _ = await read_request(reader)
         writer.write(http(b"x"))
-        await asyncio.sleep(0.02)
+        await gate.wait()
+        gate.clear()
         if b"talk" in line:
             writer.write(b"HTTP/1.1 408 Timeout\r\n\r\n")
             await reader.read()
@@ -417,9 +421,9 @@ async def test_idle_connections_that_close_or_talk_leave_the_pool():
             writer.write(b"GET /http/f/%b HTTP/1.1\r\nHost: h\r\n\r\n" % path)
             await read_reply(reader)
             assert len(door.target.endpoint.idle) == 1
-            await asyncio.sleep(0.05)
-            assert not door.target.endpoint.idle
-            assert not door.connector.connections
+            gate.set()
+            await until(lambda: not door.target.endpoint.idle)
+            await until(lambda: not door.connector.connections)
 
 
 async def test_more_than_one_reply_spoils_the_connection():
@@ -546,21 +550,19 @@ async def test_a_caller_gone_from_the_queue_is_forgotten():
     async with house(target) as door:
         _reader, writer = await door.connect()
         writer.write(GET)
-        await asyncio.sleep(0.05)
-        assert len(target.queue) == 1
+        await until(lambda: len(target.queue) == 1)
         writer.close()
-        await asyncio.sleep(0.05)
-        assert target.abandoned == 1
+        await until(lambda: target.abandoned == 1)
         assert not target.queue
 
 
 @pytest.mark.parametrize("policy", ["keep", "signal", "recycle"])
 async def test_a_caller_gone_while_running(policy):
-    gate = asyncio.Event()
-    ended = asyncio.Event()
+    begun, gate, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def serve(reader, writer):
         await read_request(reader)
+        begun.set()
         if policy == "keep":
             await gate.wait()
             writer.write(http(b"late"))
@@ -572,9 +574,9 @@ async def test_a_caller_gone_while_running(policy):
     async with house(target) as door:
         _reader, writer = await door.connect()
         writer.write(GET)
-        await asyncio.sleep(0.05)
+        await within(begun.wait(), 5)
         writer.close()
-        await asyncio.sleep(0.05)
+        await until(lambda: not door.metrics.calls.connections)
         if policy == "keep":
             assert len(target.leases) == 1
             gate.set()
@@ -588,15 +590,18 @@ async def test_a_caller_gone_while_running(policy):
 
 
 async def test_a_caller_gone_in_the_middle_of_its_body():
+    begun = asyncio.Event()
+
     async def serve(reader, writer):
         assert await reader.readuntil(b"\r\n\r\n")
+        begun.set()
         await reader.read()
 
     one = await served(serve)
     async with house(FakeTarget(one.port)) as door:
         _reader, writer = await door.connect()
         writer.write(b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nsome")
-        await asyncio.sleep(0.05)
+        await within(begun.wait(), 5)
         writer.close()
         await door.settled()
         assert failure_kinds(door) == [FailureKind.CLIENT_CANCELLED]
@@ -604,9 +609,10 @@ async def test_a_caller_gone_in_the_middle_of_its_body():
 
 
 async def test_a_caller_gone_while_connecting(instance):
-    hold = asyncio.Event()
+    asked, hold = asyncio.Event(), asyncio.Event()
 
     async def make():
+        asked.set()
         await hold.wait()
         sock = socket.socket()
         sock.setblocking(False)
@@ -616,9 +622,9 @@ async def test_a_caller_gone_while_connecting(instance):
         door.connector._make_socket = make
         _reader, writer = await door.connect()
         writer.write(GET)
-        await asyncio.sleep(0.05)
+        await within(asked.wait(), 5)
         writer.close()
-        await asyncio.sleep(0.05)
+        await until(lambda: not door.metrics.calls.connections)
         hold.set()
         await door.settled()
         assert failure_kinds(door) == [FailureKind.CLIENT_CANCELLED]
@@ -655,7 +661,7 @@ async def test_queue_full_and_refusals_say_when_to_come_back():
     async with house(target) as door:
         waiting_reader, waiting = await door.connect()
         waiting.write(GET)
-        await asyncio.sleep(0.05)
+        await until(lambda: len(target.queue) == 1)
         reader, writer = await door.connect()
         writer.write(GET)
         status, headers, _ = await read_reply(reader)
@@ -675,8 +681,7 @@ async def test_queued_calls_run_when_an_instance_is_free(instance):
         pairs = [await door.connect() for _ in range(5)]
         for _, writer in pairs:
             writer.write(POST)
-        await asyncio.sleep(0.05)
-        assert len(target.queue) == 5
+        await until(lambda: len(target.queue) == 5)
         target.closed = False
         target.open()
         for reader, _ in pairs:
@@ -691,9 +696,7 @@ async def test_close_ends_what_waits_and_what_runs():
         pairs = [await door.connect() for _ in range(3)]
         for _, writer in pairs:
             writer.write(GET)
-        await asyncio.sleep(0.05)
-        assert len(target.leases) == 1
-        assert len(target.queue) == 2
+        await until(lambda: (len(target.leases), len(target.queue)) == (1, 2))
         assert await door.gateway.drain(0.1) == 3
         await door.gateway.close()
         for reader, _ in pairs:
@@ -702,10 +705,11 @@ async def test_close_ends_what_waits_and_what_runs():
 
 
 async def test_drain_waits_for_calls_and_says_close():
-    gate = asyncio.Event()
+    begun, gate = asyncio.Event(), asyncio.Event()
 
     async def serve(reader, writer):
         await read_request(reader)
+        begun.set()
         await gate.wait()
         writer.write(http(b"done"))
         await reader.read()
@@ -715,9 +719,9 @@ async def test_drain_waits_for_calls_and_says_close():
         idle_reader, _ = await door.connect()
         reader, writer = await door.connect()
         writer.write(GET)
-        await asyncio.sleep(0.05)
+        await within(begun.wait(), 5)
         drained = spawn("test", door.gateway.drain(5))
-        await asyncio.sleep(0.05)
+        await turns()
         gate.set()
         status, headers, body = await read_reply(reader)
         assert (status, headers[b"connection"], body) == (200, b"close", b"done")
