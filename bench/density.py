@@ -214,6 +214,7 @@ def report(found: dict[str, Any]) -> Report:
     goals = [
         Goal("refused connections across a kill -9", refused, 0),
         Goal("instances not adopted", found["not_adopted"], 0),
+        Goal("longest call across a kill -9, s", found["longest_call_ms"] / 1000, 2),
         Goal("next worker serves, s", found["next_worker_ready_ms"] / 1000, 2),
         Goal("next worker serves, s (final)", found["next_worker_ready_ms"] / 1000, 1),
         Goal("worker RSS, MB (final)", found["worker_rss_mb"], 90),
