@@ -19,17 +19,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agent.rootless import cgroup
 from agent.rootless.preflight import USER
-from agent.rootless.settings import PIDS_NAME
+from agent.rootless.settings import CGROUP_NAME, PIDS_NAME
 from agent.rootless.supervise import WORKER_VARIABLE
 from agent.rootless.sweep import sweep
-from tests.leak import leaks
+from tests.leak import command_of, is_own_group, leaks, members
 
 LIB = Path("/usr/lib/kindling")
 KINDLING = LIB / "venv" / "bin" / "kindling"
@@ -145,14 +145,23 @@ class RunningAgent:
         try:
             return self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self.kill_everything()
+            self._kill(self.tree())
             raise AssertionError(f"did not stop in {STOP_S:g} s:\n{self.log()}") from None
 
     def kill_everything(self, *, spare: Collection[int] = ()) -> None:
-        """kill -9 the whole process tree at once, shims too; instances' own groups are left out."""
+        """kill -9 the whole process tree at once, shims too; instances' own groups are left out.
+
+        Fails if supervisor, containerd or, under the real worker, shims are not among them.
+        """
         pids = [pid for pid in self.tree() if pid not in spare]
+        named = self.pids
+        assert {named["supervise"], named["containerd"]} <= set(pids), (named, pids)
+        assert self._worker or self.shims(), f"no shim to kill:\n{self.log()}"
+        self._kill(pids)
+
+    def _kill(self, pids: list[int]) -> None:
         if self.process is not None and self.process.poll() is None:
-            pids.append(self.process.pid)
+            pids = [*pids, self.process.pid]
         # Stop first: nobody may start or end anything while the others die.
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids:
@@ -170,9 +179,7 @@ class RunningAgent:
             left = leaks(self.run, self.node, within_s=5, apart=True)
             assert not left, f"left behind: {json.dumps(left, indent=1)}\n{self.log()}"
         finally:
-            layout = cgroup.detect()
-            assert layout is not None, "this host has no cgroups"
-            sweep(layout.node_directories(self.node), within_s=5)
+            sweep(self.layout.node_directories(self.node), within_s=5)
             shutil.rmtree(self.home, ignore_errors=True)
 
     # What it is
@@ -186,8 +193,29 @@ class RunningAgent:
 
     def tree(self) -> list[int]:
         """Return every process in the node's own group: rootlesskit and all below, shims too."""
-        group = Path("/sys/fs/cgroup/pids/kindling") / self.node / "agent" / "cgroup.procs"
-        return [int(pid) for pid in group.read_text().split()] if group.exists() else []
+        return cgroup.processes(self.layout.agent_directory(self.node))
+
+    def shims(self) -> list[int]:
+        """Return the shims of its containers."""
+        return [pid for pid in self.tree() if "containerd-shim" in command_of(pid)]
+
+    def instance_pids(self) -> set[int]:
+        """Return the processes of its instances: those in groups of the node but its own."""
+        groups = self.layout.agent_directory(self.node).parent.glob("*/")
+        return members(group for group in groups if not is_own_group(group.name))
+
+    def group(self, controller: str, instance: str) -> Path:
+        """Return an instance's group; on v2 every controller's is the same."""
+        return self.layout.directory(controller, self.node) / instance
+
+    @property
+    def layout(self) -> cgroup.Layout:
+        """Where its cgroups are: as it found them itself, or as it would."""
+        with suppress(FileNotFoundError):
+            return cgroup.load(self.run / CGROUP_NAME)
+        found = cgroup.detect()
+        assert found is not None, "this host has no cgroups"
+        return found
 
     @property
     def socket(self) -> Path:

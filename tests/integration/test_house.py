@@ -151,23 +151,24 @@ def test_kill_9_of_everything_then_the_next_start_sweeps_and_serves(house):
 def test_a_frozen_orphan_in_an_instance_group_is_swept(house):
     house.start()
     house.kill_everything()
-    layout = cgroup.detect()
+    layout = house.layout
     groups = [path / "hello-1" for path in layout.node_directories("house")]
     # By the user itself, as a runtime does it: the files inside then are the user's too.
     subprocess.run([*as_kindling(), "mkdir", *map(str, groups)], check=True)
-    freezer = layout.directory("freezer", "house") / "hello-1" / "freezer.state"
+    v2 = layout.version == 2
+    freezer = house.group("freezer", "hello-1") / ("cgroup.freeze" if v2 else "freezer.state")
     sleeper = subprocess.Popen([*as_kindling(), "sleep", "1000"])
     try:
         house.wait_until(lambda: uid_of(sleeper.pid) != 0, what="the change of user")
         for group in groups:
             cgroup.join(group, sleeper.pid)
-        freezer.write_text("FROZEN")
+        freezer.write_text("1" if v2 else "FROZEN")
         house.start()
         assert sleeper.wait(5) == -signal.SIGKILL
         assert not any(group.exists() for group in groups)
     finally:
         if freezer.exists():
-            freezer.write_text("THAWED")
+            freezer.write_text("0" if v2 else "THAWED")
         sleeper.kill()
         sleeper.wait()
 
@@ -175,8 +176,7 @@ def test_a_frozen_orphan_in_an_instance_group_is_swept(house):
 def test_the_leak_check_sees_what_is_left_of_a_killed_agent_and_of_an_instance(house):
     house.start()
     assert house.leaks() == {}
-    layout = cgroup.detect()
-    group = layout.directory("memory", "house") / "hello-1"
+    group = house.group("memory", "hello-1")
     record = house.run / "instances" / "hello-1.json"
     subprocess.run([*as_kindling(), "mkdir", str(group), str(record.parent)], check=True)
     subprocess.run([*as_kindling(), "touch", str(record)], check=True)

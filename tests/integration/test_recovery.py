@@ -18,16 +18,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
 from agent._pb.worker.v1 import worker_pb2 as pb
+from agent.app import SHIMS_PER_CORE
 from tests.integration.functions import Functions
 from tests.integration.running import Reply, RunningAgent, is_alive
 
 MB = 1 << 20
 SERVES_AGAIN_S = 10.0
+STOP_TIMEOUT_S = 10
+# For what ends after the worker: containerd, the namespaces, the sweep.
+STOP_MARGIN_S = 5
 # Serves on its port and says a number every 20 ms, so that gaps in its log show.
 TICKER = r"""
 import socket, threading, time
@@ -95,14 +98,10 @@ def kill_worker(agent: RunningAgent) -> None:
 
 
 def pids_of(agent: RunningAgent) -> set[int]:
-    """Return the processes of the node's instances."""
-    node = Path("/sys/fs/cgroup/pids/kindling") / agent.node
-    groups = (group for group in node.glob("*/") if not own_group(group.name))
-    return {int(pid) for group in groups for pid in (group / "cgroup.procs").read_text().split()}
-
-
-def own_group(name: str) -> bool:
-    return name == "agent" or name.startswith("kindling-anchor-")
+    """Return the processes of the node's instances, of which there must be some."""
+    found = agent.instance_pids()
+    assert found, "no process of an instance was found"
+    return found
 
 
 def states(functions: Functions) -> dict[str, int]:
@@ -114,7 +113,7 @@ def mortal(make_agent: Callable[..., RunningAgent]) -> Iterator[RunningAgent]:
     """An agent of its own that a test may kill and stop; its layers are in memory."""
     agent = make_agent(
         node="mortal",
-        sections={"storage": {"writable": "tmpfs"}, "limits": {"stop_timeout_s": 10}},
+        sections={"storage": {"writable": "tmpfs"}, "limits": {"stop_timeout_s": STOP_TIMEOUT_S}},
     )
     agent.start()
     yield agent
@@ -272,7 +271,9 @@ def test_when_all_shims_die_functions_serve_on_new_ones_start_and_all_can_go(mor
     with Functions(mortal) as functions:
         functions.deploy("web", scaling={"min": 1})
         pids = pids_of(mortal)
-        shims = [pid for pid in mortal.tree() if "containerd-shim" in command(pid)]
+        shims = mortal.shims()
+        assert "anchored_shims" in functions.node().features
+        assert len(shims) >= SHIMS_PER_CORE * len(os.sched_getaffinity(0))
         for pid in shims:
             os.kill(pid, signal.SIGKILL)
         mortal.wait_until(lambda: not any(map(is_alive, shims)), 10, "the end of the shims")
@@ -285,11 +286,21 @@ def test_when_all_shims_die_functions_serve_on_new_ones_start_and_all_can_go(mor
         assert not any(map(is_alive, pids))
 
 
-def command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+def test_without_anchored_shims_each_container_has_its_own_and_all_goes(make_agent):
+    agent: RunningAgent = make_agent(
+        node="plain",
+        sections={"storage": {"writable": "tmpfs"}, "runtime": {"anchored": False}},
+    )
+    agent.start()
+    with Functions(agent) as functions:
+        assert "anchored_shims" not in functions.node().features
+        assert agent.shims() == []
+        functions.deploy("web", scaling={"min": 2})
+        assert len(agent.shims()) == 2
+        assert agent.http("GET", "/http/web/echo").status == 200
+        functions.remove("web")
+        agent.wait_until(lambda: agent.shims() == [], 10, "the end of the shims")
+    agent.close()
 
 
 # Everything
@@ -338,7 +349,9 @@ def test_a_stop_lets_calls_end_and_leaves_nothing(mortal, how):
         else:
             os.killpg(mortal.process.pid, signal.SIGINT)
         assert mortal.wait() == 0
-        print(f"\nstopped in {time.monotonic() - began:.1f} s")
+        elapsed_s = time.monotonic() - began
+        print(f"\nstopped in {elapsed_s:.1f} s")
+        assert elapsed_s <= STOP_TIMEOUT_S + STOP_MARGIN_S
         caller.join(10)
         assert replies[0].json() == {"slept_s": 1}
         assert not any(map(is_alive, pids))
