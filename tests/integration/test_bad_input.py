@@ -177,19 +177,31 @@ def test_a_chunked_body_over_the_limit_is_refused_while_it_comes(functions, agen
         assert drain(caller).startswith(b"HTTP/1.1 406 ")
 
 
-def test_a_reply_over_the_limit_is_the_functions_fault(functions, agent):
-    size = LIMITS["vercel"].response_bytes + 1
+@pytest.mark.parametrize(
+    ("contract", "port", "status", "code"),
+    [
+        ("fc", 9000, 502, "BadResponse"),
+        ("scf-web", 9000, 410, "ResponseTooLarge"),
+        ("vercel", 80, 500, "FUNCTION_INVOCATION_FAILED"),
+    ],
+)
+def test_a_reply_over_the_limit_is_the_functions_fault(
+    functions, agent, contract, port, status, code
+):
+    size = LIMITS[contract].response_bytes + 1
     program = (
         "import socket\n"
-        "s = socket.create_server(('0.0.0.0', 80))\n"
+        f"s = socket.create_server(('0.0.0.0', {port}))\n"
         "while True:\n"
         "    c, _ = s.accept()\n"
         "    if not c.recv(65536): continue\n"
         f"    c.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: {size}\\r\\n\\r\\n')\n"
         f"    c.sendall(b'x' * {size})\n"
     )
-    functions.deploy("large", contract="vercel", command=["/usr/bin/python3", "-c", program])
-    assert agent.http("GET", "/http/large/").status >= 500
+    functions.deploy("large", contract=contract, command=["/usr/bin/python3", "-c", program])
+    reply = agent.http("GET", "/http/large/")
+    assert reply.status == status
+    assert code in reply.body.decode()
 
 
 @pytest.mark.parametrize("contract", ["fc2", "scf-job"])

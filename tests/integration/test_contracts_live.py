@@ -7,9 +7,11 @@ platform's side of them received.
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import pytest
 from agent._pb.worker.v1 import worker_pb2 as pb
 from tests.integration.functions import Functions
 from tests.integration.running import Reply, RunningAgent
-from tests.leak import our_uids
+from tests.leak import members, our_uids
 
 Fields = dict[str, Any]
 PHASES = {"queue", "image", "slots", "create", "start", "listen", "init"}
@@ -187,9 +189,16 @@ def test_an_unknown_name_is_refused_in_our_own_shape(agent, deployed):
 
 
 def test_a_stream_comes_through_as_it_is_made(agent, deployed):
-    reply = agent.http("GET", "/http/fc-http/stream?n=3&ms=20")
-    assert reply.headers["transfer-encoding"] == "chunked"
-    assert reply.body == b"line 0\nline 1\nline 2\n"
+    client = http.client.HTTPConnection("127.0.0.1", agent.invoke_port, timeout=60)
+    with closing(client):
+        client.request("GET", "/http/fc-http/stream?n=3&ms=1000")
+        reply = client.getresponse()
+        assert reply.headers["transfer-encoding"] == "chunked"
+        assert reply.readline() == b"line 0\n"
+        # The function still pauses before its next line.
+        assert [one.inflight for one in deployed.instances("fc-http")] == [1]
+        assert reply.read() == b"line 1\nline 2\n"
+    agent.wait_until(lambda: deployed.capacity()["inflight"] == 0, 10, "the end of the call")
 
 
 # Cold and warm
@@ -267,8 +276,7 @@ def test_every_process_belongs_to_kindling_or_its_subordinate_ids(agent, deploye
 
 def ours(agent: RunningAgent) -> set[int]:
     """Return the processes below the node's cgroups and those that name its run directory."""
-    groups = Path("/sys/fs/cgroup/pids/kindling") / agent.node
-    found = {int(pid) for path in groups.rglob("cgroup.procs") for pid in path.read_text().split()}
+    found = members([agent.layout.agent_directory(agent.node).parent])
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -160,10 +159,28 @@ def test_it_gets_no_more_files_than_its_contract_says(functions, contract):
 def test_the_cpu_quota_reaches_the_kernel(functions, agent):
     functions.deploy("slow", cpu_millis=250, scaling={"min": 1})
     (instance,) = functions.instances("slow")
-    group = Path("/sys/fs/cgroup/cpu/kindling") / agent.node / instance.id
-    quota = int((group / "cpu.cfs_quota_us").read_text())
-    period = int((group / "cpu.cfs_period_us").read_text())
-    assert quota / period == 0.25
+    group = agent.group("cpu", instance.id)
+    if agent.layout.version == 2:
+        quota, period = (group / "cpu.max").read_text().split()
+    else:
+        quota = (group / "cpu.cfs_quota_us").read_text()
+        period = (group / "cpu.cfs_period_us").read_text()
+    assert int(quota) / int(period) == 0.25
+
+
+def test_the_memory_limit_reaches_the_kernel_and_leaves_no_swap(functions, agent):
+    functions.deploy("held", scaling={"min": 1}, **MEMORY)
+    (instance,) = functions.instances("held")
+    group = agent.group("memory", instance.id)
+    # cgroup v1 counts memory and swap together, where the kernel counts swap at all.
+    names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+    wanted = [128 * MB, 128 * MB]
+    if agent.layout.version == 2:
+        names, wanted = ["memory.max", "memory.swap.max"], [128 * MB, 0]
+    known = [name for name in names if (group / name).exists()]
+    assert names[0] in known
+    found = [int((group / name).read_text()) for name in known]
+    assert found == wanted[: len(known)]
 
 
 # Time
