@@ -24,6 +24,9 @@ from agent.model.records import FunctionVersion, Meters
 from agent.model.spec import parse_spec
 from agent.telemetry.metrics import AgentMetrics
 
+# A bound, not an expectation: a slow machine sends 33 MB through three Python servers in it.
+PATIENCE_S = 30.0
+
 
 async def within(awaitable, seconds):
     """Await something that a test must not wait for longer."""
@@ -208,7 +211,7 @@ class Door:
         """Send bytes; return everything that comes until the gateway closes."""
         reader, writer = await self.connect()
         writer.write(raw)
-        data = await within(reader.read(), 5)
+        data = await within(reader.read(), PATIENCE_S)
         writer.close()
         return data
 
@@ -256,7 +259,7 @@ async def house(*targets, domain="", zombie_s=30.0, take_socket=tcp_socket, **in
 
 async def read_reply(reader, *, head_only=False):
     """Read one reply; return (status, headers, body)."""
-    head = await within(reader.readuntil(b"\r\n\r\n"), 5)
+    head = await within(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
     line, *rows = head[:-4].split(b"\r\n")
     status = int(line.split()[1])
     headers = {}
@@ -267,12 +270,12 @@ async def read_reply(reader, *, head_only=False):
         return status, headers, b""
     if headers.get(b"transfer-encoding") == b"chunked":
         body = b""
-        while size := int((await within(reader.readuntil(b"\r\n"), 5))[:-2], 16):
-            body += await within(reader.readexactly(size), 5)
+        while size := int((await within(reader.readuntil(b"\r\n"), PATIENCE_S))[:-2], 16):
+            body += await within(reader.readexactly(size), PATIENCE_S)
             await reader.readexactly(2)
         await reader.readexactly(2)
     elif b"content-length" in headers:
-        body = await within(reader.readexactly(int(headers[b"content-length"])), 5)
+        body = await within(reader.readexactly(int(headers[b"content-length"])), PATIENCE_S)
     else:
-        body = await within(reader.read(), 5)
+        body = await within(reader.read(), PATIENCE_S)
     return status, headers, body
