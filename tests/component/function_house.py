@@ -345,4 +345,23 @@ def failing(kind=FailureKind.FILE_NOT_FOUND):
     return FunctionFailed(Failure(kind, "failpoint"))
 
 
-__all__ = ["AgentError", "Caller", "House", "call", "failing", "turns", "until"]
+async def gone(house, *targets):
+    await asyncio.gather(*(target.stop(grace_s=0.0) for target in targets))
+    assert house.held() == {}
+
+
+def container_of(house, lease):
+    return house.builder.alive[lease.endpoint.id]
+
+
+__all__ = [
+    "AgentError",
+    "Caller",
+    "House",
+    "call",
+    "container_of",
+    "failing",
+    "gone",
+    "turns",
+    "until",
+]

@@ -24,6 +24,8 @@ from agent.model.records import FunctionVersion, Meters
 from agent.model.spec import parse_spec
 from agent.telemetry.metrics import AgentMetrics
 
+GET = b"GET /http/f/ HTTP/1.1\r\nHost: h\r\n\r\n"
+POST = b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody"
 # A bound, not an expectation: a slow machine sends 33 MB through three Python servers in it.
 PATIENCE_S = 30.0
 
@@ -190,6 +192,16 @@ async def echo(reader, writer):
         writer.write(http(b"" if line.startswith(b"HEAD ") else text))
 
 
+async def silent(reader, writer):
+    """Take the request and never answer."""
+    await read_request(reader)
+    await reader.read()
+
+
+async def served(serve):
+    return await Instance(serve).start()
+
+
 class Door:
     """A running gateway on loopback, and what tests want to know of it."""
 
@@ -279,3 +291,7 @@ async def read_reply(reader, *, head_only=False):
     else:
         body = await within(reader.read(), PATIENCE_S)
     return status, headers, body
+
+
+def failure_kinds(door):
+    return [failure.kind if failure else None for _, failure, _ in door.target.released]

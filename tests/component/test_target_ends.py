@@ -1,0 +1,331 @@
+"""Instances of one function version: recycling, exits, idleness, worker swaps, the timer."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from agent.core.instance import State
+from agent.errors import FunctionFailed
+from agent.functions.fleet import TICK_S
+from agent.model.failure import Failure, FailureKind
+from agent.model.records import InstanceRecord
+from tests.component.function_house import (
+    Caller,
+    House,
+    call,
+    container_of,
+    failing,
+    gone,
+    turns,
+    until,
+)
+
+
+@pytest.fixture
+async def house(tmp_path):
+    async with House(tmp_path) as found:
+        yield found
+
+
+# -- recycling and exits
+
+
+async def test_a_recycled_instance_is_killed_and_another_serves_who_waits(house):
+    target = house.target(scaling={"max": 1})
+    lease = await house.lease(target)
+    caller = house.wait(target)
+    target.release(lease, call(), Failure(FailureKind.TIMEOUT), recycle=True)
+    other = await caller.answer()
+    assert other.endpoint is not lease.endpoint
+    assert ("kill", lease.endpoint.id) in house.did
+    target.release(other, call())
+    await gone(house, target)
+
+
+async def test_recycling_lets_the_other_calls_on_the_instance_end(house):
+    target = house.target(concurrency=2)
+    lease = await house.lease(target)
+    other = target.acquire(Caller())
+    target.release(lease, call(), recycle=True)
+    await turns()
+    assert other.endpoint.id in house.builder.alive
+    assert await house.lease(target) is not None  # a new instance: the old one takes no more
+    target.release(other, call())
+    await until(lambda: other.endpoint.id not in house.builder.alive)
+    assert (f"signal {15}", other.endpoint.id) in house.did
+    assert ("kill", other.endpoint.id) not in house.did
+
+
+async def test_an_exit_while_serving_is_told_and_makes_room(house):
+    target = house.target(scaling={"max": 1})
+    lease = await house.lease(target)
+    waiting = house.wait(target)
+    container_of(house, lease).die(3)
+    why = await target.explain(lease, 0.1)
+    assert (why.kind, why.exit_code) == (FailureKind.EXITED, 3)
+    target.release(lease, call(), why, recycle=True)
+    other = await waiting.answer()
+    assert other.endpoint is not lease.endpoint
+    await until(lambda: len(house.fleet.instances) == 1)
+    assert house.told.ended == [(lease.endpoint.id, FailureKind.EXITED)]
+    assert house.fleet.use.memory_bytes == 256 << 20
+    target.release(other, call())
+    await gone(house, target)
+
+
+async def test_a_release_after_the_instance_is_gone_disturbs_no_row(house):
+    target = house.target()
+    lease = await house.lease(target)
+    container_of(house, lease).die(0)
+    await until(lambda: house.builder.alive == {})
+    house.ledger.row(1).begin()  # another instance has the row by now
+    target.release(lease, call())
+    assert house.ledger.row(1).inflight == 1
+    house.ledger.row(1).end()
+    await gone(house, target)
+
+
+async def test_an_exit_while_draining_ends_it_once(house):
+    target = house.target()
+    lease = await house.lease(target)
+    target.scaling.retire(lease.member)
+    container_of(house, lease).die(9, signal=None)
+    await until(lambda: house.held().keys() <= {"ledger"})
+    target.release(lease, call())
+    assert len(house.told.ended) == 1
+    assert house.did.count(("destroy", lease.endpoint.id)) == 1
+    assert house.held() == {}
+
+
+async def test_why_a_call_broke(house):
+    target = house.target()
+    lease = await house.lease(target)
+    house.sinks[lease.endpoint.id](line(b"about to burst"))
+    container_of(house, lease).die(137, signal=9, out_of_memory=True)
+    why = await target.explain(lease, 0.0)
+    assert why.kind is FailureKind.OUT_OF_MEMORY
+    assert "256 MB" in why.message
+    assert why.log_lines[-1].endswith("about to burst")
+    target.release(lease, call(), why)
+    await until(lambda: house.held() == {})
+
+
+async def test_a_living_instance_gave_a_bad_response(house, monkeypatch):
+    monkeypatch.setattr("agent.functions.target.EXIT_S", 0.0)
+    target = house.target()
+    lease = await house.lease(target)
+    assert (await target.explain(lease, 0.0)).kind is FailureKind.BAD_RESPONSE
+    target.release(lease, call())
+    await gone(house, target)
+
+
+async def test_the_log_tail_holds_the_calls_own_instance_only(house):
+    target = house.target()
+    first, second = await house.lease(target), await house.lease(target)
+    for lease in (first, second):
+        house.sinks[lease.endpoint.id](line(f"of {lease.endpoint.id}".encode()))
+    target.release(first, call(want_log_tail=True))
+    report = target.report(first)
+    tail = report.log_tail.decode()
+    assert f"of {first.endpoint.id}" in tail
+    assert f"of {second.endpoint.id}" not in tail
+    assert "FC Invoke Start" in tail
+    assert "FC Invoke End" in tail
+    target.release(second, call())
+    await gone(house, target)
+
+
+# -- idle, min, ends
+
+
+async def test_idle_instances_go_but_for_the_minimum(house):
+    target = house.target(scaling={"min": 1, "idle_s": 60})
+    leases = [await house.lease(target) for _ in range(3)]
+    for lease in leases:
+        target.release(lease, call())
+    house.skip(61)
+    target.tick(house.fleet.now())
+    await until(lambda: len(house.builder.alive) == 1)
+    assert target.pool.ready_count == 1
+    target.keep_no_minimum()
+    target.tick(house.fleet.now())
+    await until(lambda: house.held() == {})
+
+
+async def test_stopping_while_starting_refuses_the_call_once_and_leaves_nothing(house):
+    target = house.target()
+    house.points.hang["create"] = asyncio.Event()
+    caller = house.wait(target)
+    await house.points.reached("create")
+    await target.stop(grace_s=None)
+    assert caller.failure.kind is FailureKind.DRAINING
+    assert house.held() == {}
+    assert await house.lease(target) is FailureKind.DRAINING
+
+
+async def test_stop_waits_for_what_was_ending_before(house):
+    target = house.target()
+    lease = await house.lease(target)
+    gate = house.points.hang["destroy"] = asyncio.Event()
+    container_of(house, lease).die(1)
+    await house.points.reached("destroy")
+    stopping = asyncio.gather(target.stop(grace_s=None), target.stop(grace_s=0.0))
+    await turns()
+    assert not stopping.done()
+    gate.set()
+    await stopping
+    target.release(lease, call())
+    assert house.held() == {}
+
+
+async def test_a_call_in_flight_holds_a_drain_up_and_force_does_not_wait(house):
+    target = house.target()
+    lease = await house.lease(target)
+    drained = asyncio.gather(target.stop(grace_s=None))
+    await turns()
+    assert not drained.done()
+    async with asyncio.timeout(5):
+        await target.stop(grace_s=0.0)
+        await drained
+    assert ("kill", lease.endpoint.id) in house.did
+    target.release(lease, call())
+    assert house.held() == {}
+
+
+async def test_force_cuts_the_grace_of_an_instance_that_ignores_term(house):
+    house.obeys_term = False
+    target = house.target()
+    target.release(await house.lease(target), call())
+    drained = asyncio.gather(target.stop(grace_s=None))
+    await house.points.reached("signal")
+    assert not drained.done()
+    async with asyncio.timeout(5):
+        await target.stop(grace_s=0.0)
+        await drained
+    assert house.held() == {}
+
+
+# -- worker swaps
+
+
+def record(house, number=5):
+    return InstanceRecord(
+        id=f"f-0000000{number}",
+        function="f",
+        version=1,
+        row=number,
+        network_slot=number,
+        address="127.0.0.1",
+        port=house.port,
+        layer_kind="slot512",
+        layer_slot=number,
+        pid=1,
+        state="ready",
+        created_ns=1,
+    )
+
+
+async def adopted(house, target, foreign=0):
+    found = record(house)
+    instance = house.fleet.make(found.id, target.version, target.contract, target.log)
+    instance.adopted(await house.builder.adopt(found, None, "all"), found)
+    house.fleet.adopt(instance)
+    return target.adopt(instance, foreign)
+
+
+async def test_an_adopted_instance_serves_those_who_wait(house):
+    target = house.target(scaling={"max": 1})
+    house.builder.room = 0
+    gate = house.points.hang["build"] = asyncio.Event()
+    caller = house.wait(target)
+    member = await adopted(house, target)
+    assert caller.lease.endpoint is member.instance.endpoint
+    gate.set()
+    target.release(caller.lease, call())
+    await gone(house, target)
+
+
+async def test_places_of_another_workers_calls_are_taken_until_given_back(house):
+    target = house.target(concurrency=2, scaling={"max": 1})
+    member = await adopted(house, target, foreign=2)
+    caller = house.wait(target)
+    await turns()
+    assert not caller.told
+    target.give_back(member, 1)
+    assert caller.lease.endpoint is member.instance.endpoint
+    target.scaling.retire(member)
+    target.release(caller.lease, call())
+    await turns()
+    assert member.instance.state is State.DRAINING
+    target.give_back(member, 1)
+    await until(lambda: house.held() == {})
+
+
+async def test_a_worker_that_has_handed_over_ends_and_starts_nothing(house):
+    target = house.target(scaling={"min": 1, "idle_s": 60})
+    lease, other = await house.lease(target), await house.lease(target)
+    house.fleet.hand_over()
+    assert container_of(house, lease).detached
+    assert await house.lease(target) is FailureKind.DRAINING
+    target.release(lease, call(), recycle=True)
+    await turns()
+    assert ("kill", lease.endpoint.id) in house.did
+    container_of(house, other).die(0)
+    house.skip(1000)
+    target.tick(house.fleet.now())
+    await turns()
+    assert not [did for did in house.did if did[0] == "destroy"]
+    assert len(house.builder.built) == 2
+    target.release(other, call())
+
+
+# -- the timer
+
+
+async def test_the_timer_looks_at_waiting_targets_often_and_at_all_of_them_now_and_then(house):
+    seen = {name: 0 for name in range(500)}
+
+    class Idle:
+        def __init__(self, name):
+            self.name = name
+            self.pool = type("Pool", (), {"waiting": 0})()
+
+        def tick(self, now):
+            seen[self.name] += 1
+            if self.name == 7:
+                raise RuntimeError("one function's trouble")
+
+    targets = [Idle(name) for name in seen]
+    targets[3].pool.waiting = 1
+    timer = asyncio.ensure_future(house.fleet.run_timer(lambda: targets))  # noqa: TID251
+    await until(lambda: seen[3] >= 3, within_s=100 * TICK_S)
+    timer.cancel()
+    await asyncio.wait({timer})
+    assert seen[0] == 1
+    assert seen[499] == 1
+
+
+async def test_one_caller_that_cannot_be_told_does_not_leave_the_others_waiting(house):
+    class Broken(Caller):
+        def refused(self, failure):
+            raise RuntimeError("cannot be told")
+
+    target = house.target(concurrency=2)
+    house.builder.fails = [failing()]
+    assert target.acquire(Broken()) is None
+    assert await house.lease(target) is FailureKind.FILE_NOT_FOUND
+
+
+async def test_acquire_after_removal_is_refused(house):
+    target = house.target()
+    await target.stop(grace_s=None)
+    with pytest.raises(FunctionFailed):
+        target.acquire(Caller())
+
+
+def line(text):
+    from agent.core.logtail import Line
+
+    return Line(1, "stdout", text, False)
