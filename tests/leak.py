@@ -92,7 +92,7 @@ def look(run: Path, node: str | None, *, apart: bool) -> Leaks:
         "slots": slots(agent),
     }
     if apart:
-        found = {kind: list(only(agent, things)) for kind, things in found.items()}
+        found = {kind: list(only(agent, layout, things)) for kind, things in found.items()}
     if agent.alive:
         found["containers"] = sorted(name for name in containers if not is_anchor(name))
         tasks = ctr(agent, "tasks", "ls", "-q")
@@ -134,8 +134,9 @@ def default_node() -> str:
     return "node"
 
 
-def only(agent: Agent, things: list[str]) -> Iterable[str]:
+def only(agent: Agent, layout: cgroup.Layout, things: list[str]) -> Iterable[str]:
     """Keep what names this agent's run directory or its node's cgroup."""
+    group = layout.oci_prefix(agent.node)
     for thing in things:
         known = thing
         pid = thing.split()[0]
@@ -143,7 +144,7 @@ def only(agent: Agent, things: list[str]) -> Iterable[str]:
             with suppress(OSError):
                 known += Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace")
                 known += Path(f"/proc/{pid}/cgroup").read_text()
-        if str(agent.run) in known or f"/kindling/{agent.node}" in known or "slots" in known:
+        if str(agent.run) in known or group in known or "slots" in known:
             yield thing
 
 
