@@ -25,6 +25,12 @@ _COME_AGAIN: Final = frozenset(
 )
 
 
+def response_too_large(limit: int) -> Failure:
+    """Return the failure of a reply of more than `limit` bytes; how many more nobody may know."""
+    message = f"the response is larger than {limit} bytes"
+    return Failure(FailureKind.RESPONSE_TOO_LARGE, message, limit=limit)
+
+
 def mark(headers: Headers, request_id: str, cold: ColdStart | None) -> None:
     """Add the headers that say which call this was, and what start it caused."""
     headers.append((b"X-Kindling-Request-Id", request_id.encode()))

@@ -15,6 +15,7 @@ from agent.aio.tasks import spawn
 from agent.contracts.base import CallReport
 from agent.contracts.failures import from_error
 from agent.errors import AgentError, FunctionFailed
+from agent.gateway.answer import response_too_large
 from agent.gateway.exchange import NO_METERS, Exchange
 from agent.gateway.state import COLLECTING, DONE, JOB, RUNNING
 from agent.model.failure import Failure, FailureKind
@@ -91,7 +92,7 @@ class EventExchange(Exchange):
         limit = self.view.response_bytes
         if not size > limit > 0:
             return False
-        self._end(Failure(FailureKind.RESPONSE_TOO_LARGE, limit=limit))
+        self._end(response_too_large(limit))
         return True
 
     def _whole(self, body: bytes) -> None:

@@ -17,7 +17,7 @@ from agent.aio.tasks import spawn
 from agent.contracts.base import CallReport, Headers, Reply
 from agent.contracts.failures import from_error
 from agent.errors import AgentError, FunctionFailed
-from agent.gateway.answer import failure_reply, mark, server_timing
+from agent.gateway.answer import failure_reply, mark, response_too_large, server_timing
 from agent.gateway.state import (
     COLLECTING,
     CONNECTING,
@@ -159,7 +159,7 @@ class Exchange(State):
         length = head.length
         limit = view.response_bytes
         if (length or len(body)) > limit > 0 and self.call.method != b"HEAD":
-            self._end(Failure(FailureKind.RESPONSE_TOO_LARGE, limit=limit))
+            self._end(response_too_large(limit))
             return
         report = conn.report if cold is None else CallReport(NO_METERS, cold, b"", conn.instance)
         try:
@@ -183,7 +183,7 @@ class Exchange(State):
             self._reply_bytes += len(data)
             limit = self.view.response_bytes
             if self._reply_bytes > limit > 0:
-                self._end(Failure(FailureKind.RESPONSE_TOO_LARGE, limit=limit))
+                self._end(response_too_large(limit))
                 return
         if ended:
             self._done(200)

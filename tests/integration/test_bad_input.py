@@ -202,6 +202,7 @@ def test_a_reply_over_the_limit_is_the_functions_fault(
     reply = agent.http("GET", "/http/large/")
     assert reply.status == status
     assert code in reply.body.decode()
+    assert f"larger than {size - 1} bytes" in reply.body.decode()
 
 
 @pytest.mark.parametrize("contract", ["fc2", "scf-job"])
