@@ -192,8 +192,12 @@ class RunningAgent:
         return found | (json.loads(path.read_text()) if path.exists() else {})
 
     def tree(self) -> list[int]:
-        """Return every process in the node's own group: rootlesskit and all below, shims too."""
-        return cgroup.processes(self.layout.agent_directory(self.node))
+        """Return every process in the node's own group: rootlesskit and all below, shims too.
+
+        Killed ones that nobody has collected yet are still listed by the kernel, but not here.
+        """
+        found = cgroup.processes(self.layout.agent_directory(self.node))
+        return [pid for pid in found if is_alive(pid)]
 
     def shims(self) -> list[int]:
         """Return the shims of its containers."""
