@@ -231,8 +231,8 @@ class LocalNode:
         log = self._rooms.logs.of(name)
         wanted = await self._filter(query)
         # Lines are worded when read: no more than asked for, if all are wanted.
-        of_all = query.tail or 0 if not (query.instance or query.call) else 0
-        kept = [line for line in log.tail(of_all) if wanted(line)]
+        filtered = query.instance or query.call
+        kept = [line for line in log.tail(0 if filtered else query.tail or 0) if wanted(line)]
         if query.tail is not None:
             kept = kept[len(kept) - min(query.tail, len(kept)) :]
         if not query.follow:

@@ -120,6 +120,7 @@ class Exchange(State):
         if self.traced:
             self._granted_at = perf_counter()
         try:
+            # Every connection here came from our own connector: `ports` knows no HTTP.
             idle: list[UpstreamConnection] = endpoint.idle  # type: ignore[assignment]
             while idle:
                 conn = idle.pop()
@@ -334,7 +335,7 @@ class Exchange(State):
         else:
             made = head.templates.get(call.remote)
             if made is not None:
-                data = made.fill(self.identity)
+                data = made(self.identity)
             else:
                 data = first_request(self.view, head, call, self.desk.random)
         conn.begin(self, call.instance, call.method == b"HEAD" and call.kind == "http")

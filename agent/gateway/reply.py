@@ -90,9 +90,9 @@ class ReplyWriter(asyncio.Protocol):
         self._mode = HEAD
         self._since = 0.0
         if len(body) <= JOIN_BYTES:
-            self._transport.write(head.fill(request_id) + body)
+            self._transport.write(head(request_id) + body)
         else:
-            self._transport.writelines((head.fill(request_id), body))
+            self._transport.writelines((head(request_id), body))
         if self._ahead:  # later: the exchange that ends has not given its connection back yet
             gateway.loop.call_soon(self._next)
         return True

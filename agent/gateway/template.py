@@ -27,27 +27,16 @@ TEMPLATES: Final = 16
 """Kept for one head: that many addresses of callers who send the same."""
 
 Random = Callable[[], bytes]
+HeadTemplate = Callable[[bytes], bytes]
+"""Returns the head of the call with a request id: one form, filled in with it and its trace."""
 _NO_REPORT: Final = CallReport(Meters())
 
 
-class HeadTemplate:
-    """One head with gaps for the request id and, at most once, for the trace made of it."""
+def _filler(form: bytes, ids: int, trace_at: int, trace: Callable[[bytes], bytes]) -> HeadTemplate:
+    """Return the shortest way to fill a form: this runs twice in every warm call.
 
-    __slots__ = ("fill",)
-
-    def __init__(self, form: bytes, ids: int, trace_at: int, sample: bytes) -> None:
-        """`trace_at` says how many of the `ids` come before the trace, -1 without one.
-
-        `sample` is an id like those that it will be filled with.
-        """
-        self.fill = _filler(form, ids, trace_at, trace_maker(sample))
-        """Returns the head of the call with this id."""
-
-
-def _filler(
-    form: bytes, ids: int, trace_at: int, trace: Callable[[bytes], bytes]
-) -> Callable[[bytes], bytes]:
-    """Return the shortest way to fill a form: this runs twice in every warm call."""
+    `trace_at` says how many of the `ids` come before the trace; -1 without one.
+    """
     if trace_at < 0:
         if ids == 2:
             return lambda request_id: form % (request_id, request_id)
@@ -71,8 +60,9 @@ def template(first: bytes, first_id: str, second: bytes, second_id: str) -> Head
     form = _gapped(before, gap)
     if trace:
         form += b"%b" + _gapped(after, gap)
-    made = HeadTemplate(form, ids + after.count(gap), ids if trace else -1, gap)
-    return made if made.fill(second_id.encode()) == second else None
+    trace_at = ids if trace else -1
+    made = _filler(form, ids + after.count(gap), trace_at, trace_maker(gap))
+    return made if made(second_id.encode()) == second else None
 
 
 def _gapped(text: bytes, gap: bytes) -> bytes:

@@ -152,8 +152,7 @@ class FunctionLog:
         lines, held = self._lines, self._bytes
         most = self.max_bytes - self.max_bytes // TRIMMED_SHARE
         while held > most and len(lines) > 1:
-            entry = lines.popleft()
-            held -= UNWORDED_BYTES if type(entry) is tuple else _size(entry)
+            held -= _size(lines.popleft())
         self._bytes = held
 
     def tail(self, lines: int) -> list[LogLine]:

@@ -282,7 +282,7 @@ def request_of(view, head, call):
     """The container's head as an exchange makes it."""
     made = head.templates.get(call.remote)
     if made is not None:
-        return made.fill(call.request_id.encode())
+        return made(call.request_id.encode())
     return first_request(view, head, call, random)
 
 
@@ -314,9 +314,7 @@ def test_ready_made_replies_are_what_the_contract_says(contract, kind):
         call = call_of(view, kind)
         headers = view.http_reply(call, 200, head.headers, None)
         headers.append((b"X-Kindling-Request-Id", call.request_id.encode()))
-        assert made.fill(call.request_id.encode()) == reply_head(
-            200, headers, content_length(5), b""
-        )
+        assert made(call.request_id.encode()) == reply_head(200, headers, content_length(5), b"")
 
 
 @given(
@@ -331,7 +329,7 @@ def test_templates_give_back_any_text_with_any_id(parts, digits):
 
     made = template(render(first), first, render(second), second)
     if made is not None:
-        assert made.fill(third.encode()) == render(third)
+        assert made(third.encode()) == render(third)
 
 
 def test_what_depends_on_more_than_the_id_gets_no_template():

@@ -80,7 +80,7 @@ class Caller:
                 self.refused += 1
             except (OSError, http.client.HTTPException):
                 self.broken += 1
-            time.sleep(0.005)
+            time.sleep(0.005)  # a caller, not a flood
 
     @property
     def longest_gap_s(self) -> float:
@@ -214,7 +214,7 @@ def test_a_start_under_way_when_the_worker_dies_leaves_nothing(mortal, later_s):
         beside = pids_of(mortal)
         caller = abandoned_call(mortal, "/http/slow/echo")
         mortal.wait_until(lambda: pids_of(mortal) != beside, 10, "the container")
-        time.sleep(later_s)
+        time.sleep(later_s)  # which step it is killed in: none of them tells anybody
         kill_worker(mortal)
         functions.reconnect()
         caller.close()
@@ -242,7 +242,7 @@ def test_a_swap_of_workers_loses_and_refuses_no_call(mortal):
             mortal.wait_for("worker is ready", 30, after=after)
             patient.join(30)
             mortal.wait_until(lambda: not is_alive(old), 30, "the end of the old worker")
-            time.sleep(0.3)
+            time.sleep(0.3)  # calls that only the new worker serves
         for caller in (one, two):
             assert (caller.refused, caller.broken, set(caller.statuses)) == (0, 0, {200})
         assert long_call[0].json() == {"slept_s": 2}
