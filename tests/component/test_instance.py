@@ -260,7 +260,7 @@ async def test_a_hastier_stop_cuts_the_first_one_short(house, at):
 async def test_a_hook_takes_no_more_than_its_share_of_a_short_grace(house):
     house.points.hang["hook /pre-stop"] = asyncio.Event()
     instance = await started(house)
-    await instance.stop(grace_s=2.0)  # the hook hangs for half of it; a loud host has the other half
+    await instance.stop(grace_s=2.0)  # half for the hook, half for TERM
     assert ("signal 15", instance.id) in house.did
     assert ("kill", instance.id) not in house.did
 
