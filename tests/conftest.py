@@ -1,6 +1,7 @@
 """Every skip and every expected failure must be listed in tests/skips.toml; any other fails.
 
-Tests run on uvloop, as the agent does.
+Tests run on uvloop, as the agent does. What the caller's shell says of colours and widths does not
+reach the programs under test.
 
 Each entry names a test by its node id's beginning and says what is missing. An entry that matches
 nothing is fine: the same list serves every host.
@@ -8,6 +9,7 @@ nothing is fine: the same list serves every host.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -18,6 +20,9 @@ import uvloop
 def pytest_asyncio_loop_factories(config, item):
     return {"uvloop": uvloop.new_event_loop}
 
+
+for _name in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(_name, None)
 
 ALLOWED = tomllib.loads((Path(__file__).parent / "skips.toml").read_text("utf-8")).get("skip", [])
 

@@ -41,7 +41,9 @@ def session(
     (place / "test_other.py").write_text("def test_other(): pass\n")
     (place / "skips.toml").write_text(listed)
     (place / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(place)]
+    # -rN: the short summary at the end tells each reason again, in whole if CI is set.
+    options = ["-q", "-rN", "--color=no", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, str(place)]
     return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
 
 
