@@ -1,4 +1,4 @@
-"""Bytes of a function's output cut into lines, its last lines kept, and whose call a line is.
+"""Bytes of a function's output cut into lines.
 
 Framing is on bytes: a character split between two reads stays whole in its line. A line over 32 KB
 is cut there and marked, so that no function can make the agent hold more than that per stream.
@@ -7,14 +7,9 @@ Reading and stamping are `agent/sandbox/output.py`'s, keeping `agent/telemetry/l
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection
 from dataclasses import dataclass
 
 MAX_LINE_BYTES = 32 * 1024
-TAIL_BYTES = 64 * 1024
-LINE_OVERHEAD_BYTES = 64
-"""Counted per line beside its text, so that a flood of empty lines is bounded too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,66 +58,3 @@ class Framer:
             lines.append(Line(now_ns, self.stream, text[:MAX_LINE_BYTES], split=True))
             text = text[MAX_LINE_BYTES:]
         return text
-
-
-class Tail:
-    """The last lines of something, bounded in bytes; the oldest go first."""
-
-    __slots__ = ("_bytes", "_lines", "_most")
-
-    def __init__(self, max_bytes: int = TAIL_BYTES) -> None:
-        self._lines: deque[Line] = deque()
-        self._bytes = 0
-        self._most = max_bytes
-
-    def add(self, line: Line) -> None:
-        """Keep a line, and drop old ones until everything fits; the newest always stays."""
-        self._lines.append(line)
-        self._bytes += _weight(line)
-        while self._bytes > self._most and len(self._lines) > 1:
-            self._bytes -= _weight(self._lines.popleft())
-
-    def last_lines(self, most: int) -> list[Line]:
-        """Return the newest lines, at most so many, oldest of them first."""
-        return list(self._lines)[-most:] if most > 0 else []
-
-    def last_bytes(self, most: int) -> bytes:
-        """Return the end of the output, at most so many bytes, newlines where lines ended."""
-        pieces: list[bytes] = []
-        size = 0
-        for line in reversed(self._lines):
-            piece = line.text if line.split else line.text + b"\n"
-            pieces.append(piece)
-            size += len(piece)
-            if size >= most:
-                break
-        whole = b"".join(reversed(pieces))
-        return whole[max(0, len(whole) - most) :]
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-
-def _weight(line: Line) -> int:
-    return len(line.text) + LINE_OVERHEAD_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Ownership:
-    """Whose a line is. `shared` says that several calls were in flight and it named none."""
-
-    calls: tuple[str, ...]
-    shared: bool = False
-
-
-def owners(text: bytes, inflight: Collection[str]) -> Ownership:
-    """Say which of the calls in flight a line belongs to.
-
-    The only call in flight owns every line. Among several, a line that carries a request id belongs
-    to that call; any other belongs to all of them and is marked shared. With none in flight it
-    belongs to the instance alone.
-    """
-    if len(inflight) <= 1:
-        return Ownership(tuple(inflight))
-    named = tuple(call_id for call_id in inflight if call_id.encode() in text)
-    return Ownership(named) if named else Ownership(tuple(inflight), shared=True)

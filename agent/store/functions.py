@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.errors import InvalidSpec, NotFound
+from agent.errors import InvalidSpec
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec import canonical, digest, restored
 from agent.store.database import Database
@@ -106,45 +106,15 @@ class FunctionStore:
 
         await self._database.run(work)
 
-    async def set_state(self, name: str, version: int, state: str, reason: str = "") -> None:
-        """Change a version's state; raises NotFound."""
-        await self._update(
-            "UPDATE versions SET state = ?, reason = ? WHERE name = ? AND version = ?",
-            (state, reason, name, version),
-        )
-
-    async def set_image(self, name: str, version: int, image: ImageFacts) -> None:
-        """Note the image that a version's reference was resolved to; raises NotFound."""
-        await self._update(
-            "UPDATE versions SET image = ? WHERE name = ? AND version = ?",
-            (json.dumps(asdict(image)), name, version),
-        )
-
     async def remove(self, name: str) -> bool:
         """Forget a function and all its versions; False when it is not there."""
         return await self._database.run(
             lambda db: db.execute("DELETE FROM functions WHERE name = ?", (name,)).rowcount > 0
         )
 
-    async def remove_version(self, name: str, version: int) -> bool:
-        """Forget one version; the caller keeps LATEST and the last version out of it."""
-        return await self._database.run(
-            lambda db: (
-                db.execute(
-                    "DELETE FROM versions WHERE name = ? AND version = ?", (name, version)
-                ).rowcount
-                > 0
-            )
-        )
-
     async def close(self) -> None:
         """Finish what is queued and close the file."""
         await self._database.close()
-
-    async def _update(self, statement: str, values: tuple[str | int, ...]) -> None:
-        changed = await self._database.run(lambda db: db.execute(statement, values).rowcount)
-        if not changed:
-            raise NotFound(f"function {values[-2]} has no version {values[-1]} in the store")
 
 
 def _row(version: FunctionVersion) -> tuple[str | int | bytes | None, ...]:

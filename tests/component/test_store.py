@@ -66,22 +66,9 @@ async def test_latest_moves_only_when_told(store):
     assert len(f.versions) == 2
 
 
-async def test_state_and_image_change_in_place(store):
-    await store.put(replace(version(), image=None, state="Preparing"))
-    await store.set_image("f", 1, IMAGE)
-    await store.set_state("f", 1, "Failed", "no such image")
-    ((stored,),) = [f.versions for f in await store.load()]
-    assert (stored.image, stored.state, stored.reason) == (IMAGE, "Failed", "no such image")
-    with pytest.raises(NotFound, match="g has no version 1"):
-        await store.set_state("g", 1, "Ready")
-
-
-async def test_removing_takes_all_versions_or_one(store):
+async def test_removing_takes_all_versions(store):
     for number in (1, 2):
         await store.put(version(number=number))
-    assert await store.remove_version("f", 1)
-    assert not await store.remove_version("f", 1)
-    assert [v.version for v in (await store.load())[0].versions] == [2]
     assert await store.remove("f")
     assert not await store.remove("f")
     assert await store.load() == []

@@ -1,11 +1,11 @@
-"""Lines out of bytes, the tail of them, and whose they are."""
+"""Lines out of bytes."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.logtail import LINE_OVERHEAD_BYTES, MAX_LINE_BYTES, Framer, Line, Tail, owners
+from agent.core.logtail import MAX_LINE_BYTES, Framer, Line
 
 
 def texts(lines: list[Line]) -> list[bytes]:
@@ -70,53 +70,3 @@ def test_no_byte_is_lost_and_no_line_too_long(chunks):
     sent = b"".join(chunks).replace(b"\r\n", b"\n")
     if not any(line.split for line in lines):
         assert rebuilt.rstrip(b"\n") == sent.rstrip(b"\n")
-
-
-def test_the_tail_is_bounded_and_drops_the_oldest():
-    tail = Tail(10 * (10 + LINE_OVERHEAD_BYTES))
-    for n in range(1000):
-        tail.add(Line(n, "stdout", b"%010d" % n))
-    assert len(tail) == 10
-    assert texts(tail.last_lines(2)) == [b"0000000998", b"0000000999"]
-    assert tail.last_lines(0) == []
-
-
-def test_a_flood_of_empty_lines_is_bounded():
-    tail = Tail(1000)
-    for n in range(10_000):
-        tail.add(Line(n, "stdout", b""))
-    assert len(tail) <= 1000 // LINE_OVERHEAD_BYTES
-
-
-def test_one_line_larger_than_the_tail_stays():
-    tail = Tail(10)
-    tail.add(Line(0, "stdout", b"x" * 100))
-    assert len(tail) == 1
-
-
-def test_the_last_bytes_are_the_end_of_the_output():
-    tail = Tail()
-    tail.add(Line(0, "stdout", b"one"))
-    tail.add(Line(0, "stdout", b"two", split=True))
-    tail.add(Line(0, "stderr", b"three"))
-    assert tail.last_bytes(4096) == b"one\ntwothree\n"
-    assert tail.last_bytes(8) == b"wothree\n"
-    assert tail.last_bytes(6) == b"three\n"
-    assert tail.last_bytes(3) == b"ee\n"
-
-
-def test_a_line_belongs_to_the_only_call():
-    assert owners(b"hello", ["r1"]).calls == ("r1",)
-    assert not owners(b"hello", ["r1"]).shared
-    assert owners(b"hello", []).calls == ()
-
-
-def test_among_several_calls_the_named_one_owns_the_line():
-    assert owners(b"req r2 done", ["r1", "r2"]).calls == ("r2",)
-    assert not owners(b"req r2 done", ["r1", "r2"]).shared
-
-
-def test_a_line_that_names_nobody_is_shared_by_all():
-    found = owners(b"tick", ["r1", "r2"])
-    assert found.calls == ("r1", "r2")
-    assert found.shared
