@@ -154,6 +154,9 @@ class Deployer:
         warnings = _advice(spec, facts)
         if not decision.changed:
             target = self._registry.find(spec.name, str(decision.version))
+            if target.version.state != "Ready":  # its image had vanished, and is here again
+                await self._builder.check(target.version)
+                target.mended()
             return Outcome(target.version, False, warnings), target
         version = FunctionVersion(
             name=spec.name,

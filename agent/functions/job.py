@@ -70,6 +70,7 @@ class JobRunner:
         Raises InvalidSpec or FunctionFailed for an event that does not fit, AlreadyExists when the
         call's id is in use, Overloaded when nothing more fits on the node or in `scaling.max`.
         """
+        target.check_whole()
         extra = target.contract.job_input(event, call.request_id).environment
         if call.request_id in self._runs:
             raise AlreadyExists(f"call {call.request_id} runs already")

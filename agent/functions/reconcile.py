@@ -31,10 +31,11 @@ from agent.core.reconcile import (
     World,
 )
 from agent.errors import AgentError, NotFound
-from agent.functions.deploy import Deployer, Runners, Stores
+from agent.functions.deploy import LOCAL_HOST, Deployer, Runners, Stores
 from agent.functions.foreign import ForeignCalls
 from agent.functions.registry import Registry
-from agent.model.records import CallRecord, InstanceRecord
+from agent.model.image_ref import parse_image_ref
+from agent.model.records import CallRecord, FunctionVersion, InstanceRecord
 from agent.sandbox.shims import KIND_LABEL
 from agent.store.instances import InstanceFiles
 
@@ -83,14 +84,20 @@ class Reconciler:
         self.sentence = "the node has just started"
 
     async def load(self) -> None:
-        """Put every stored function into the registry."""
-        for function in await self._stores.functions.load():
-            for version in function.versions:
-                try:
-                    target = self._deployer.target(version)
-                except AgentError as error:
-                    log.warning("%s version %d: %s", function.name, version.version, error)
-                    continue
+        """Put every stored function into the registry.
+
+        A version that cannot run stays what it is, LATEST or not, and tells everybody why.
+        """
+        stored = await self._stores.functions.load()
+        unpacked = {shot.key for shot in await self._stores.containerd.snapshots.list()}
+        for function in stored:
+            for found in function.versions:
+                version = found
+                if version.image is not None and version.image.chain_id not in unpacked:
+                    version = replace(version, state="Failed", reason=_vanished(version))
+                if version.state == "Failed":
+                    log.error("%s", version.reason)
+                target = self._deployer.target(version)
                 self._deployer.install(target, latest=version.version == function.latest)
 
     async def adopt(self) -> None:
@@ -177,9 +184,12 @@ class Reconciler:
         world = World(
             wanted={
                 t.version.key: Wanted(
-                    t.pool.policy.min, t.version.spec.concurrency, t.version.spec.kind
+                    t.pool.policy.min if t.version.state == "Ready" else 0,
+                    t.version.spec.concurrency,
+                    t.version.spec.kind,
                 )
                 for t in self._registry.targets()
+                if t.version.image is not None  # else it could not be read: what it ran is unknown
             },
             records=listed,
             tasks={c.id: statuses.get(c.id, "none") for c in containers},
@@ -244,3 +254,11 @@ class Reconciler:
             log.warning("%s: not removed: %s", id, error)
             return
         self._files.remove(id)
+
+
+def _vanished(version: FunctionVersion) -> str:
+    """Say that a version's image is gone from the node, and how to bring it back."""
+    ref = version.spec.image
+    local = parse_image_ref(ref).host == LOCAL_HOST
+    first = "run 'kindling image import FILE' and " if local else ""
+    return f"image {ref} is not on this node any more: {first}deploy {version.name} again"

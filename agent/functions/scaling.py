@@ -63,7 +63,7 @@ class Scaling:
     ) -> None:
         self.last_failure: Failure | None = None
         """Why the last start failed; None once one succeeded."""
-        self._version = version
+        self.version = version
         self._contract = contract
         self._fleet = fleet
         self._pool = pool
@@ -89,7 +89,7 @@ class Scaling:
             return
         for _ in range(self._pool.starts_wanted(now)):
             try:
-                instance = self._fleet.new_instance(self._version, self._contract, self._out)
+                instance = self._fleet.new_instance(self.version, self._contract, self._out)
             except Overloaded as error:
                 self._no_room(error, now)
                 return
@@ -98,7 +98,7 @@ class Scaling:
 
     def _may_start(self, now: float) -> bool:
         fleet, pool = self._fleet, self._pool
-        if fleet.handed_over or self._version.state != "Ready":
+        if fleet.handed_over or self.version.state != "Ready":
             return False
         if fleet.draining and not pool.waiting:
             return False

@@ -107,8 +107,7 @@ class FunctionTarget:
         member = self.pool.take(now)
         if member is not None:
             return self._lease(member, now, waiter)
-        if self.version.state == "Failed":
-            raise FunctionFailed(Failure(FailureKind.IMAGE_UNAVAILABLE, self.version.reason))
+        self.check_whole()
         try:
             self.pool.enqueue(waiter, now, now + self.version.spec.queue_timeout_s)
         except Overloaded as error:
@@ -206,6 +205,17 @@ class FunctionTarget:
         if await instance.exits_within(EXIT_S):
             return await instance.explain_exit(FailureKind.EXITED, waited_s)
         return bad_response(instance.scene(waited_s))
+
+    def check_whole(self) -> None:
+        """Raise FunctionFailed when the version cannot run, as its state says."""
+        if self.version.state == "Failed":
+            raise FunctionFailed(Failure(FailureKind.IMAGE_UNAVAILABLE, self.version.reason))
+
+    def mended(self) -> None:
+        """Let a Failed version run again: what it lacked is there."""
+        self.version = replace(self.version, state="Ready", reason="")
+        self.scaling.version = self.version
+        self._fleet.waiting(self)
 
     async def run_job(self, call: Call, event: bytes) -> tuple[Reply, CallReport]:
         """See `ports.Target.run_job`."""

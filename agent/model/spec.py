@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -146,6 +147,8 @@ class FunctionSpec(_Table):
         return self.memory_mb << 20
 
 
+_PATH = re.compile(r"[.\[]")
+_STAND_IN = {"name": "f", "image": "kindling.local/unreadable", "contract": "fc"}
 _NEVER_STORED = {"username", "password", "identity_token"}
 
 
@@ -178,6 +181,26 @@ def restored(data: bytes, version: int) -> FunctionSpec:
     something this agent would not deploy.
     """
     return parse_spec({**json.loads(data), "version": version})
+
+
+def salvaged(data: bytes, name: str, version: int) -> FunctionSpec:
+    """Return what can still be read of a stored spec that `restored` refuses; to be shown only.
+
+    Fields that are wrong have their defaults, image and contract stand-ins.
+    """
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    kept = dict(found) if isinstance(found, dict) else {}
+    while True:
+        try:
+            spec = parse_spec({**_STAND_IN, **kept, "name": _STAND_IN["name"], "version": version})
+        except InvalidSpec as error:
+            wrong = {_PATH.split(problem.field)[0] for problem in error.problems} & kept.keys()
+            kept = {field: value for field, value in kept.items() if wrong and field not in wrong}
+        else:
+            return spec.model_copy(update={"name": name})
 
 
 def parse_spec(data: object) -> FunctionSpec:

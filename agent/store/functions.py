@@ -1,21 +1,21 @@
 """What is deployed, kept in SQLite: every version's canonical spec, and where LATEST points.
 
 Registry credentials are never written (`model.spec.canonical` leaves them out). A version that
-cannot be read back is reported in `damaged` and passed over, so that one bad row does not take the
-node down. `agent/functions/registry.py` holds the same in memory.
+cannot be read back comes as Failed, with the reason: one bad row neither takes the node down nor
+makes another version LATEST. `agent/functions/registry.py` holds the same in memory.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agent.errors import InvalidSpec
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import canonical, digest, restored
+from agent.model.spec import canonical, digest, restored, salvaged
 from agent.store.database import Database
 
 MIGRATIONS = (
@@ -41,20 +41,11 @@ MIGRATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class StoredFunction:
-    """A function with its readable versions, oldest first."""
+    """A function with its versions, oldest first; `latest` is among them."""
 
     name: str
     latest: int
     versions: tuple[FunctionVersion, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A version that could not be read back, and why."""
-
-    name: str
-    version: int
-    reason: str
 
 
 class FunctionStore:
@@ -62,7 +53,6 @@ class FunctionStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.damaged: tuple[Damage, ...] = ()
 
     @staticmethod
     async def open(path: Path) -> FunctionStore:
@@ -70,26 +60,19 @@ class FunctionStore:
         return FunctionStore(await Database.open(path, MIGRATIONS))
 
     async def load(self) -> list[StoredFunction]:
-        """Return everything there is, by name; sets `damaged`."""
+        """Return everything there is, by name; what cannot be read has no image and is Failed."""
         rows = await self._database.run(
             lambda db: db.execute(
                 "SELECT latest, name, version, spec, image, state, reason, created_ns"
-                " FROM functions JOIN versions USING (name) ORDER BY name, version"
+                " FROM functions LEFT JOIN versions USING (name) ORDER BY name, version"
             ).fetchall()
         )
-        found: dict[str, tuple[int, list[FunctionVersion]]] = {}
-        damaged: list[Damage] = []
-        for latest, *row in rows:
-            versions = found.setdefault(row[0], (latest, []))[1]
-            try:
-                versions.append(_version(tuple(row)))
-            except (InvalidSpec, ValueError, TypeError) as error:
-                damaged.append(Damage(row[0], row[1], str(error)))
-        self.damaged = tuple(damaged)
-        return [
-            StoredFunction(name, latest, tuple(versions))
-            for name, (latest, versions) in found.items()
-        ]
+        found: dict[str, StoredFunction] = {}
+        for latest, name, number, *rest in rows:
+            before = found.get(name, StoredFunction(name, latest, ()))
+            more = () if number is None else (_version((name, number, *rest)),)
+            found[name] = replace(before, versions=before.versions + more)
+        return [_whole(function) for function in found.values()]
 
     async def put(self, version: FunctionVersion, *, latest: bool = True) -> None:
         """Store a version, in place of the same one if it is there; `latest` moves LATEST to it."""
@@ -132,8 +115,31 @@ def _row(version: FunctionVersion) -> tuple[str | int | bytes | None, ...]:
 
 def _version(row: tuple[Any, ...]) -> FunctionVersion:
     name, number, spec, image, state, reason, created_ns = row
-    facts = _image(json.loads(image)) if image else None
-    return FunctionVersion(name, number, restored(spec, number), facts, state, created_ns, reason)
+    try:
+        facts = _image(json.loads(image)) if image else None
+    except (ValueError, TypeError, AttributeError) as error:
+        return _failed(name, number, spec, f"its stored image is not valid: {error}", created_ns)
+    try:
+        whole = restored(spec, number)
+    except (InvalidSpec, ValueError, TypeError) as error:
+        return _failed(name, number, spec, f"its stored spec is not valid: {error}", created_ns)
+    return FunctionVersion(name, number, whole, facts, state, created_ns, reason)
+
+
+def _failed(name: str, number: int, spec: bytes, why: str, created_ns: int) -> FunctionVersion:
+    reason = f"{name} version {number} cannot run, {why}; deploy it again, or remove it"
+    return FunctionVersion(
+        name, number, salvaged(spec, name, number), None, "Failed", created_ns, reason
+    )
+
+
+def _whole(function: StoredFunction) -> StoredFunction:
+    """Return a function with a version for its LATEST, whatever became of the row."""
+    if any(version.version == function.latest for version in function.versions):
+        return function
+    lost = _failed(function.name, function.latest, b"", "it is missing in the store", 0)
+    versions = sorted((*function.versions, lost), key=lambda version: version.version)
+    return replace(function, versions=tuple(versions))
 
 
 def _image(data: dict[str, Any]) -> ImageFacts:

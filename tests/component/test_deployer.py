@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -199,6 +200,36 @@ async def test_a_spec_that_is_silent_or_says_the_default_gets_no_warning(town, c
     assert (await town.deploy("g", **spelt)).warnings == ()
     used = {"acceleration": "eager", "scaling": {"max": 3, "idle_s": 9}, "labels": {"team": "a"}}
     assert (await town.deploy("h", contract=contract, **used)).warnings == ()
+
+
+# -- versions that cannot run
+
+
+def broken(town, **fields):
+    target = town.registry.get("f").current
+    target.version = replace(target.version, state="Failed", reason="it broke", **fields)
+    target.scaling.version = target.version
+
+
+async def test_an_equal_deploy_mends_a_version_whose_image_had_vanished(town):
+    await town.deploy(scaling={"min": 1})
+    broken(town)
+    town.registry.get("f").current.tick(town.fleet.now())
+    assert await town.lease(town.registry.find("f", "")) is FailureKind.IMAGE_UNAVAILABLE
+    outcome = await town.deploy(scaling={"min": 1}, wait=True)
+    assert (outcome.created, outcome.version.version) == (False, 1)
+    assert (outcome.version.state, outcome.version.reason) == ("Ready", "")
+    assert town.registry.get("f").current.pool.ready_count == 1
+    await town.deployer.remove("f", force=True)
+    assert town.held() == {}
+
+
+async def test_a_version_that_cannot_be_read_is_never_equal(town):
+    await town.deploy()
+    broken(town, image=None)
+    outcome = await town.deploy()
+    assert (outcome.created, outcome.version.version) == (True, 2)
+    assert town.deployed() == {"f": (2, [1, 2])}
 
 
 # -- together and interrupted

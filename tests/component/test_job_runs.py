@@ -44,6 +44,15 @@ def states(house):
     return {id: record.state for id, record in house.saved.items()}
 
 
+async def test_a_version_that_cannot_run_starts_no_job(house):
+    target = job(house)
+    object.__setattr__(target.version, "state", "Failed")
+    object.__setattr__(target.version, "reason", "its image is gone")
+    with pytest.raises(FunctionFailed, match="its image is gone"):
+        await begun(house, target)
+    assert (house.held(), house.saved) == ({}, {})
+
+
 # -- ends
 
 

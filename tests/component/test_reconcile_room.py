@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,14 +14,14 @@ import pytest
 from agent.aio.tasks import spawn, stop
 from agent.containerd.tasks import Task, TaskStatus
 from agent.core.instance import State
-from agent.errors import NotFound, RuntimeUnavailable
+from agent.errors import FunctionFailed, NotFound, RuntimeUnavailable
 from agent.functions.deploy import Deployer, Runners, Stores
 from agent.functions.reconcile import LOST, Reconciler
 from agent.functions.registry import Registry
 from agent.model.records import CallRecord, InstanceRecord
 from agent.store.ledger import Ledger
 from agent.telemetry.events import Events
-from tests.component.function_house import House, call, turns, until
+from tests.component.function_house import IMAGE, Caller, House, call, turns, until
 
 
 class Node(House):
@@ -31,9 +32,11 @@ class Node(House):
         self.stored = []
         self.unfinished = []
         self.others = {}
+        self.snapshots = [IMAGE.chain_id]
         containerd = SimpleNamespace(
             containers=SimpleNamespace(list=self._containers),
             tasks=SimpleNamespace(list=self._tasks),
+            snapshots=SimpleNamespace(list=self._list_snapshots),
         )
         functions = SimpleNamespace(load=self._load)
         calls = SimpleNamespace(unfinished=self._unfinished, save=self._save)
@@ -45,6 +48,9 @@ class Node(House):
 
     async def _load(self):
         return self.stored
+
+    async def _list_snapshots(self):
+        return [SimpleNamespace(key=key) for key in self.snapshots]
 
     async def _unfinished(self):
         return tuple(self.unfinished)
@@ -169,6 +175,59 @@ async def test_versions_are_loaded_and_only_latest_keeps_its_minimum(node):
     function = node.registry.get("f")
     assert function.latest == 2
     assert [function.versions[n].pool.policy.min for n in (1, 2, 3)] == [0, 1, 0]
+
+
+def stored(node, *versions, latest):
+    node.stored = [SimpleNamespace(name="f", latest=latest, versions=versions)]
+
+
+def unreadable(node, number=2, **fields):
+    version = node.target(version=number, **fields).version
+    return replace(version, image=None, state="Failed", reason="its spec is not valid any more")
+
+
+async def test_a_latest_that_is_not_valid_any_more_stays_latest_and_tells_why(node, caplog):
+    stored(node, node.target().version, unreadable(node, scaling={"min": 1}), latest=2)
+    await node.reconciler.load()
+    function = node.registry.get("f")
+    assert (function.latest, function.current.version.state) == (2, "Failed")
+    assert "its spec is not valid any more" in caplog.text
+    caller = Caller()
+    with pytest.raises(FunctionFailed, match="not valid any more"):
+        node.registry.find("f", "").acquire(caller)
+    await node.reconciler.cycle()  # its minimum is not asked for again and again
+    assert node.reconciler.sentence == "everything is as wanted"
+    assert node.builder.built == []
+    lease = await node.lease(node.registry.find("f", "1"))
+    function.versions[1].release(lease, call())
+    await gone(node, *node.registry.targets())
+
+
+async def test_instances_of_a_version_that_cannot_be_read_are_not_taken_over(node):
+    stored(node, unreadable(node, 1), latest=1)
+    node.left("f-old")
+    await node.reconciler.load()
+    await settled(node)
+    assert node.builder.foreign == ["f-old"]
+    assert node.held() == {}
+
+
+async def test_a_version_whose_image_has_vanished_says_so_but_keeps_what_runs(node, caplog):
+    stored(node, node.target(scaling={"min": 1}).version, latest=1)
+    node.snapshots = []
+    node.left("f-good")
+    await node.reconciler.load()
+    await settled(node)
+    target = node.registry.find("f", "")
+    assert target.version.state == "Failed"
+    assert "image x:1" in target.version.reason
+    assert "deploy f again" in target.version.reason
+    assert target.version.reason in caplog.text
+    lease = await node.lease(target)
+    with pytest.raises(FunctionFailed, match="image x:1"):
+        target.acquire(Caller())
+    target.release(lease, call())
+    await gone(node, target)
 
 
 async def test_a_job_goes_on_and_one_that_did_not_survive_has_failed(node):

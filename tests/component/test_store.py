@@ -74,17 +74,55 @@ async def test_removing_takes_all_versions(store):
     assert await store.load() == []
 
 
-async def test_one_damaged_row_is_told_and_passed_over(store, tmp_path):
-    await store.put(version())
+async def test_a_version_that_is_not_valid_any_more_comes_back_as_failed(store, tmp_path):
+    await store.put(version(), latest=True)
+    await store.put(version(number=2, memory_mb=1024, env={"A": "1"}))
     await store.put(version("g"))
     with sqlite3.connect(tmp_path / "f.db") as db:
-        db.execute("UPDATE versions SET spec = ? WHERE name = 'f'", (b'{"name": 5}',))
-    loaded = {f.name: f.versions for f in await store.load()}
-    assert loaded["f"] == ()
-    assert len(loaded["g"]) == 1
-    ((name, number, reason),) = [(d.name, d.version, d.reason) for d in store.damaged]
-    assert (name, number) == ("f", 1)
-    assert "name" in reason
+        too_small = "cast(replace(spec, ':1024', ':5') AS BLOB)"
+        db.execute(f"UPDATE versions SET spec = {too_small} WHERE version = 2")
+    f, g = await store.load()
+    assert (f.latest, [v.state for v in f.versions]) == (2, ["Ready", "Failed"])
+    broken = f.versions[1]
+    assert (broken.name, broken.version, broken.image) == ("f", 2, None)
+    assert (broken.spec.name, broken.spec.version, broken.spec.image) == ("f", 2, "k/a:1")
+    assert broken.spec.env == {"A": "1"}
+    assert "memory_mb" in broken.reason
+    assert "deploy it again" in broken.reason
+    assert g.versions[0].state == "Ready"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("spec", b"\xff\xfe", "spec"),
+        ("spec", b"[1]", "spec"),
+        ("spec", b'{"name": 5}', "name"),
+        ("spec", b'{"contract": "openwhisk"}', "contract"),
+        ("image", "{", "image"),
+        ("image", '{"ref": 1}', "image"),
+        ("image", "[]", "image"),
+    ],
+)
+async def test_a_damaged_row_comes_back_as_failed(store, tmp_path, column, value, told):
+    await store.put(version())
+    with sqlite3.connect(tmp_path / "f.db") as db:
+        db.execute(f"UPDATE versions SET {column} = ?", (value,))
+    ((broken,),) = [f.versions for f in await store.load()]
+    assert (broken.state, broken.image, broken.spec.name) == ("Failed", None, "f")
+    assert told in broken.reason
+
+
+async def test_a_latest_without_a_row_comes_back_as_failed(store, tmp_path):
+    await store.put(version())
+    await store.put(version(number=2))
+    with sqlite3.connect(tmp_path / "f.db") as db:
+        db.execute("DELETE FROM versions WHERE version = 2")
+    (f,) = await store.load()
+    assert (f.latest, [(v.version, v.state) for v in f.versions]) == (
+        2,
+        [(1, "Ready"), (2, "Failed")],
+    )
 
 
 async def test_the_file_is_for_its_owner_alone(store, tmp_path):
