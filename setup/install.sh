@@ -1,7 +1,15 @@
 #!/bin/bash
-# Installs the agent of this repository into its own environment below /usr/lib/kindling: the pinned
-# dependencies (by hash) when requirements.lock changed, the package itself when its content did.
-# Called by host.sh; alone it is `make install`. The repository is only read.
+# Installs the agent of this repository below /usr/lib/kindling: the pinned dependencies (by hash) when
+# requirements.lock changed, the package itself when its content did. Called by host.sh; alone it is
+# `make install`. The repository is only read.
+#
+#   deps/<id>     an environment with what requirements.lock names; <id> is its hash
+#   agents/<id>   an environment with the package, which finds its dependencies by a .pth file
+#   venv          a link to the agent that is installed: what a start and a reload take
+#
+# Each is made whole before the link is turned over by one rename, so that a command that starts finds
+# the old agent or the new one. A process stays with the one that it began with until it is reloaded;
+# that one, and the last one before the link was turned, are not removed.
 #
 # shellcheck source-path=SCRIPTDIR
 # shellcheck disable=SC2317  # functions are called through `act`
@@ -15,16 +23,20 @@ REPO=${HERE%/*}
 # The system's Python: one below root's home cannot be executed by the user kindling.
 PYTHON=/usr/bin/python3
 COMMAND=/usr/local/bin/kindling
-# Kept in the environment: the hash of what it was made from.
-LOCK_MARK=$VENV/.kindling-lock
-CODE_MARK=$VENV/.kindling-code
+DEPS=$LIB/deps
+AGENTS=$LIB/agents
+# Written last into an environment: without it, it is the rest of a set-up that was cut short.
+MARK=.kindling-complete
+# Of the agent that is installed, touched when the link is turned over: demo.sh compares its time.
+CODE_MARK=.kindling-code
 
 usage() {
   cat <<'TEXT'
 usage: setup/install.sh [--print] [--help]
 
-Installs the agent from this working tree into /usr/lib/kindling/venv and links it as
-/usr/local/bin/kindling. Needs root. Does nothing when that is what is installed already.
+Installs the agent from this working tree as /usr/lib/kindling/venv and links its command as
+/usr/local/bin/kindling. Needs root. Does nothing when that is what is installed already. An agent
+that runs goes on with the code it has until it is reloaded (HUP).
 TEXT
 }
 
@@ -42,46 +54,102 @@ code_hash() {
   } | sha256sum | cut -d ' ' -f 1)
 }
 
-# Isolated: neither the caller's directory nor its PYTHON* settings reach it. It compiles what it installs.
-pip() { "$VENV/bin/python" -I -m pip --disable-pip-version-check --quiet "$@"; }
-
-# dependencies HASH
-dependencies() {
-  rm -f "$LOCK_MARK" "$CODE_MARK"
-  if ! "$VENV/bin/python" -c 'import pip, sys; sys.exit(sys.version_info[:2] != tuple(map(int, sys.argv[1].split("."))))' \
-    "$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" 2>/dev/null; then
-    quietly "$PYTHON" -m venv --clear "$VENV" ||
-      die "no virtual environment can be made: run 'apt-get install python3-venv'"
-  fi
-  { cat "$REPO/requirements.lock"; build_lock; } >"$TMP/lock"
-  # Everything is pinned, so nothing is left to resolve; downloads come first, to be timed apart.
-  downloading quietly pip download --require-hashes --no-deps --dest "$TMP/wheels" -r "$TMP/lock" ||
-    die "pip cannot download what requirements.lock names: see the lines above, check the network and pip's index"
-  quietly pip install --require-hashes --no-deps --no-index --find-links "$TMP/wheels" -r "$TMP/lock" ||
-    die "pip cannot install what requirements.lock names: see the lines above"
-  printf '%s\n' "$1" >"$LOCK_MARK"
+# environment DIR [OPTION…]: a fresh virtual environment.
+environment() {
+  rm -rf "$1"
+  mkdir -p "${1%/*}"
+  quietly "$PYTHON" -m venv "${@:2}" "$1" ||
+    die "no virtual environment can be made: run 'apt-get install python3-venv'"
 }
 
-# package HASH, taken before copying: a file changed meanwhile is installed the next time.
+# Isolated: neither the caller's directory nor its PYTHON* settings reach it. It compiles what it installs.
+# pip DIR ARGUMENT…
+pip() { "$1/bin/python" -I -m pip --disable-pip-version-check --quiet "${@:2}"; }
+
+# dependencies DIR
+dependencies() {
+  environment "$1"
+  { cat "$REPO/requirements.lock"; build_lock; } >"$TMP/lock"
+  # Everything is pinned, so nothing is left to resolve; downloads come first, to be timed apart.
+  downloading quietly pip "$1" download --require-hashes --no-deps --dest "$TMP/wheels" -r "$TMP/lock" ||
+    die "pip cannot download what requirements.lock names: see the lines above, check the network and pip's index"
+  quietly pip "$1" install --require-hashes --no-deps --no-index --find-links "$TMP/wheels" -r "$TMP/lock" ||
+    die "pip cannot install what requirements.lock names: see the lines above"
+  : >"$1/$MARK"
+}
+
+# package DIR DEPENDENCIES, whose name was made of the code before this copies it: a file changed
+# meanwhile is installed the next time.
 package() {
-  local source=$TMP/source
-  rm -f "$CODE_MARK"
+  local source=$TMP/source site
+  environment "$1" --without-pip
+  site=$(site_packages "$1")
+  site_packages "$2" >"$site/kindling-dependencies.pth"
   mkdir "$source"
   # A copy: building in the tree would leave build/ and egg-info there, and the tree may be root's alone.
   (cd "$REPO" && find agent -name __pycache__ -prune -o -type f -print0 | copy_to "$source")
   cp "$REPO/pyproject.toml" "$source/"
   if [ -e "$REPO/README.md" ]; then cp "$REPO/README.md" "$source/"; else : >"$source/README.md"; fi
   chmod -R u+rwX,go+rX,go-w "$source"
-  quietly pip install --no-deps --no-index --no-build-isolation --force-reinstall "$source" ||
+  quietly pip "$2" --python "$1/bin/python" install --no-deps --no-index --no-build-isolation "$source" ||
     die "the package does not build: see the lines above"
-  printf '%s\n' "$1" >"$CODE_MARK"
+  : >"$1/$CODE_MARK"
+  : >"$1/$MARK"
+}
+
+site_packages() { "$1/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
+# turn_over DIR: makes it the agent that is installed.
+turn_over() {
+  touch "$1/$CODE_MARK"
+  rm -rf "$VENV.new"
+  ln -s "agents/${1##*/}" "$VENV.new"
+  if [ -d "$VENV" ] && [ ! -L "$VENV" ]; then
+    # Set-ups of earlier versions made a directory there, which no rename replaces by a link.
+    exchange "$VENV.new" "$VENV"
+    rm -rf "$VENV.new"
+  else
+    readlink "$VENV" >"$AGENTS/.before" || true
+    mv -T "$VENV.new" "$VENV"
+  fi
+}
+
+# exchange PATH PATH: swaps two names in one step (renameat2(2), RENAME_EXCHANGE).
+exchange() {
+  "$PYTHON" -I -c 'import ctypes, os, sys
+here, exchange = -100, 2
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.renameat2(here, os.fsencode(sys.argv[1]), here, os.fsencode(sys.argv[2]), exchange):
+    sys.exit(os.strerror(ctypes.get_errno()))' "$1" "$2"
+}
+
+# unused DIR…: those that no process was started from. Every process of the agent, and rootlesskit
+# before them, has the interpreter's path in its arguments.
+unused() {
+  local dir
+  cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' >"$TMP/arguments" || true
+  for dir in "$@"; do
+    if [ -d "$dir" ] && ! grep -qF "$dir/" "$TMP/arguments"; then printf '%s\n' "$dir"; fi
+  done
+}
+
+# clean_up AGENT: removes what is neither installed, nor was before that, nor runs.
+clean_up() {
+  local old before
+  before=$AGENTS/$(basename "$(cat "$AGENTS/.before" 2>/dev/null)")
+  for old in $(unused "$AGENTS"/*); do
+    if [ "$old" != "$1" ] && [ "$old" != "$before" ]; then rm -rf "$old"; fi
+  done
+  for old in $(unused "$DEPS"/*); do
+    if ! grep -qsF "$old/" "$AGENTS"/*/lib/python*/site-packages/kindling-dependencies.pth; then rm -rf "$old"; fi
+  done
 }
 
 # copy_to DIR: the files named on its input, NUL after each.
 copy_to() { tar --null -T - -cf - | tar -C "$1" --no-same-owner -xf -; }
 
 main() {
-  local lock code
+  local lock deps agent
   case ${1:-} in
     '') ;;
     --print) PRINT=1 ;;
@@ -89,24 +157,30 @@ main() {
     *) printf "setup: unknown option '%s'; try setup/install.sh --help\n" "$1" >&2; exit 2 ;;
   esac
   trap 'on_error "$LINENO" "$BASH_COMMAND"' ERR
-  step agent 'remove /usr/lib/kindling/venv and run it again'
+  step agent "remove $DEPS and run it again"
   [ -d "$REPO/agent" ] || die "no agent/ beside $HERE: run it from a clone of the repository"
   if [ "$PRINT" = 0 ]; then need_root setup/install.sh; alone; fi
   workspace
   trap 'rm -rf "$TMP"' EXIT
-  lock=$(lock_hash) code=$(code_hash)
-  if [ "$(cat "$LOCK_MARK" 2>/dev/null)" = "$lock" ]; then
-    note "agent's dependencies in place ($VENV)"
+  lock=$(lock_hash)
+  deps=$DEPS/${lock:0:16}
+  agent=$(printf '%s %s\n' "$lock" "$(code_hash)" | sha256sum)
+  agent=$AGENTS/${agent:0:16}
+  if [ -e "$deps/$MARK" ]; then
+    note "agent's dependencies in place ($deps)"
   else
-    act "install the dependencies of requirements.lock, by hash, into $VENV" dependencies "$lock"
+    act "install the dependencies of requirements.lock, by hash, into $deps" dependencies "$deps"
   fi
-  if [ "$(cat "$CODE_MARK" 2>/dev/null)" = "$code" ]; then
+  if [ -e "$agent/$MARK" ] && [ "$(readlink -f "$VENV")" = "$agent" ]; then
     note 'agent in place'
   else
-    act "install the agent of $REPO" package "$code"
+    if [ ! -e "$agent/$MARK" ]; then act "install the agent of $REPO into $agent" package "$agent" "$deps"; fi
+    act "turn $VENV over to it" turn_over "$agent"
   fi
-  if [ "$(readlink "$COMMAND" 2>/dev/null)" = "$VENV/bin/kindling" ]; then return 0; fi
-  act "link $COMMAND" ln -sfn "$VENV/bin/kindling" "$COMMAND"
+  if [ "$(readlink "$COMMAND" 2>/dev/null)" != "$VENV/bin/kindling" ]; then
+    act "link $COMMAND" ln -sfn "$VENV/bin/kindling" "$COMMAND"
+  fi
+  if [ "$PRINT" = 0 ]; then clean_up "$agent"; fi
 }
 
 main "$@"

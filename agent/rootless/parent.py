@@ -21,7 +21,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.errors import AgentError, FailedPrecondition
-from agent.rootless import cgroup, child, kernel, leftovers, lock, mounts, notice, settings, signals
+from agent.rootless import (
+    cgroup,
+    child,
+    installed,
+    kernel,
+    leftovers,
+    lock,
+    mounts,
+    notice,
+    settings,
+    signals,
+)
 from agent.rootless.rootlesskit import command, root_is_shared
 from agent.rootless.settings import House
 from agent.rootless.signals import Inbox
@@ -75,7 +86,7 @@ def become(config: Path, held: Held) -> None:
     """Replace this process by the parent; signals stay blocked until it listens."""
     held.save()
     signals.block()
-    argv = [sys.executable, "-P", "-m", "agent.rootless.parent", str(config)]
+    argv = [installed.python(), "-P", "-m", "agent.rootless.parent", str(config)]
     os.execv(argv[0], argv)
 
 
@@ -190,7 +201,7 @@ class Parent:
 
     def _reload(self) -> None:
         """Go through `kindling run` again, if the installed code and the file are good."""
-        again = [sys.executable, "-P", "-m", "agent.cli.main", "run"]
+        again = [installed.python(), "-P", "-m", "agent.cli.main", "run"]
         if self.held.config_file:
             again += ["--config", self.held.config_file]
         try:

@@ -27,6 +27,7 @@ from agent.rootless import (
     child,
     containerd_config,
     ending,
+    installed,
     kernel,
     leftovers,
     mounts,
@@ -304,13 +305,13 @@ class Supervisor:
 
 
 def supervise_command(config: Path) -> list[str]:
-    """Return the argv of a supervisor for this configuration."""
+    """Return the argv of a supervisor for this configuration, of the code that is installed."""
     # -P: a directory `agent` where somebody happens to stand is not our code.
-    return [sys.executable, "-P", "-m", "agent.cli.main", "supervise", str(config)]
+    return [installed.python(), "-P", "-m", "agent.cli.main", "supervise", str(config)]
 
 
 def worker_command() -> list[str]:
-    """Return the argv of the worker; tests of the house name another program."""
+    """Return the argv of the worker, of this process's own code; tests name another program."""
     named = os.environ.get(WORKER_VARIABLE)
     if named:
         return [str(part) for part in json.loads(named)]

@@ -13,7 +13,18 @@ import time
 import pytest
 
 from agent.errors import AlreadyExists, FailedPrecondition, RuntimeUnavailable
-from agent.rootless import cgroup, child, hello, leftovers, lock, mounts, notice, probe, sockets
+from agent.rootless import (
+    cgroup,
+    child,
+    hello,
+    installed,
+    leftovers,
+    lock,
+    mounts,
+    notice,
+    probe,
+    sockets,
+)
 from agent.rootless.cgroup import Layout
 from agent.rootless.settings import Door
 from agent.rootless.sweep import ancestors, descendants, sweep
@@ -325,3 +336,27 @@ def test_on_v2_swap_is_always_counted(monkeypatch, layout):
     monkeypatch.setattr(cgroup, "detect", lambda: layout)
     monkeypatch.setattr(probe, "_read", lambda _: "Filename\n")
     assert probe._swap_limit().ok
+
+
+# Which code goes on
+
+
+def test_a_reload_goes_on_with_the_environment_that_setup_installed_last(tmp_path, monkeypatch):
+    for version in ("old", "new"):
+        (tmp_path / "agents" / version / "bin").mkdir(parents=True)
+        (tmp_path / "agents" / version / "bin/python").symlink_to(sys.executable)
+    link = tmp_path / "venv"
+    link.symlink_to("agents/new")
+    new = str(tmp_path / "agents/new/bin/python")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "agents/old"))
+    assert installed.python() == new
+    # Started through the link, from now on it keeps to what that stands for.
+    monkeypatch.setattr(sys, "prefix", str(link))
+    assert installed.python() == new
+    (tmp_path / "agents/new/bin/python").unlink()
+    assert installed.python() == sys.executable
+
+
+def test_where_setup_installed_nothing_a_reload_goes_on_with_the_same_interpreter(monkeypatch):
+    monkeypatch.setattr(sys, "prefix", "/home/somebody/checkout/.venv")
+    assert installed.python() == sys.executable
