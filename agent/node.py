@@ -225,7 +225,7 @@ class LocalNode:
 
     # -- watching
 
-    async def logs(self, name: str, query: LogQuery) -> AsyncIterator[LogEntry]:
+    async def logs(self, name: str, query: LogQuery) -> AsyncIterator[LogEntry | None]:
         """See `control.node.Node.logs`."""
         self._rooms.registry.get(name)
         log = self._rooms.logs.of(name)
@@ -242,6 +242,7 @@ class LocalNode:
         follower = log.follow(kept)
         lost = 0
         try:
+            yield None
             async for line in follower:
                 if not wanted(line):
                     continue
@@ -258,9 +259,13 @@ class LocalNode:
                 instance, call = (await self.get_call(call)).instance, ""
         return lambda line: (not instance or line.instance == instance) and call in line.text
 
-    async def events(self, resume_token: str, functions: frozenset[str]) -> AsyncIterator[Event]:
+    async def events(
+        self, resume_token: str, functions: frozenset[str]
+    ) -> AsyncIterator[Event | None]:
         """See `control.node.Node.events`."""
-        async for event in self._rooms.events.watch(resume_token, functions):
+        happening = self._rooms.events.watch(resume_token, functions)
+        yield None
+        async for event in happening:
             subject = event.subject
             yield Event(
                 token=event.token,

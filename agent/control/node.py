@@ -223,12 +223,16 @@ class Node(Protocol):
     async def stop_call(self, call: str) -> CallRecord:
         """Ask a call to stop and return its record as it then is."""
 
-    def logs(self, name: str, query: LogQuery) -> AsyncIterator[LogEntry]:
-        """Return the kept lines, oldest first, and with `follow` those to come."""
+    def logs(self, name: str, query: LogQuery) -> AsyncIterator[LogEntry | None]:
+        """Return the kept lines, oldest first, and with `follow` those to come.
 
-    def events(self, resume_token: str, functions: frozenset[str]) -> AsyncIterator[Event]:
+        With `follow` None comes first: from then on no line is missed.
+        """
+
+    def events(self, resume_token: str, functions: frozenset[str]) -> AsyncIterator[Event | None]:
         """Return events after the token, or from now on; of these functions only if any is named.
 
+        None comes first: from then on no event is missed.
         Raises FailedPrecondition when events after the token are no longer kept.
         """
 

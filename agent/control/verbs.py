@@ -1,8 +1,10 @@
 """How every RPC of the service runs: the verb's own code, and errors by the one table.
 
 A unary verb takes the request and returns the reply; a streaming verb is an async generator of
-replies, closed at once when the client has gone. Neither sees gRPC's context. The verbs themselves
-stand in `deploying.py`, `images.py`, `calling.py`, `watching.py` and `node_state.py`.
+replies, closed at once when the client has gone; None among them sends the initial metadata, by
+which a client knows that it watches before there is anything to see. Neither sees gRPC's context.
+The verbs themselves stand in `deploying.py`, `images.py`, `calling.py`, `watching.py` and
+`node_state.py`.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def unary(
 
 
 def streaming(
-    name: str, verb: Callable[[Any, Request], AsyncGenerator[Reply, None]]
+    name: str, verb: Callable[[Any, Request], AsyncGenerator[Reply | None, None]]
 ) -> Callable[[Any, Request, Context], AsyncIterator[Reply]]:
     """Make the RPC `name`, which answers with a stream, out of an async generator method."""
 
@@ -65,7 +67,10 @@ def streaming(
         try:
             async with aclosing(verb(self, request)) as replies:
                 async for reply in replies:
-                    await context.write(reply)
+                    if reply is None:
+                        await context.send_initial_metadata(())
+                    else:
+                        await context.write(reply)
         except Exception as error:  # the top of this call: the client is told
             await refuse(context, name, error)
         finally:

@@ -24,7 +24,9 @@ SHORTEST_INTERVAL_S = 0.05
 class WatchVerbs(Verbs):
     """What happens."""
 
-    async def stream_logs(self, request: pb.StreamLogsRequest) -> AsyncGenerator[pb.LogLine, None]:
+    async def stream_logs(
+        self, request: pb.StreamLogsRequest
+    ) -> AsyncGenerator[pb.LogLine | None, None]:
         """Follow a function's log."""
         query = LogQuery(
             instance=request.instance,
@@ -33,16 +35,18 @@ class WatchVerbs(Verbs):
             tail=request.tail if request.HasField("tail") else None,
         )
         entries = self.node.logs(named(request.name), query)
-        async with aclosing(cast("AsyncGenerator[LogEntry, None]", entries)):
+        async with aclosing(cast("AsyncGenerator[LogEntry | None, None]", entries)):
             async for entry in entries:
-                yield log_to_proto(request.name, entry)
+                yield log_to_proto(request.name, entry) if entry is not None else None
 
-    async def watch_events(self, request: pb.WatchEventsRequest) -> AsyncGenerator[pb.Event, None]:
+    async def watch_events(
+        self, request: pb.WatchEventsRequest
+    ) -> AsyncGenerator[pb.Event | None, None]:
         """Follow what happens on the node."""
         events = self.node.events(request.resume_token, frozenset(request.functions))
-        async with aclosing(cast("AsyncGenerator[Event, None]", events)):
+        async with aclosing(cast("AsyncGenerator[Event | None, None]", events)):
             async for event in events:
-                yield event_to_proto(event)
+                yield event_to_proto(event) if event is not None else None
 
     async def watch_capacity(
         self, request: pb.WatchCapacityRequest

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from agent.errors import FailedPrecondition
@@ -68,12 +68,16 @@ class Events:
         self._more.set()
         self._more = asyncio.Event()
 
-    async def watch(self, token: str, functions: frozenset[str]) -> AsyncIterator[NodeEvent]:
-        """Yield the events after `token`, or from now on when it is empty, for ever.
+    def watch(self, token: str, functions: frozenset[str]) -> AsyncGenerator[NodeEvent, None]:
+        """Return the events after `token`, or from this moment on when it is empty, for ever.
 
-        Raises FailedPrecondition when events after the token are no longer kept.
+        Raises FailedPrecondition when events after the token are no longer kept, now or later.
         """
-        number = self._number(token)
+        return self._watch(self._number(token), functions)
+
+    async def _watch(
+        self, number: int, functions: frozenset[str]
+    ) -> AsyncGenerator[NodeEvent, None]:
         while True:
             more = self._more
             for event in self._after(number):

@@ -64,6 +64,9 @@ class FakeNode:
         self.closed: asyncio.Queue[str] = asyncio.Queue()
         self.result: InvokeResult | None = None
         self.lines: asyncio.Queue[LogEntry] = asyncio.Queue()
+        # Until it is set nothing happens that a watcher could see.
+        self.quiet = asyncio.Event()
+        self.quiet.set()
 
     def _come(self, *what: Any) -> None:
         self.seen.append(what)
@@ -152,17 +155,24 @@ class FakeNode:
         self._come("stop_call", call)
         raise NotImplementedError
 
-    async def logs(self, name: str, query: LogQuery) -> AsyncIterator[LogEntry]:
+    async def logs(self, name: str, query: LogQuery) -> AsyncIterator[LogEntry | None]:
         self._come("logs", name, query)
         try:
+            if query.follow:
+                yield None
+                await self.quiet.wait()
             yield LogEntry(LogLine(AT_NS, "stderr", "i1", 1, "caf\udce9", more=True), 4)
             while query.follow:
                 yield await self.lines.get()
         finally:
             self.closed.put_nowait("logs")
 
-    async def events(self, resume_token: str, functions: frozenset[str]) -> AsyncIterator[Event]:
+    async def events(
+        self, resume_token: str, functions: frozenset[str]
+    ) -> AsyncIterator[Event | None]:
         self._come("events", resume_token, functions)
+        yield None
+        await self.quiet.wait()
         yield Event("8", AT_NS, "InstanceReady", "hello", 1, "i1", "", "ready", {"port": "9000"})
 
     async def info(self) -> NodeView:

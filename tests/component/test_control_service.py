@@ -17,7 +17,14 @@ from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.control.errors import Refusal, told
 from agent.control.node import InvokeCall, InvokeResult, LogEntry, LogQuery
 from agent.control.service import READONLY
-from agent.errors import AlreadyExists, FunctionFailed, InvalidSpec, Overloaded, Problem
+from agent.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    FunctionFailed,
+    InvalidSpec,
+    Overloaded,
+    Problem,
+)
 from agent.model.failure import Failure, FailureKind
 from agent.telemetry.logs import LogLine
 from tests.component.control_door import Doors, open_doors
@@ -393,6 +400,30 @@ async def test_a_follower_gets_lines_as_they_come_and_is_closed_when_it_goes(doo
     stream.cancel()
     async with asyncio.timeout(5):
         assert await doors.node.closed.get() == "logs"
+
+
+@pytest.mark.parametrize("what", ["events", "log"])
+async def test_a_watcher_is_told_that_it_watches_before_anything_happens(
+    doors: Doors, what: str
+) -> None:
+    doors.node.quiet.clear()
+    stream: grpc.aio.UnaryStreamCall[Any, Any]
+    if what == "events":
+        stream = doors.readonly.WatchEvents(pb.WatchEventsRequest())
+    else:
+        stream = doors.readonly.StreamLogs(pb.StreamLogsRequest(name="hello", follow=True))
+    async with asyncio.timeout(20):
+        await stream.initial_metadata()
+    assert doors.node.seen
+    doors.node.quiet.set()
+    async with asyncio.timeout(20):
+        assert await stream.read() is not grpc.aio.EOF
+
+
+async def test_a_watch_that_is_refused_is_not_told_to_have_begun(doors: Doors) -> None:
+    doors.node.error = FailedPrecondition("no longer kept")
+    told = await refused(doors.readonly.WatchEvents(pb.WatchEventsRequest()).read())
+    assert told.code == grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_events_capacity_and_node(doors: Doors) -> None:

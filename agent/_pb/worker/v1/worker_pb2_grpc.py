@@ -270,14 +270,16 @@ class WorkerServicer:
     def StreamLogs(self, request, context):
         """-- watching
 
-        Follow a function's output and the platform's lines in it. read-only
+        Follow a function's output and the platform's lines in it. With `follow` the initial metadata
+        comes at once: from then on no line is missed. read-only
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """Follow what happens on the node, from now or from a resume token on. read-only
+        """Follow what happens on the node, from now or from a resume token on. The initial metadata comes
+        at once: from then on no event is missed. read-only
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
