@@ -114,8 +114,16 @@ class NodeImages:
         return [await self._view(await self._containerd.images.get(image.name))]
 
     async def remove(self, name: str) -> None:
-        """Remove a name; raises NotFound, FailedPrecondition when a function uses the image."""
+        """Remove a name.
+
+        Raises NotFound, FailedPrecondition when a function uses the image or is being deployed
+        with it.
+        """
         full = parse_image_ref(name).full
+        with self._registry.image_use.removing(full):
+            await self._remove(full)
+
+    async def _remove(self, full: str) -> None:
         door = self._containerd.images
         record = await door.get(full)
         image = await self._inspected(full)
@@ -129,5 +137,6 @@ class NodeImages:
             )
         await door.delete(record.name)
         others = [await self._inspected(other.name) for other in await door.list()]
-        if not any(other is not None and other.chain_id == image.chain_id for other in others):
+        named = any(other is not None and other.chain_id == image.chain_id for other in others)
+        if not named and not self._registry.holds_layers(image.chain_id):
             await self._prepared.forget(image.chain_id)

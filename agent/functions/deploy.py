@@ -10,7 +10,6 @@ begun it goes on to its end, whether or not the caller still waits.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from agent.errors import (
     RuntimeUnavailable,
 )
 from agent.functions.fleet import Fleet
+from agent.functions.image import ImageSource
 from agent.functions.job import JobRunner
 from agent.functions.registry import Registry
 from agent.functions.target import FunctionTarget
@@ -46,9 +46,7 @@ from agent.telemetry.logs import Logs
 
 log = logging.getLogger(__name__)
 
-PULL_S = 600.0
 STORE_S = 60.0
-LOCAL_HOST = "kindling.local"
 REMOVE_SLACK_S = 60.0
 WAIT_STEP_S = 0.02
 MB = 1 << 20
@@ -108,6 +106,7 @@ class Deployer:
         self._jobs = runners.jobs
         self._builder = runners.builder
         self._stores = stores
+        self._images = ImageSource(stores.containerd, registry)
         self._max_functions = config.limits.max_functions
         node = config.node
         self._facts = NodeFacts(node.region, node.account_id, node.app_id, node.uin)
@@ -123,8 +122,10 @@ class Deployer:
         InvalidSpec, NotFound (no such image), AlreadyExists, FailedPrecondition, or FunctionFailed
         when a wanted instance does not start.
         """
+        name = parse_image_ref(spec.image).full
         async with self._lock(spec.name):
-            outcome, target = await self._deploy(spec)
+            with self._registry.image_use.deploying(name):
+                outcome, target = await self._deploy(spec)
         if wait:
             await self._settled(target)
             outcome = replace(outcome, version=target.version)
@@ -148,7 +149,7 @@ class Deployer:
                     f"{self._max_functions} functions are deployed (limits.max_functions); "
                     "remove one first"
                 ) from None
-        facts = await self._image(spec.image)
+        facts = await self._images.fetch(spec)
         known = {n: _identity(v.spec, v.image) for n, v in existing.items()}
         decision = decide(known, latest, _identity(spec, facts), spec.version)
         warnings = _advice(spec, facts)
@@ -201,29 +202,6 @@ class Deployer:
         for other in self._registry.get(target.version.name).others():
             other.keep_no_minimum()
         self._fleet.waiting(target)
-
-    async def _image(self, ref: str) -> ImageFacts:
-        """Return the image a spec names, pulled if it is not here.
-
-        Raises NotFound when there is none, InvalidSpec when it is no linux/amd64 image.
-        """
-        reference = parse_image_ref(ref)
-        name, door = reference.full, self._stores.containerd
-        if reference.host == LOCAL_HOST:
-            try:
-                return (await door.images.inspect(name)).facts()
-            except NotFound:
-                raise NotFound(
-                    f"image {ref} is not on this node; run 'kindling image import FILE'"
-                ) from None
-        try:
-            deadline = asyncio.get_running_loop().time() + PULL_S
-            return (await door.transfer.pull(name, deadline=deadline)).facts()
-        except RuntimeUnavailable as error:
-            log.warning("image %s: %s; using what is on this node", ref, error)
-            with contextlib.suppress(NotFound):
-                return (await door.images.inspect(name)).facts()
-            raise
 
     async def _settled(self, target: FunctionTarget) -> None:
         """Wait until `scaling.min` instances serve, or one of them fails to start."""

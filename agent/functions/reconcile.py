@@ -31,8 +31,9 @@ from agent.core.reconcile import (
     World,
 )
 from agent.errors import AgentError, NotFound
-from agent.functions.deploy import LOCAL_HOST, Deployer, Runners, Stores
+from agent.functions.deploy import Deployer, Runners, Stores
 from agent.functions.foreign import ForeignCalls
+from agent.functions.image import LOCAL_HOST
 from agent.functions.registry import Registry
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import CallRecord, FunctionVersion, InstanceRecord

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from agent.core.deploy import LATEST, pick
 from agent.errors import NotFound
+from agent.functions.image import ImageUse
 from agent.functions.target import FunctionTarget
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -41,6 +42,7 @@ class Registry:
         self._functions: dict[str, Deployed] = {}
         self.generation = 0
         """Another number whenever `find` may answer differently than before."""
+        self.image_use = ImageUse()
 
     def __repr__(self) -> str:
         return f"<Registry {len(self._functions)} functions>"
@@ -100,4 +102,11 @@ class Registry:
                 t.version.image is not None and t.version.image.digest == digest
                 for t in function.versions.values()
             )
+        )
+
+    def holds_layers(self, chain_id: str) -> bool:
+        """Say whether some version runs on these layers, under whatever name and digest."""
+        return any(
+            t.version.image is not None and t.version.image.chain_id == chain_id
+            for t in self.targets()
         )

@@ -16,6 +16,7 @@ import pytest
 
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.cli.client import Refused
+from agent.errors import InvalidSpec
 from tests import oci, registry
 from tests.integration.functions import ASK_S, HOST, Functions, archives
 
@@ -106,3 +107,23 @@ def test_an_unknown_tag_is_one_clear_error_and_deploys_nothing(functions, agent,
     assert done.err == f"kindling image pull: {error.value.message}\n"
     assert agent.http("GET", "/http/lost/").status == 404
     assert unknown not in images(functions)
+
+
+def test_an_image_too_large_for_its_contract_is_refused_before_download(
+    functions, agent, address, pushed
+):
+    huge = f"{address}/huge:1"
+    image = a_server()
+    manifest = json.loads(image.blobs[image.digest])
+    manifest["layers"][0]["size"] = 2 << 30  # nobody could download it: not a byte is asked for
+    data = json.dumps(manifest).encode()
+    blobs = {key: blob for key, blob in image.blobs.items() if key != image.digest}
+    claim = {**image.manifest, "digest": oci.digest(data), "size": len(data)}
+    registry.push(address, "huge", "1", oci.OciImage({**blobs, oci.digest(data): data}, claim))
+    with pytest.raises(InvalidSpec) as error:
+        functions.deploy("huge", huge, contract="scf-web", kind="http")
+    assert [problem.field for problem in error.value.problems] == ["image"]
+    assert f"{huge} takes 2.00 GB" in error.value.message
+    assert "scf-web takes images of at most 1 GB" in error.value.message
+    assert agent.http("GET", "/http/huge/").status == 404
+    assert huge not in images(functions)
