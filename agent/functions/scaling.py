@@ -169,6 +169,8 @@ class Scaling:
         container = member.instance.container
         assert container is not None
         container.exit.add_done_callback(lambda _: self._exited(member))
+        # What it writes fails now, and kills programs that do not expect it: another takes over.
+        container.unread.add_done_callback(lambda _: self.retire(member))
 
     def _exited(self, member: Member[Instance]) -> None:
         """Take out a member whose process has ended by itself."""

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
 from agent.aio.tasks import finish
 from agent.config import NodeConfig
+from agent.containerd.client import NAMESPACE
 from agent.containerd.containers import Container as Record
 from agent.containerd.containers import RuntimeOptions
 from agent.containerd.tasks import Output as TaskOutput
 from agent.core.oci import InstancePlan, merged_env
-from agent.errors import FailedPrecondition, FunctionFailed, RuntimeUnavailable
+from agent.errors import AgentError, FailedPrecondition, FunctionFailed, RuntimeUnavailable
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion, InstanceRecord
 from agent.network.room import Egress
@@ -39,6 +41,13 @@ VERSION_LABEL = "kindling.version"
 CREATE_SLACK_S = 2.0
 
 
+log = logging.getLogger(__name__)
+
+
+class ShimDied(RuntimeUnavailable):
+    """The shim that was to make a container has died over it."""
+
+
 class Builder:
     """Builds, adopts and destroys the containers of instances."""
 
@@ -47,7 +56,7 @@ class Builder:
         self._rooms = rooms
         self._options = options
         self._fifos = config.paths.run / "fifo"
-        self._teardown = Teardown(rooms, self._fifos)
+        self._teardown = Teardown(rooms, self._fifos, options.root / NAMESPACE)
         self._blueprints: dict[tuple[str, int, int], Blueprint] = {}
 
     def __repr__(self) -> str:
@@ -95,8 +104,16 @@ class Builder:
 
         Returns the container and what each phase took, counted on `order.laps`. Raises Overloaded
         without a free slot, FunctionFailed when the image has no such executable,
-        RuntimeUnavailable when the runtime fails; nothing is left behind then.
+        RuntimeUnavailable when the runtime fails; nothing is left behind then. A shim that dies
+        meanwhile costs one more try: nothing of the function has run yet.
         """
+        try:
+            return await self._build(order)
+        except ShimDied as error:
+            log.warning("%s: %s; made again through another one", order.id, error)
+            return await self._build(order)
+
+    async def _build(self, order: Order) -> tuple[Container, Timings]:
         deadline = asyncio.get_running_loop().time() + self._config.runtime.create_timeout_s
         timings, lap = Timings(), order.laps
         blueprint = await self._blueprint(order.version, timings, deadline)
@@ -170,13 +187,18 @@ class Builder:
             FUNCTION_LABEL: version.name,
             VERSION_LABEL: str(version.version),
         }
-        record = Record(id=id, spec=spec, labels=labels, sandbox=shims.pick(id))
+        anchor = shims.pick(id, container.shim_died)
+        record = Record(id=id, spec=spec, labels=labels, sandbox=anchor)
         output = container.output
         try:
             await self._rooms.containerd.containers.create(record, self._options, deadline=deadline)
             pid = await self._create_task(
                 id, TaskOutput(output.path("stdout"), output.path("stderr")), deadline
             )
+        except AgentError as error:
+            if shims.lost(id):
+                raise ShimDied(error.message) from error
+            raise
         finally:
             shims.created(id, late=asyncio.get_running_loop().time() >= deadline)
         container.watch(pid)
@@ -220,7 +242,8 @@ class Builder:
         container = Container(id, rooms.containerd, rooms.cgroups.instance(id), output, slot, layer)
         try:
             output.open()
-            rooms.shims.adopted(id, (await rooms.containerd.containers.get(id)).sandbox)
+            anchor = (await rooms.containerd.containers.get(id)).sandbox
+            rooms.shims.adopted(id, anchor, container.shim_died)
             container.watch(record.pid)
         except OSError as error:
             await self.destroy(container)

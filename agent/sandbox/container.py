@@ -2,7 +2,8 @@
 
 `exit` is resolved once, with the real exit status, whether the kernel killed it for memory, and its
 memory peak; both are read from the cgroup before the task is deleted, because tasks of anchored
-shims send no OOM event. Taking it apart is `agent/sandbox/builder.py`'s business.
+shims send no OOM event. `unread` is resolved when its shim has died: it runs on, but what it writes
+to its output fails from then on. Taking it apart is `agent/sandbox/builder.py`'s business.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Container:
         self.gone = False
         """Whether everything it held has been given back."""
         self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.unread: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._containerd = containerd
         self._process: ProcessExit | None = None
 
@@ -78,6 +80,11 @@ class Container:
             self._reap()
         else:
             self._process.done.add_done_callback(lambda _: self._reap())
+
+    def shim_died(self) -> None:
+        """Note that its shim is gone, and with it the other end of its output."""
+        if not self.unread.done():
+            self.unread.set_result(None)
 
     def _reap(self) -> None:
         launch(f"exit of {self.id}", self._find_status())
@@ -112,11 +119,15 @@ class Container:
         """
         if self.exit.done():
             return
+        why: AgentError | None = None
         try:
-            await self._containerd.tasks.kill(self.id, number, deadline=deadline)
-        except AgentError:
-            if self._process is None or not self._process.send(number):
-                raise
+            if await self._containerd.tasks.kill(self.id, number, deadline=deadline):
+                return
+        except AgentError as error:
+            why = error
+        sent = self._process is not None and self._process.send(number)
+        if why is not None and not sent:
+            raise why
 
     async def kill(self, *, deadline: float) -> None:
         """Kill every process of the container and wait for the exit, at most until `deadline`.

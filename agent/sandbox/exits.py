@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 from pathlib import Path
 
@@ -32,6 +33,15 @@ class ProcessExit:
         self.close()
         if not self.done.done():
             self.done.set_result(None)
+
+    @property
+    def exited(self) -> bool:
+        """Whether it has exited, also when the loop has not come to notice it yet."""
+        if self._fd < 0:
+            return self.done.done()
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def send(self, number: int) -> bool:
         """Send it a signal; False when it has exited or is not ours to signal."""

@@ -2,8 +2,10 @@
 
 An anchor is a container that is created and never started; its shim serves every container that
 names the anchor as its sandbox. A shim serialises creates, so there are several; one that misses a
-deadline takes no more containers and is removed when its last one has gone. Where anchors cannot be
-made (containerd before 2.1, or turned off) `pick` returns "" and every container gets its own shim.
+deadline takes no more containers and is removed when its last one has gone. One that dies takes the
+reading end of its containers' output with it: each is told, and another shim takes its place. Where
+anchors cannot be made (containerd before 2.1, or turned off) `pick` returns "" and every container
+gets its own shim, whose death containerd answers by ending the container.
 
 Never deletes an anchor that still has containers: their exit and removal go through its shim.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +36,8 @@ CREATE_S = 15.0
 REMOVE_S = 5.0
 CREATE_COST = 8  # a create under way delays the next one far more than a container that just runs
 
+Lost = Callable[[], None]
+
 
 @dataclass(slots=True)
 class Anchor:
@@ -44,6 +48,11 @@ class Anchor:
     containers: set[str] = field(default_factory=set)
     draining: bool = False
     process: ProcessExit | None = None
+
+    @property
+    def dead(self) -> bool:
+        """Whether its shim has ended, noticed or not."""
+        return self.process is not None and self.process.exited
 
     @property
     def load(self) -> int:
@@ -73,6 +82,8 @@ class Shims:
         self._anchors: dict[str, Anchor] = {}
         self._of: dict[str, Anchor] = {}
         """The anchor that serves a container, by the container's id."""
+        self._lost: dict[str, Lost] = {}
+        """Whom to tell, once, when that anchor's shim has died; by the container's id, too."""
         self._mending = asyncio.Lock()
         self._numbers = 0
         self._works = False
@@ -159,24 +170,35 @@ class Shims:
         """A shim is gone: its containers run on, but only their cgroups can end them now."""
         if self._anchors.get(anchor.id) is anchor:
             anchor.draining = True
-            log.warning(
-                "the shim of %s has ended with %d containers",
-                anchor.id,
-                len(anchor.containers),
-            )
+            served = anchor.creating | anchor.containers
+            log.warning("the shim of %s has ended with %d containers", anchor.id, len(served))
             launch(f"mend shims after {anchor.id}", self.mend())
+            for container in served:
+                self._tell(container)
 
-    def pick(self, container: str) -> str:
+    def _tell(self, container: str) -> None:
+        lost = self._lost.pop(container, None)
+        if lost is not None:
+            lost()
+
+    def pick(self, container: str, lost: Lost) -> str:
         """Choose the least busy anchor for a container that is created now; "" for none at all.
 
-        `created` tells that this has ended, `removed` that the container is gone.
+        `created` tells that this has ended, `removed` that the container is gone. `lost` is called
+        when the shim dies before that.
         """
-        open_anchors = [a for a in self._anchors.values() if not a.draining]
+        open_anchors = [a for a in self._anchors.values() if not a.draining and not a.dead]
         if not open_anchors:
             return ""
         anchor = self._of[container] = min(open_anchors, key=lambda a: a.load)
+        self._lost[container] = lost
         anchor.creating.add(container)
         return anchor.id
+
+    def lost(self, container: str) -> bool:
+        """Whether the shim of a container that is not removed yet has died."""
+        anchor = self._of.get(container)
+        return anchor is not None and anchor.dead
 
     def created(self, container: str, *, late: bool = False) -> None:
         """Note that the creation has ended, well or not; a late one closes its anchor.
@@ -192,15 +214,25 @@ class Shims:
             anchor.draining = True
             log.warning("shim of %s missed a deadline: it takes no more containers", anchor.id)
 
-    def adopted(self, container: str, id: str) -> None:
-        """Note that a running container found after a restart is served by anchor `id`."""
+    def adopted(self, container: str, id: str, lost: Lost) -> None:
+        """Note that a running container found after a restart was made through anchor `id`.
+
+        `lost` is called when its shim dies, and now if it has died before. With "" the container
+        has a shim of its own.
+        """
+        if not id:
+            return
+        self._lost[container] = lost
         anchor = self._anchors.get(id)
-        if anchor is not None:
-            self._of[container] = anchor
-            anchor.containers.add(container)
+        if anchor is None:
+            self._tell(container)
+            return
+        self._of[container] = anchor
+        anchor.containers.add(container)
 
     def removed(self, container: str) -> None:
         """Note that a container is gone; safe to call twice."""
+        self._lost.pop(container, None)
         anchor = self._of.pop(container, None)
         if anchor is not None:
             anchor.creating.discard(container)

@@ -35,9 +35,10 @@ SCRUB_PAUSE_S = 0.05
 class Teardown:
     """Ends containers, our own and those that a dead worker left."""
 
-    def __init__(self, rooms: Rooms, fifos: Path) -> None:
+    def __init__(self, rooms: Rooms, fifos: Path, state: Path) -> None:
         self._rooms = rooms
         self._fifos = fifos
+        self._state = state
         self._unfinished: dict[str, Container] = {}
         self._turns = asyncio.Semaphore(AT_ONCE)
 
@@ -136,6 +137,9 @@ class Teardown:
                 await tasks.kill(id, 9, everyone=True, deadline=deadline)
                 await tasks.wait(id, deadline=deadline)
                 await tasks.delete(id, deadline=deadline)
+            except RuntimeUnavailable:
+                # containerd forgets a task whose shim is dead, but only reports the dead shim.
+                await tasks.delete(id, deadline=deadline)
 
     async def _delete_record(self, id: str) -> None:
         deadline = asyncio.get_running_loop().time() + CALL_S
@@ -143,11 +147,15 @@ class Teardown:
             await self._rooms.containerd.containers.delete(id, deadline=deadline)
 
     def _scrub(self, id: str) -> None:
-        """Kill and remove what a dead shim or a late create left in the instance's cgroup."""
+        """Kill and remove what a dead shim or a late create left in the instance's cgroup.
+
+        Neither lets the runtime forget the container, so its state goes here as well.
+        """
         group = self._rooms.cgroups.instance(id)
         try:
             for _ in range(SCRUB_TRIES):
                 if self._rooms.cgroups.remove(id):
+                    shutil.rmtree(self._state / id, ignore_errors=True)
                     return
                 group.kill()
                 time.sleep(SCRUB_PAUSE_S)

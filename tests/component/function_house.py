@@ -54,6 +54,7 @@ class FakeContainer:
         self.layer = SimpleNamespace(kind="slot512", number=number)
         self.pid = 4711
         self.exit = asyncio.get_running_loop().create_future()
+        self.unread = asyncio.get_running_loop().create_future()
         self.output = SimpleNamespace(drain=lambda: None, detach=self._detach)
         self.cgroup = SimpleNamespace(cpu_ns=lambda: 3_000_000, peak_bytes=lambda: 5 * MB)
         self.detached = False

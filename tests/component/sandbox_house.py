@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from agent.config import NodeConfig, Paths
+from agent.containerd.client import NAMESPACE
 from agent.containerd.containers import Container as Record
 from agent.containerd.containers import RuntimeOptions
 from agent.containerd.tasks import Exit, Task, TaskStatus
@@ -27,8 +28,6 @@ from agent.sandbox.order import Laps, Order
 from agent.sandbox.rooms import Rooms
 from agent.sandbox.shims import Shims
 from agent.storage.layer import WritableLayer
-
-OPTIONS = RuntimeOptions(binary="/usr/bin/true", root=Path("/nowhere"))
 
 
 class Points:
@@ -296,7 +295,9 @@ class House:
 
     def __init__(self, run, *, shims=2):
         self.points = points = Points()
+        options = RuntimeOptions(binary="/usr/bin/true", root=run / "runtime")
         self.run = run
+        self.state = run / "runtime" / NAMESPACE
         self.network = FakeNetwork(points, run)
         self.layers = FakeLayers(points)
         self.rootfs = FakeRootfs(points, run)
@@ -308,7 +309,7 @@ class House:
             containers=self.containers, tasks=self.tasks, sandboxes=self.sandboxes
         )
         self.shims = Shims(
-            self.containerd, OPTIONS, self.cgroups, count=shims, run=run, init=Path("/bin/true")
+            self.containerd, options, self.cgroups, count=shims, run=run, init=Path("/bin/true")
         )
         self.rooms = Rooms(
             self.containerd,
@@ -320,7 +321,7 @@ class House:
             self.shims,
         )
         config = NodeConfig(paths=Paths(run=run))
-        self.builder = Builder(config, self.rooms, OPTIONS)
+        self.builder = Builder(config, self.rooms, options)
         self.lines = []
         self.leased = []
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +13,7 @@ from agent.aio.tasks import spawn
 from agent.errors import FunctionFailed, NotFound, Overloaded, RuntimeUnavailable
 from agent.model.failure import FailureKind
 from agent.model.records import InstanceRecord
+from agent.sandbox.exits import ProcessExit
 from tests.component.sandbox_house import House, record_of, unavailable, version
 
 ID = "f-00000001"
@@ -245,6 +248,91 @@ async def test_adoption_takes_over_what_the_record_names(house):
     await outlived(house)
     container = await house.builder.adopt(RECORD, house.lines.append, "all")
     assert (container.address, container.pid) == ("172.30.0.7", os.getpid())
+    await house.builder.destroy(container)
+    assert house.held() == {}
+
+
+@pytest.fixture
+async def dying_shim(house):
+    """Return a function that kills the shim of anchor 1 and does not let the loop notice."""
+    with subprocess.Popen(["/bin/sleep", "60"]) as shim:
+        process = house.shims._anchors["kindling-anchor-1"].process = ProcessExit(shim.pid)
+
+        def kill():
+            shim.kill()
+            os.waitid(os.P_PID, shim.pid, os.WEXITED | os.WNOWAIT)
+
+        yield kill
+        shim.kill()
+        process.close()
+
+
+@pytest.mark.parametrize("error", [unavailable("ttrpc: closed"), NotFound("no such shim")])
+async def test_a_shim_that_dies_over_a_create_costs_one_more_try(house, dying_shim, error):
+    async def dies(id, *rest, **more):
+        house.tasks.create = create
+        dying_shim()
+        raise error
+
+    create, house.tasks.create = house.tasks.create, dies
+    container = await built(house)
+    assert house.containers.records[ID].sandbox == "kindling-anchor-2"
+    await house.builder.destroy(container)
+    assert house.held() == {}
+
+
+async def test_a_shim_that_has_just_died_is_not_chosen(house, dying_shim):
+    dying_shim()
+    for id in ("a", "b", "c"):
+        assert house.shims.pick(id, house.points.forget) == "kindling-anchor-2"
+
+
+async def test_a_create_that_fails_on_a_living_shim_is_not_tried_again(house):
+    house.points.fail["tasks.create"] = unavailable("tasks.create")
+    with pytest.raises(RuntimeUnavailable):
+        await house.builder.build(house.order())
+    assert house.points.passed.count("tasks.create") == 1
+
+
+async def test_what_the_runtime_keeps_of_a_container_goes_with_it(house):
+    container = await built(house)
+    state = house.state / ID
+    state.mkdir(parents=True)
+    (state / "status").write_text("{}")
+    await house.builder.destroy(container)
+    assert not state.exists()
+
+
+async def test_a_task_of_a_dead_shim_is_forgotten_at_the_first_try(house):
+    """containerd forgets such a task, but reports the dead shim instead of success."""
+    await outlived(house)
+    delete = house.tasks.delete
+
+    async def forgets(id, **more):
+        house.tasks.delete = delete
+        del house.tasks.status[id]
+        raise unavailable("ttrpc: closed")
+
+    house.tasks.delete = forgets
+    await house.builder.remove_foreign(ID)
+    assert ID not in house.containers.records
+
+
+async def test_a_container_knows_when_nobody_reads_its_output_any_more(house):
+    container = await built(house)
+    assert not container.unread.done()
+    anchor = house.shims._of[ID]
+    house.shims._died(anchor)
+    assert container.unread.done()
+    await house.builder.destroy(container)
+    assert house.held() == {}
+
+
+async def test_an_adopted_container_of_a_dead_shim_knows_it_too(house):
+    await outlived(house)
+    house.containers.records[ID] = replace(record_of(ID), sandbox="kindling-anchor-99")
+    container = await house.builder.adopt(RECORD, house.lines.append, "all")
+    assert container.unread.done()
     await house.builder.destroy(container)
     assert house.held() == {}
 

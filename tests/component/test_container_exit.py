@@ -112,6 +112,16 @@ async def test_signals_go_through_the_shim_and_past_it_when_it_is_dead(house, pr
     await house.builder.destroy(container)
 
 
+async def test_a_signal_reaches_a_process_whose_task_containerd_has_forgotten(house, process):
+    container = await watched(house, process)
+    del house.tasks.status[container.id]  # as after its shim's death: "not found", no error
+    loop = asyncio.get_running_loop()
+    await container.signal(signal.SIGTERM, deadline=loop.time() + 5)
+    await seen(container)
+    assert process.wait() == -signal.SIGTERM
+    await house.builder.destroy(container)
+
+
 async def test_kill_waits_for_the_exit_but_not_past_its_deadline(house, process):
     container = await watched(house, process)
     house.tasks.pid = 0  # the kill does not reach the process

@@ -12,6 +12,10 @@ from agent.containerd.tasks import TaskStatus
 from tests.component.sandbox_house import House, unavailable
 
 
+def nobody():
+    """Be told of a shim's death and do nothing."""
+
+
 @pytest.fixture
 async def house(tmp_path):
     found = House(tmp_path)
@@ -21,25 +25,25 @@ async def house(tmp_path):
 
 async def test_containers_go_to_the_least_busy_shim_and_creates_weigh_more(house):
     shims = house.shims
-    first, second = shims.pick("a"), shims.pick("b")
+    first, second = shims.pick("a", nobody), shims.pick("b", nobody)
     assert {first, second} == {"kindling-anchor-1", "kindling-anchor-2"}
     shims.created("a")
     # one create under way weighs more than a container that runs
-    assert shims.pick("c") == first
+    assert shims.pick("c", nobody) == first
     shims.created("c")
     shims.created("b")
-    assert shims.pick("d") == second
+    assert shims.pick("d", nobody) == second
 
 
 async def test_counting_survives_every_order_and_repetition(house):
     shims = house.shims
-    shims.pick("a")
+    shims.pick("a", nobody)
     shims.removed("a")
     shims.created("a")
     shims.created("stranger")
     shims.removed("a")
-    shims.adopted("b", "kindling-anchor-1")
-    shims.adopted("c", "no such anchor")
+    shims.adopted("b", "kindling-anchor-1", nobody)
+    shims.adopted("c", "no such anchor", nobody)
     shims.removed("b")
     shims.removed("b")
     shims.removed("c")
@@ -49,10 +53,10 @@ async def test_counting_survives_every_order_and_repetition(house):
 
 async def test_a_shim_that_misses_a_deadline_drains_and_is_replaced_when_empty(house):
     shims = house.shims
-    late = shims.pick("a")
+    late = shims.pick("a", nobody)
     shims.created("a", late=True)
     assert shims.usable == 1
-    assert shims.pick("b") != late
+    assert shims.pick("b", nobody) != late
     await shims.mend()
     assert late in shims._anchors
     assert shims.usable == 2
@@ -67,7 +71,7 @@ async def test_a_shim_that_misses_a_deadline_drains_and_is_replaced_when_empty(h
 async def test_mending_twice_at_once_makes_no_shim_too_many(house):
     shims = house.shims
     for name in ("a", "b"):
-        shims.pick(name)
+        shims.pick(name, nobody)
         shims.created(name, late=True)
     gate = house.points.hang["sandboxes.create"] = asyncio.Event()
     mending = asyncio.gather(shims.mend(), shims.mend(), shims.mend())
@@ -84,8 +88,11 @@ async def test_a_shim_that_dies_takes_no_more_and_another_takes_its_place(house,
     with subprocess.Popen(["/bin/sleep", "60"]) as shim:
         monkeypatch.setattr("agent.sandbox.shims.parent_of", lambda pid: shim.pid)
         shims._add("kindling-anchor-9", os.getpid())
-        shims._anchors["kindling-anchor-9"].containers.add("a")
-        shims._of["a"] = anchor = shims._anchors["kindling-anchor-9"]
+        anchor = shims._anchors["kindling-anchor-9"]
+        told = []
+        shims.adopted("a", "kindling-anchor-9", lambda: told.append("a"))
+        shims.adopted("b", "kindling-anchor-9", lambda: told.append("b"))
+        shims.removed("b")
         shims._count = 3
         monkeypatch.undo()
         shim.kill()
@@ -93,11 +100,32 @@ async def test_a_shim_that_dies_takes_no_more_and_another_takes_its_place(house,
             await anchor.process.done
             await shims.mend()  # waits for the one that the death began
     assert anchor.draining
+    assert told == ["a"]
     assert shims.usable == 3
     assert "kindling-anchor-9" in shims._anchors  # it still has a container
     shims.removed("a")
     await shims.mend()
     assert "kindling-anchor-9" not in shims._anchors
+
+
+async def test_a_container_in_the_making_hears_of_its_shims_death_too(house):
+    shims = house.shims
+    told = []
+    id = shims.pick("a", lambda: told.append("a"))
+    shims._died(shims._anchors[id])
+    shims._died(shims._anchors[id])
+    assert told == ["a"]
+    shims.created("a")
+    shims.removed("a")
+    assert shims._lost == {}
+
+
+async def test_a_container_whose_shim_died_while_no_worker_ran_is_told_at_once(house):
+    told = []
+    house.shims.adopted("a", "kindling-anchor-7", lambda: told.append("a"))
+    house.shims.adopted("own", "", lambda: told.append("own"))
+    assert told == ["a"]
+    assert house.shims._lost == {}
 
 
 @pytest.mark.parametrize("step", ["containers.create", "tasks.create", "sandboxes.create"])
@@ -106,7 +134,7 @@ async def test_an_anchor_that_cannot_be_made_leaves_nothing_and_no_anchors_at_al
     house.points.fail[step] = unavailable(step)
     await house.shims.start()
     assert not house.shims.anchored
-    assert house.shims.pick("a") == ""
+    assert house.shims.pick("a", nobody) == ""
     assert not house.containers.records
     assert not house.tasks.status
     await house.shims.mend()

@@ -267,23 +267,66 @@ def test_functions_serve_on_while_containerd_dies_and_the_next_one_deploys(morta
         assert mortal.http("GET", "/http/more/echo").status == 200
 
 
-def test_when_all_shims_die_functions_serve_on_new_ones_start_and_all_can_go(mortal):
+def test_when_all_shims_die_calls_end_and_other_instances_take_over(mortal):
     with Functions(mortal) as functions:
-        functions.deploy("web", scaling={"min": 1})
-        pids = pids_of(mortal)
+        functions.deploy("web", scaling={"min": 1}, concurrency=10)
+        functions.deploy("idle", scaling={"min": 1})
+        (old,), (idle,) = functions.ready("web"), functions.ready("idle")
         shims = mortal.shims()
         assert "anchored_shims" in functions.node().features
         assert len(shims) >= SHIMS_PER_CORE * len(os.sched_getaffinity(0))
+        long_call: list[Reply] = []
+        patient = threading.Thread(
+            target=lambda: long_call.append(mortal.http("GET", "/http/web/sleep?s=3"))
+        )
+        patient.start()
+        mortal.wait_until(lambda: functions.capacity()["inflight"] == 1, 10, "the long call")
+        with Caller(mortal, "/http/web/echo") as caller:
+            for pid in shims:
+                os.kill(pid, signal.SIGKILL)
+            mortal.wait_until(lambda: not any(map(is_alive, shims)), 10, "the end of the shims")
+            for name, gone in (("web", old.id), ("idle", idle.id)):
+                mortal.wait_until(
+                    lambda name=name, gone=gone: (
+                        [one.id for one in functions.ready(name)] not in ([], [gone])
+                    ),
+                    30,
+                    f"another instance of {name}",
+                )
+            patient.join(30)
+        assert long_call[0].json() == {"slept_s": 3}
+        assert (caller.refused, caller.broken, set(caller.statuses)) == (0, 0, {200})
+        mortal.wait_until(lambda: len(functions.instances()) == 2, 30, "the end of the old ones")
+        # As many again; started with none of them left, an instance has one of its own besides.
+        mortal.wait_until(lambda: len(mortal.shims()) >= len(shims), 30, "new shims")
+        left = [path for path in mortal.run.rglob("*") if path.name in (old.id, idle.id)]
+        assert left == [], "of the runtime's or containerd's"
+        assert functions.probe("web", "log?lines=3")
+        mortal.wait_until(lambda: "2 x" in functions.log("web"), 10, "output that is read again")
+
+
+def test_instances_whose_shim_died_while_no_worker_ran_are_replaced(mortal):
+    with Functions(mortal, same_worker=False) as functions:
+        functions.deploy("web", scaling={"min": 2})
+        old = {one.id for one in functions.ready("web")}
+        shims = mortal.shims()
+        worker = mortal.pids["worker"]
+        os.kill(worker, signal.SIGSTOP)
         for pid in shims:
             os.kill(pid, signal.SIGKILL)
-        mortal.wait_until(lambda: not any(map(is_alive, shims)), 10, "the end of the shims")
+        after = len(mortal.log())
+        os.kill(worker, signal.SIGKILL)
+        mortal.wait_for("worker is ready", 30, after=after)
+        functions.reconnect()
         assert mortal.http("GET", "/http/web/echo").status == 200
-        assert pids_of(mortal) == pids
-        for name in ("more", "again"):
-            functions.deploy(name, scaling={"min": 1})
-            assert mortal.http("GET", f"/http/{name}/echo").status == 200
-        functions.remove("web")
-        assert not any(map(is_alive, pids))
+        mortal.wait_until(
+            lambda: (
+                len(functions.ready("web")) == 2
+                and not old & {one.id for one in functions.instances()}
+            ),
+            30,
+            "two others",
+        )
 
 
 def test_without_anchored_shims_each_container_has_its_own_and_all_goes(make_agent):
