@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -30,6 +30,8 @@ SERVICE = "worker.v1.Worker"
 # For what the agent answers from memory or within a few container operations.
 ASK_S = 60.0
 _CONNECT_S = 5.0
+# What takes longer wants a word of explanation.
+LATE_S = 1.0
 
 Reply = TypeVar("Reply", bound="Message")
 
@@ -65,13 +67,24 @@ class Client:
         self._path = path
 
     def ask(
-        self, rpc: str, request: Message, reply: type[Reply], *, within_s: float | None = ASK_S
+        self,
+        rpc: str,
+        request: Message,
+        reply: type[Reply],
+        *,
+        within_s: float | None = ASK_S,
+        late: Callable[[], None] | None = None,
     ) -> Reply:
-        """Make a call with one answer; None waits as long as it takes."""
+        """Make a call with one answer; None waits as long as it takes.
+
+        `late` is called once if the answer takes longer than a second.
+        """
         call = self._channel.unary_unary(
             f"/{SERVICE}/{rpc}", _serialized, response_deserializer=reply.FromString
         )
         with self._refusals(rpc, within_s):
+            if late is not None:
+                return cast("Reply", _answer(call.future(request, timeout=within_s), late))
             return call(request, timeout=within_s)
 
     def follow(
@@ -181,6 +194,20 @@ def _value(name: str, text: str) -> object:
     if name in ("exit_code", "signal") and text.lstrip("-").isdecimal():
         return int(text)
     return text == "true" if name == "out_of_memory" else text
+
+
+def _answer(answer: Any, late: Callable[[], None]) -> object:
+    import grpc
+
+    try:
+        try:
+            return answer.result(timeout=LATE_S)
+        except grpc.FutureTimeoutError:
+            late()
+        return answer.result()
+    finally:
+        # Of no effect once it has been answered; else the caller has been interrupted.
+        answer.cancel()
 
 
 def _serialized(message: Message) -> bytes:

@@ -33,6 +33,7 @@ from agent.functions.fleet import Fleet
 from agent.functions.image import ImageSource
 from agent.functions.job import JobRunner
 from agent.functions.registry import Registry
+from agent.functions.removal import Removal
 from agent.functions.target import FunctionTarget
 from agent.model.image_ref import parse_image_ref
 from agent.model.limits import LIMITS
@@ -112,6 +113,7 @@ class Deployer:
         self._facts = NodeFacts(node.region, node.account_id, node.app_id, node.uin)
         # A lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._removals: dict[str, Removal] = {}
 
     # -- deploying
 
@@ -220,7 +222,13 @@ class Deployer:
     # -- removing
 
     async def remove(self, name: str, *, force: bool) -> None:
-        """Remove a function with all versions; drains first, `force` kills. Raises NotFound."""
+        """Remove a function with all versions; drains first, `force` kills. Raises NotFound.
+
+        A removal that is under way is joined, and hastened by `force`.
+        """
+        under_way = self._removals.get(name)
+        if under_way is not None and await under_way.join(force=force):
+            return
         async with self._lock(name):
             function = self._registry.get(name)
             targets = list(function.versions.values())
@@ -229,15 +237,24 @@ class Deployer:
             await finish(f"remove {name}", work, within_s=slowest + REMOVE_SLACK_S)
 
     async def _take_down(self, name: str, targets: list[FunctionTarget], *, force: bool) -> None:
-        await self._stores.functions.remove(name)
-        self._registry.remove(name)
-        grace_s = 0.0 if force else None
-        await asyncio.gather(*(target.stop(grace_s=grace_s) for target in targets))
-        await self._jobs.end_those_of(name, force=force)
-        for target in targets:
-            self._builder.forget(target.version)
-        self._stores.logs.drop(name)
-        self._stores.events.add("FunctionRemoved", Subject(name), f"{name} was removed")
+        async def end(force: bool) -> None:
+            grace_s = 0.0 if force else None
+            await asyncio.gather(*(target.stop(grace_s=grace_s) for target in targets))
+            await self._jobs.end_those_of(name, force=force)
+
+        removal = self._removals[name] = Removal(name)
+        try:
+            await self._stores.functions.remove(name)
+            self._registry.remove(name)
+            await removal.end(end, force=force)
+            for target in targets:
+                self._builder.forget(target.version)
+            self._stores.logs.drop(name)
+            self._stores.events.add("FunctionRemoved", Subject(name), f"{name} was removed")
+            removal.succeeded = True
+        finally:
+            del self._removals[name]
+            removal.has_ended()
 
 
 def _longest_end_s(version: FunctionVersion) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -60,8 +61,6 @@ def test_ctrl_c_ends_a_call_that_hangs(agent: Agent, monkeypatch: pytest.MonkeyP
     came = threading.Event()
 
     async def hang(_call: object) -> InvokeResult:
-        import asyncio
-
         came.set()
         await asyncio.sleep(60)
         raise AssertionError
@@ -124,6 +123,54 @@ def test_on_a_terminal_logs_cannot_drive_it_and_a_trace_has_bars(
     shown = on_terminal(agent, "invoke", "hello", "--trace")
     assert b"create    10.00 ms" in shown
     assert "█".encode() in shown
+
+
+def slow_removal(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Have the node's removals wait until somebody asks for the instances; tell when one began."""
+    began = threading.Event()
+
+    async def remove(name: str, *, force: bool) -> None:
+        agent.node.seen.append(("remove", name, force))
+        began.set()
+        while ("instances", "") not in agent.node.seen:  # noqa: ASYNC110 - set by two threads
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(agent.node, "remove", remove)
+    return began
+
+
+def test_on_a_terminal_a_removal_that_takes_long_says_what_it_waits_for(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_removal(agent, monkeypatch)
+    shown = on_terminal(agent, "remove", "hello").decode().splitlines()
+    assert shown[0] == (
+        "hello takes no more calls; waiting for hello-0badcafe to end, 60 s at most"
+    )
+    assert shown[1].startswith("'kindling remove hello --force' ends them now")
+    assert shown[2:] == ["removed hello"]
+
+
+def test_a_removal_that_is_quick_or_read_by_a_script_explains_nothing(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert on_terminal(agent, "remove", "hello") == b"removed hello\r\n"
+    began = slow_removal(agent, monkeypatch)
+    process = start(agent, "remove", "hello")
+    assert began.wait(20)
+    agent.node.seen.append(("instances", ""))
+    assert process.communicate(timeout=20) == (b"removed hello\n", b"")
+
+
+def test_ctrl_c_at_a_removal_that_takes_long_ends_the_waiting(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = slow_removal(agent, monkeypatch)
+    process = start(agent, "remove", "hello")
+    assert began.wait(20)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == b""
+    assert process.returncode == 130
 
 
 def on_terminal(agent: Agent, *arguments: str) -> bytes:
