@@ -84,7 +84,9 @@ class ForeignCalls:
                 del self._held[row]
 
     def forget_dead(self) -> None:
-        """Free the ledger lanes of workers that have ended."""
+        """Free the ledger lanes of workers that have ended, unless `follow` still reads them."""
+        if self._held:
+            return
         for generation, pid in self._fleet.ledger.workers().items():
             if not _alive(pid):
                 self._fleet.ledger.forget(generation)

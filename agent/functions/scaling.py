@@ -238,6 +238,10 @@ class Scaling:
         A shorter `grace_s` also holds for those that were on their way out before.
         """
         await stop(*self._starts.values())
+        for member in list(self._starts):  # cancelled before its first step
+            del self._starts[member]
+            self._pool.gone(member)
+            self._fleet.ended(member.instance, None)
         for member in self._pool.members:
             self.retire(member, grace_s=grace_s)
         for end in list(self._ends.values()):

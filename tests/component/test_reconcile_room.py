@@ -406,6 +406,22 @@ async def test_a_worker_that_dies_in_a_call_leaves_a_doubtful_instance(
     await gone(node, target)
 
 
+async def test_a_cycle_does_not_forget_a_dead_workers_calls_before_they_are_judged(node, before):
+    target = node.deploy(concurrency=1)
+    node.left("f-good")
+    before.ledger.row(5).begin()
+    await settled(node)
+    following = spawn("follow", node.reconciler.foreign.follow())
+    await turns()
+    before.die()
+    await node.reconciler.cycle()  # comes before the next look at those calls
+    await following
+    [member] = target.pool.members
+    assert member.instance.state in (State.DRAINING, State.STOPPING)
+    assert node.ledger.workers() == {}
+    await gone(node, target)
+
+
 async def test_after_a_kill_instances_in_a_call_are_not_adopted(node, before):
     target = node.deploy(concurrency=1)
     node.left("f-busy")

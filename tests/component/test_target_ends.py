@@ -329,3 +329,12 @@ def line(text):
     from agent.core.logtail import Line
 
     return Line(1, "stdout", text, False)
+
+
+async def test_a_start_that_is_cancelled_before_its_first_step_leaves_nothing(house):
+    target = house.target()
+    caller = house.wait(target)
+    await target.stop(grace_s=0.0)
+    assert await caller.answer() is FailureKind.DRAINING
+    assert target.pool.members == ()
+    assert (house.held(), house.builder.built) == ({}, [])
