@@ -28,10 +28,24 @@ class Line:
         self._waiting.append(answer)
         try:
             async with asyncio.timeout_at(deadline):
-                await answer
+                try:
+                    await answer
+                except asyncio.CancelledError:
+                    self._pass_on(answer)
+                    raise
         finally:
             if answer in self._waiting:
                 self._waiting.remove(answer)
+
+    def _pass_on(self, answer: asyncio.Future[None]) -> None:
+        """Give what a caller was told, but does not stay for, to the next one."""
+        if answer.cancelled() or not answer.done():
+            return
+        error = answer.exception()
+        if isinstance(error, Exception):
+            self.refuse(error)
+        else:
+            self.tell()
 
     def tell(self, count: int = 1) -> None:
         """Tell the first `count` callers to look again."""
