@@ -64,7 +64,11 @@ class Database:
         """
         async with self._room:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._transaction, work)
+            try:
+                working = loop.run_in_executor(self._thread, self._transaction, work)
+            except RuntimeError as error:  # the thread has ended
+                raise RuntimeUnavailable(f"{self.path} is closed: the worker ends") from error
+            return await working
 
     def _transaction(self, work: Work[T]) -> T:
         connection = self._connection
@@ -140,8 +144,9 @@ def _check_known(path: Path, have: int, known: int) -> None:
 
 
 def _converted(path: Path, error: sqlite3.Error) -> AgentError:
-    if error.sqlite_errorname in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+    name = getattr(error, "sqlite_errorname", "")  # Python's own complaints have none
+    if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
         return FailedPrecondition(
             f"{path} is damaged ({error}): restore it, or move it away to start empty"
         )
-    return RuntimeUnavailable(f"{path}: {error} ({error.sqlite_errorname})")
+    return RuntimeUnavailable(f"{path}: {error} ({name or type(error).__name__})")

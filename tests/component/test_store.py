@@ -189,6 +189,15 @@ async def test_work_that_fails_changes_nothing(tmp_path):
     await db.close()
 
 
+async def test_what_pythons_own_part_refuses_is_told_as_an_error_of_ours(tmp_path):
+    database = await Database.open(tmp_path / "d.db", (("CREATE TABLE t (n)",),))
+    with pytest.raises(RuntimeUnavailable, match="ProgrammingError"):
+        await database.run(lambda db: db.execute("INSERT INTO t VALUES (?)", (object(),)))
+    await database.close()
+    with pytest.raises(RuntimeUnavailable, match="is closed"):
+        await database.run(lambda db: db.execute("SELECT 1"))
+
+
 async def test_a_cancelled_caller_leaves_a_whole_transaction(tmp_path):
     db = await Database.open(tmp_path / "d.db", [("CREATE TABLE a (x INTEGER)",)])
 
