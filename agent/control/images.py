@@ -15,6 +15,7 @@ from agent.control.deploying import named
 from agent.control.node import ImageStep
 from agent.control.verbs import Verbs
 from agent.errors import InvalidSpec, Problem
+from agent.model.image_ref import parse_image_ref
 
 CHUNK_BYTES = 1 << 20
 
@@ -30,7 +31,7 @@ class ImageVerbs(Verbs):
             raise NotImplementedError(f"acceleration {request.acceleration}")
         if request.HasField("registry"):
             raise NotImplementedError("PrepareImage with registry credentials")
-        steps = self.node.pull_image(named(request.image, "image"))
+        steps = self.node.pull_image(reference(request.image, "image"))
         async with aclosing(cast("AsyncGenerator[ImageStep, None]", steps)):
             async for step in steps:
                 yield step_to_proto(step)
@@ -42,6 +43,8 @@ class ImageVerbs(Verbs):
         first = await anext(request, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidSpec([Problem("header", "must be the first message")])
+        if first.header.name:
+            reference(first.header.name, "header.name")
         chunks = _chunks(request, first.header.size_bytes)
         async with aclosing(chunks):
             views = await self.node.import_image(chunks, first.header.name)
@@ -54,8 +57,17 @@ class ImageVerbs(Verbs):
 
     async def remove_image(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
         """Remove an image's name."""
-        await self.node.remove_image(named(request.name))
+        await self.node.remove_image(reference(request.name, "name"))
         return pb.RemoveImageResponse()
+
+
+def reference(text: str, field: str) -> str:
+    """Return an image's reference as it was given; raises InvalidSpec when it is none."""
+    try:
+        parse_image_ref(named(text, field))
+    except ValueError as error:
+        raise InvalidSpec([Problem(field, str(error))]) from error
+    return text
 
 
 async def _chunks(

@@ -84,6 +84,44 @@ def test_a_reader_that_goes_away_ends_it_quietly(agent: Agent) -> None:
     process.stderr.close()
 
 
+@pytest.mark.parametrize("missing", [0, 1, 2])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",),
+        ("status", "--json"),
+        ("logs", "hello"),
+        ("invoke", "hello", "--data", "@-"),
+        ("remove", "hello"),
+        ("deploy", "-"),
+        ("image", "import", "-"),
+        ("drain", "--timeout", "1"),
+        ("check",),
+    ],
+)
+def test_a_standard_stream_that_is_closed_breaks_nothing(
+    agent: Agent, arguments: tuple[str, ...], missing: int
+) -> None:
+    closing = f"import os, sys; os.close({missing}); os.execv(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", closing, *COMMAND, *arguments],
+        input=b"",
+        capture_output=True,
+        env=agent.env,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode in (0, 1)
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_time_that_is_no_number_is_wrong_use(agent: Agent) -> None:
+    done = agent.cli("drain", "--timeout", "nan")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("kindling drain: Invalid value for '--timeout'")
+    assert agent.node.seen == []
+
+
 def test_a_full_disk_is_one_line(agent: Agent) -> None:
     agent.node.result = InvokeResult("1-a", 200, [], b"x" * MIB)
     with Path("/dev/full").open("wb") as full:

@@ -347,8 +347,28 @@ async def test_a_pull_that_is_not_built_is_refused_by_name_before_it_begins(
     assert doors.node.seen == []
 
 
-async def _archive(size: int, promised: int, chunk: int) -> AsyncIterator[pb.ImportImageRequest]:
-    header = pb.ImportImageRequest.ImportHeader(name="a:1", size_bytes=promised)
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda door: door.PrepareImage(pb.PrepareImageRequest(image="a b")).read(), "image"),
+        (lambda door: door.RemoveImage(pb.RemoveImageRequest(name="a b")), "name"),
+        (lambda door: door.ImportImage(_archive(4, 4, 4, "a b")), "header.name"),
+    ],
+)
+async def test_what_is_no_image_reference_is_the_callers_fault(
+    doors: Doors, call: Callable[[Any], Awaitable[Any]], field: str
+) -> None:
+    told = await refused(call(doors.admin))
+    assert told.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert [problem.field for problem in told.problems] == [field]
+    assert "'a b' is not an image reference: write" in told.problems[0].message
+    assert doors.node.seen == []
+
+
+async def _archive(
+    size: int, promised: int, chunk: int, name: str = "a:1"
+) -> AsyncIterator[pb.ImportImageRequest]:
+    header = pb.ImportImageRequest.ImportHeader(name=name, size_bytes=promised)
     yield pb.ImportImageRequest(header=header)
     for _ in range(size // chunk):
         yield pb.ImportImageRequest(chunk=b"t" * chunk)
