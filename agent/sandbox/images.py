@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.containerd.client import Containerd
@@ -45,7 +45,8 @@ class Images:
         """
         found = self._prepared.get(facts.chain_id)
         if found is not None:
-            return found, True
+            # The layers may be another image's as well: what it says about itself may not.
+            return replace(found, facts=facts), True
         dirs = await self._containerd.snapshots.image_layers(facts.chain_id, deadline=deadline)
         layers = tuple(Path(directory) for directory in dirs)
         passwd = await asyncio.to_thread(_read, layers, "passwd")
