@@ -16,15 +16,17 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, cast
 
-from agent.errors import InvalidSpec, Problem
+from agent.errors import InvalidSpec, Problem, RuntimeUnavailable
 
 # An image has a few blobs per layer; a tar with more members than this is something else.
 MAX_FILES = 20_000
 # The largest image any contract takes is 10 GB uncompressed.
 MAX_BYTES = 24 << 30
 PIECE_BYTES = 512 << 10
+# A header of the extended kind holds a name or a few attributes; tarfile reads it whole.
+MAX_HEADER_BYTES = 1 << 20
 
 _GZIP, _ZSTD, _XZ, _BZIP2 = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh"
 
@@ -52,7 +54,8 @@ def wrong(path: Path, why: str) -> InvalidSpec:
 def open_files(path: Path, scratch: Path) -> Files:
     """Open an image at `path`; gzipped ones are unpacked below `scratch` for the while.
 
-    Raises InvalidSpec naming the path and what is wrong with it.
+    Raises InvalidSpec naming the path and what is wrong with it, RuntimeUnavailable naming
+    `scratch` when there is no room.
     """
     try:
         if path.is_dir():
@@ -86,10 +89,16 @@ class Directory:
         """See `Files`."""
 
     def _file(self, name: str) -> Path | None:
-        file = self.path / name
-        if ".." in Path(name).parts or file.is_symlink() or not file.is_file():
+        """Return a file of the layout; None for what leads out of it, by its name or by a link."""
+        parts = Path(name).parts
+        if Path(name).is_absolute() or ".." in parts or "\0" in name:
             return None
-        return file
+        file = self.path
+        for part in parts:
+            file /= part
+            if file.is_symlink():
+                return None
+        return file if file.is_file() else None
 
 
 class Tar:
@@ -160,7 +169,7 @@ def _gunzip(
         with gzip.open(stream) as source:
             while left > 0 and (piece := source.read(PIECE_BYTES)):
                 left -= len(piece)
-                plain.write(piece)
+                _spill(plain, piece, path, scratch)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise wrong(path, f"is not a whole gzip file ({error})") from error
     if left <= 0:
@@ -169,12 +178,34 @@ def _gunzip(
     return plain
 
 
+def _spill(plain: IO[bytes], piece: bytes, path: Path, scratch: Path) -> None:
+    try:
+        plain.write(piece)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise RuntimeUnavailable(f"{path} cannot be decompressed in {scratch}: {why}") from error
+
+
+class _Headers:
+    """A tar as `tarfile` walks through it: from header to header, none of them large."""
+
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self._path = path
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise wrong(self._path, f"has a header of more than {MAX_HEADER_BYTES} bytes")
+        return self._stream.read(size)
+
+
 def _members(path: Path, stream: IO[bytes]) -> Mapping[str, tuple[int, int]]:
     """Return offset and size of every regular file; links stand for what they point at."""
     found: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
+        with tarfile.TarFile(fileobj=cast("IO[bytes]", _Headers(path, stream))) as tar:
             for count, member in enumerate(tar):
                 if count >= MAX_FILES:
                     raise wrong(path, f"has more than {MAX_FILES} members: not an image")
@@ -187,7 +218,8 @@ def _members(path: Path, stream: IO[bytes]) -> Mapping[str, tuple[int, int]]:
                     links[name] = posixpath.normpath(member.linkname)
                 elif member.isreg() and not member.issparse():
                     found[name] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        # The last three are how tarfile takes nonsense in extended headers.
         raise wrong(path, f"is not a whole tar archive ({error})") from error
     found |= {name: found[target] for name, target in links.items() if target in found}
     if not found:

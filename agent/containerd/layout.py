@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from agent.containerd.archive import Files, read_all, wrong
+from agent.containerd.archive import MAX_BYTES, Files, read_all, wrong
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
 from agent.errors import InvalidSpec
@@ -108,8 +108,11 @@ def _read_docker(files: Files) -> Layout:
         raise wrong(files.path, "its manifest.json names no config or no layers")
     config_data = read_all(files, config_file, oci_image.MAX_JSON_BYTES)
     config = oci_image.parse_config(config_data, where)
+    if len(layer_files) > oci_image.MAX_LAYERS:
+        most = f"the kernel's overlay takes {oci_image.MAX_LAYERS}"
+        raise wrong(files.path, f"has {len(layer_files)} layers; {most}")
     at = Descriptor(oci_image.DOCKER_CONFIG, oci_image.digest_of(config_data), len(config_data))
-    blobs = [_docker_layer(files, name) for name in layer_files]
+    blobs = _docker_layers(files, layer_files)
     layers = tuple(blob.descriptor for blob in blobs)
     manifest = Manifest(oci_image.DOCKER_MANIFEST, at, layers)
     oci_image.check_layers(manifest, config, where)
@@ -120,9 +123,24 @@ def _read_docker(files: Files) -> Layout:
     return Layout(target, manifest, config, tuple(unique.values()), _docker_tags(files))
 
 
-def _docker_layer(files: Files, name: object) -> Blob:
-    if not isinstance(name, str) or files.size_bytes(name) is None:
-        raise wrong(files.path, f"its manifest.json names the layer {name!r}, which is not there")
+def _docker_layers(files: Files, names: list[object]) -> list[Blob]:
+    """Return the layers; a file is read once, however often it is named, all of them bounded."""
+    found: dict[str, Blob] = {}
+    left = MAX_BYTES
+    for name in names:
+        size = files.size_bytes(name) if isinstance(name, str) else None
+        if not isinstance(name, str) or size is None:
+            text = f"its manifest.json names the layer {name!r}, which is not there"
+            raise wrong(files.path, text)
+        if name not in found:
+            left -= size
+            if left < 0:
+                raise wrong(files.path, f"its layers take more than {MAX_BYTES} bytes")
+            found[name] = _docker_layer(files, name)
+    return [found[str(name)] for name in names]
+
+
+def _docker_layer(files: Files, name: str) -> Blob:
     digest = hashlib.sha256()
     size = 0
     zipped = False

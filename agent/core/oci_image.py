@@ -307,6 +307,8 @@ def _strings(section: Mapping[str, Any], key: str, where: str) -> tuple[str, ...
     value = section.get(key) or []
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise _refusal(where, f"its config's {key} is not a list of strings")
+    for item in value:
+        _check_text(item, key, where)
     return tuple(value)
 
 
@@ -314,7 +316,14 @@ def _string(section: Mapping[str, Any], key: str, where: str) -> str:
     value = section.get(key) or ""
     if not isinstance(value, str):
         raise _refusal(where, f"its config's {key} is not a string")
+    _check_text(value, key, where)
     return value
+
+
+def _check_text(text: str, key: str, where: str) -> None:
+    """Refuse what no path, variable or argument can hold: NUL bytes, halves of surrogate pairs."""
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise _refusal(where, f"its config's {key} holds {text[:80]!r}, which no program can get")
 
 
 def _mapping(section: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:

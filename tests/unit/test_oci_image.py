@@ -184,6 +184,13 @@ def test_configs_that_cannot_run_are_refused(change: Any, words: str) -> None:
     assert words in refusal(oci_image.parse_config, config(**change), WHERE)
 
 
+@pytest.mark.parametrize("text", ["a\0b", "\0env=\0", "\ud800"])
+@pytest.mark.parametrize("key", ["Entrypoint", "Cmd", "Env", "WorkingDir", "User", "StopSignal"])
+def test_text_that_no_program_can_get_is_refused(key: str, text: str) -> None:
+    section = {key: [text] if key in ("Entrypoint", "Cmd", "Env") else text}
+    assert key in refusal(oci_image.parse_config, config(config=section), WHERE)
+
+
 def test_layers_are_counted() -> None:
     parsed = oci_image.parse_manifest(manifest(), oci_image.OCI_MANIFEST, WHERE)
     two = {"rootfs": {"diff_ids": [digest("1"), digest("2")]}}
