@@ -161,10 +161,14 @@ class Fleet:
         self._short[scaling] = None
 
     def _offer_room(self) -> None:
-        short, self._short = self._short, {}
+        """Let those who came away empty start one instance each, in turn, until nobody can.
+
+        Who fails stands in line again: the less somebody got, the further in front.
+        """
+        line, self._short = list(self._short), {}
         now = self.now()
-        for scaling in short:
-            scaling.room_again(now)
+        while line:
+            line = [scaling for scaling in line if scaling.room_again(now)]
 
     @asynccontextmanager
     async def start_permit(self) -> AsyncIterator[None]:

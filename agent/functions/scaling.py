@@ -85,16 +85,26 @@ class Scaling:
 
     def scale(self, now: float) -> None:
         """Start as many instances as are wanted now."""
-        if not self._may_start(now):
-            return
-        for _ in range(self._pool.starts_wanted(now)):
-            try:
-                instance = self._fleet.new_instance(self.version, self._contract, self._out)
-            except Overloaded as error:
-                self._no_room(error, now)
-                return
-            member = self._pool.added(instance, now)
-            self._starts[member] = spawn(f"start {instance.id}", self._start(member, now))
+        if self._may_start(now):
+            while self._start_one(now):
+                pass
+
+    def room_again(self, now: float) -> bool:
+        """Try for one instance more, as somebody's end has made room; say whether it starts."""
+        self._look_again = now
+        return self._may_start(now) and self._start_one(now)
+
+    def _start_one(self, now: float) -> bool:
+        if not self._pool.starts_wanted(now):
+            return False
+        try:
+            instance = self._fleet.new_instance(self.version, self._contract, self._out)
+        except Overloaded as error:
+            self._no_room(error, now)
+            return False
+        member = self._pool.added(instance, now)
+        self._starts[member] = spawn(f"start {instance.id}", self._start(member, now))
+        return True
 
     def _may_start(self, now: float) -> bool:
         fleet, pool = self._fleet, self._pool
@@ -114,11 +124,6 @@ class Scaling:
         self._fleet.tell_of_room(self)
         if not self._some_hope():
             self._refused(self._pool.expired(float("inf")), self.last_failure)
-
-    def room_again(self, now: float) -> None:
-        """Try again: an instance somewhere on this node has given its place back."""
-        self._look_again = now
-        self.scale(now)
 
     async def _start(self, member: Member[Instance], asked_at: float) -> None:
         instance, fleet = member.instance, self._fleet

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from agent.errors import Bug, RuntimeUnavailable
+from agent.functions.target import PoolLease
 from agent.model.failure import FailureKind
 from tests.component.function_house import (
     Caller,
@@ -289,6 +290,32 @@ async def test_functions_short_of_slots_do_not_drive_each_other_round(house):
     for target, caller in zip(targets, callers, strict=True):
         target.release(caller.lease, call())
     await gone(house, *targets)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_room_goes_in_turn_to_the_functions_that_wait_for_it(tmp_path, at_once):
+    async with House(tmp_path, memory_mb=512) as house:
+        greedy, modest = house.target("greedy"), house.target("modest")
+        leases = [await house.lease(greedy) for _ in range(2)]
+        many = [house.wait(greedy) for _ in range(4)]
+        gates = [asyncio.Event(), asyncio.Event()]
+        for lease, gate in zip(leases, gates, strict=True):
+            house.points.hang["destroy"] = gate
+            greedy.release(lease, call(), recycle=True)
+            await until(lambda id=lease.endpoint.id: ("destroy", id) in house.did)
+        del house.points.hang["destroy"]
+        one = house.wait(modest)
+        gates[0].set()
+        if not at_once:
+            await many[0].answer()
+        gates[1].set()
+        lease = await one.answer()
+        assert isinstance(lease, PoolLease)
+        assert [caller.told for caller in many] == [True, False, False, False]
+        modest.release(lease, call())
+        for caller in many:
+            greedy.release(await caller.answer(), call())
+        await gone(house, greedy, modest)
 
 
 async def test_slots_that_are_all_taken_refuse_when_nothing_will_come(house):
