@@ -60,7 +60,9 @@ class Doors:
     def match(self, method: bytes, target: bytes, host: bytes, headers: h.Pairs) -> Route | None:
         """Return the route, or None when no door has this form (see `no_door`)."""
         if target[:1] != b"/":
-            target, host = _origin_form(target, host)
+            target, host = origin_form(target, host)
+        if method == b"CONNECT":
+            return None  # a tunnel leads to no function
         if self._suffix:
             name = self._host_name(host)
             if name is not None:
@@ -197,7 +199,7 @@ def _qualifier(query: bytes) -> str:
     return "LATEST"
 
 
-def _origin_form(target: bytes, host: bytes) -> tuple[bytes, bytes]:
+def origin_form(target: bytes, host: bytes) -> tuple[bytes, bytes]:
     """Turn an absolute-form target into path and Host (RFC 9112 section 3.2.2)."""
     scheme, mark, rest = target.partition(b"://")
     if not mark or scheme.lower() not in (b"http", b"https"):

@@ -23,6 +23,7 @@ from agent.gateway.reply import (
     CLOSED,
     HEAD,
     LINGER,
+    NO_HEAD,
     RAW,
     REPLY,
     ReplyWriter,
@@ -108,6 +109,7 @@ class ClientConnection(ReplyWriter):
     def eof_received(self) -> None:
         """The caller sends no more: as a cancelled call looks the same, the call is over."""
         if self._mode == HEAD and self._reader.size:
+            self.head = NO_HEAD
             self._junk("the request ends in the middle of its head")
         elif self._mode == RAW and self.sink is not None:
             self.sink.request_body(b"", True)
@@ -196,6 +198,7 @@ class ClientConnection(ReplyWriter):
                 head = reader.feed(piece)
             except BadHead as bad:
                 self._keep = False
+                self.head = NO_HEAD
                 self.refuse(bad.status, bad.code, str(bad))
                 return
             if head is None:
@@ -326,6 +329,7 @@ class ClientConnection(ReplyWriter):
             if self._reader.size:
                 if waited_s > head_s:
                     self._keep = False
+                    self.head = NO_HEAD
                     self.refuse(408, "RequestTimeout", f"no whole head within {head_s:g} s")
             elif waited_s > (idle_s if self._served else min(head_s, idle_s)):
                 self._close_when_sent(now)

@@ -138,9 +138,9 @@ class JobExchange(Exchange):
         else:
             if self.stage != DONE:
                 caller = self.caller
-                self.caller = None
                 self.view.counters.cold_starts += self.job_report.cold_start is not None
                 self._done(reply.status)
+                self.caller = None
                 if caller is not None:
                     self._deliver(caller, reply)
         finally:

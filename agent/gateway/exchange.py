@@ -46,8 +46,6 @@ CONNECT_S: Final = 5.0
 """A connect inside this host's own bridge that takes longer will not come."""
 UNBLOCK_S: Final = 1.0
 """How long a new connection may stay without an answer before idle ones beside it are closed."""
-REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
-"""Methods sent again when a pooled connection was dead (CONTRACTS, Replies and errors)."""
 NO_METERS: Final = Meters()
 
 
@@ -170,6 +168,7 @@ class Exchange(State):
             return
         self._mark(passed, report)
         self._replied = True
+        self._status = head.status
         self._reply_bytes = len(body)
         if ended:
             self._done(head.status)
@@ -187,23 +186,31 @@ class Exchange(State):
                 self._end(response_too_large(limit))
                 return
         if ended:
-            self._done(200)
+            self._done(self._status)
         if caller is not None:
             caller.more(data, ended)
 
     def switched_protocols(self, head: ReplyHead, data: bytes) -> None:
         """The instance answered 101: from here on bytes pass both ways as they come."""
-        caller, conn = self.caller, self.conn
-        if self.head is None or not self.head.upgrade or conn is None:
+        caller, conn, lease = self.caller, self.conn, self.lease
+        asked = self.head is not None and self.head.upgrade and self.call.kind == "http"
+        if not asked or conn is None or lease is None:
             self._end(Failure(FailureKind.BAD_RESPONSE, "it answered 101, which nobody asked for"))
-        elif caller is None:
+            return
+        if caller is None:
             self._end(self.failure or Failure(FailureKind.CLIENT_CANCELLED))
-        else:
-            passed = self.view.http_reply(self.call, 101, head.headers, conn.report)
-            self._mark(passed, conn.report)
-            self._replied = self._switched = True
-            self.request_done = False
-            caller.switch(passed, data)
+            return
+        report = CallReport(NO_METERS, lease.cold_start, b"", conn.instance)
+        try:
+            passed = self.view.http_reply(self.call, 101, head.headers, report)
+        except FunctionFailed as error:
+            self._end(error.failure)
+            return
+        self._mark(passed, report)
+        self._replied = self._switched = True
+        self._status = 101
+        self.request_done = False
+        caller.switch(passed, data)
 
     def upstream_ended(self, reply_came: bool, nonsense: str) -> None:
         """The connection ended before the reply did; `nonsense` says what came that is no HTTP."""
@@ -212,7 +219,7 @@ class Exchange(State):
             self._end(None)
         elif nonsense:
             self._end(Failure(FailureKind.BAD_RESPONSE, nonsense), recycle=self.view.single)
-        elif not reply_came and self._may_repeat():
+        elif not reply_came and self.repeatable:
             self._retried = True
             self.desk.counters.upstream_retries += 1
             self._connect()
@@ -303,18 +310,21 @@ class Exchange(State):
         deadline = min(self.deadline, self.desk.time() + CONNECT_S)
         try:
             conn = await self.desk.connector.open(endpoint.address, endpoint.port, deadline)
+            if self.stage != CONNECTING:
+                conn.close()
+            elif self.caller is None:
+                conn.rest(endpoint)
+                self._end(Failure(FailureKind.CLIENT_CANCELLED))
+            else:
+                self._send(conn)
+                self.desk.loop.call_later(UNBLOCK_S, self._unblock)
         except OSError:  # TimeoutError is one
             if self.stage == CONNECTING:
                 self._explain()
-            return
-        if self.stage != CONNECTING:
-            conn.close()
-        elif self.caller is None:
-            conn.rest(endpoint)
-            self._end(Failure(FailureKind.CLIENT_CANCELLED))
-        else:
-            self._send(conn)
-            self.desk.loop.call_later(UNBLOCK_S, self._unblock)
+        except Exception:  # the top of a task: a call that it left alone would wait for its limit
+            log.exception("call %s of %s", self.call.request_id, self.view.target.version.name)
+            if self.stage != DONE:
+                self._end(Failure(FailureKind.INTERNAL))
 
     def _unblock(self) -> None:
         """Free a server that serves one connection only and waits on one of our idle ones."""
@@ -374,17 +384,6 @@ class Exchange(State):
                 conn.write(chunk(data))
             if ended:
                 conn.write(LAST_CHUNK)
-
-    def _may_repeat(self) -> bool:
-        return (
-            self._reused
-            and not self._retried
-            and self.length == 0
-            and not (self.head is not None and self.head.upgrade)
-            and self.call.kind == "http"
-            and self.call.method in REPEATABLE
-            and self.caller is not None
-        )
 
     # -- the end
 

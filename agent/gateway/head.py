@@ -9,13 +9,14 @@ one generation of the catalog. `client.py` and `upstream.py` read, `server.py` a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import httptools
 
 from agent.contracts.base import CallKind, Headers
-from agent.contracts.doors import Route
+from agent.contracts.doors import Route, origin_form
 from agent.gateway.wire import MAX_HEADERS, MAX_REQUEST_HEAD_BYTES, STEERING, Field
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ SEEN_HEADS: Final = 8192
 
 NOWHERE: Final = Route("http", "")
 """The route of a head that was not routed yet."""
+
+_HOST: Final = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::\d*)?")
+"""RFC 3986 section 3.2.2 and a port; how a name is made up is for whoever looks it up."""
 
 
 class BadHead(Exception):
@@ -85,7 +89,8 @@ class ReplyHead:
     # what it says
     status = 0
     length: int | None = None
-    chunked = False
+    coding = b""
+    """Of its Transfer-Encoding; the parser takes off `chunked` only."""
     keep = False
     # what follows from it
     kept = False
@@ -134,7 +139,7 @@ class HeadCache(Generic[H]):
 class HeadReader:
     """Parses the heads of one connection, one at a time, in as many pieces as they come."""
 
-    __slots__ = ("_done", "_head", "_hosts", "_parser", "_upgrade", "size")
+    __slots__ = ("_coding", "_done", "_head", "_hosts", "_parser", "_upgrade", "size")
 
     def __init__(self) -> None:
         self._parser: Any = None
@@ -156,7 +161,7 @@ class HeadReader:
             self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
             self._head.upgrade = self._upgrade and self._head.method != b"CONNECT"
-            self._head.keep = self._head.upgrade
+            self._head.keep &= self._head.upgrade
         except httptools.HttpParserError as error:
             raise BadHead(400, "BadRequest", f"this is not HTTP/1.1: {error}") from error
         if not self._done:
@@ -171,6 +176,7 @@ class HeadReader:
         self._head = RequestHead()
         self._done = False
         self._hosts = 0
+        self._coding = b""
         self._upgrade = False
         self.size = 0
 
@@ -183,10 +189,20 @@ class HeadReader:
                 raise BadHead(400, "BadRequest", f"HTTP/{version} is not spoken: use HTTP/1.1")
             head.old = True
             head.upgrade = head.expects = False
+            if self._upgrade:  # RFC 9110 section 7.8: ignored, so the instance must not see it
+                head.headers = [pair for pair in head.headers if pair[0].lower() != b"upgrade"]
             if head.length is None:
                 raise BadHead(400, "BadRequest", "HTTP/1.0 has no chunks")
         if self._hosts > 1 or (not self._hosts and not head.old):
             raise BadHead(400, "BadRequest", "a request needs exactly one Host")
+        if head.target[:1] != b"/":  # an absolute one says the host itself (RFC 9112, 3.2.2)
+            _, head.host = origin_form(head.target, head.host)
+            head.host_text = head.host.decode("latin-1")
+        if not _HOST.fullmatch(head.host):
+            raise BadHead(400, "BadRequest", "Host is no name or address with an optional port")
+        if self._coding not in (b"", b"chunked"):
+            message = "of all transfer codings only chunked is served here"
+            raise BadHead(501, "NotImplemented", message)
         if len(head.headers) > MAX_HEADERS:
             raise _too_large(f"the head has more than {MAX_HEADERS} fields")
         return head
@@ -212,6 +228,7 @@ class HeadReader:
             head.length = int(value)
         elif field is Field.TRANSFER_ENCODING:
             head.length = None
+            self._coding += value.strip().lower()
         elif field is Field.EXPECT:
             head.expects = value.strip().lower() == b"100-continue"
         elif field is Field.UPGRADE:

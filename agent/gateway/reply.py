@@ -36,7 +36,8 @@ HEAD, BODY, CHUNKS, REPLY, RAW, LINGER, CLOSED = range(7)
 another protocol, something nobody reads any more; or the connection is closing."""
 
 _RESET: Final = struct.pack("ii", 1, 0)
-_NO_HEAD: Final = RequestHead()
+NO_HEAD: Final = RequestHead()
+"""Stands for what is no request: the answer has a body, whatever was asked before."""
 
 
 class ReplyWriter(asyncio.Protocol):
@@ -72,7 +73,7 @@ class ReplyWriter(asyncio.Protocol):
         self._awaits_go_ahead = False
         self._replied = False
         self._chunked_reply = False
-        self.head = _NO_HEAD
+        self.head = NO_HEAD
         self.sink: Sink | None = None
 
     @abstractmethod

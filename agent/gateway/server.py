@@ -366,6 +366,16 @@ class Gateway:
             self._swept_at = now
             self.desk.sweep(now)
             self.heads.clear()
+            self._forget_removed()
+
+    def _forget_removed(self) -> None:
+        """Drop the counters of functions that are not deployed any more and have no calls."""
+        for name, counters in list(self.counters.functions.items()):
+            if not counters.inflight:
+                try:
+                    self._catalog.find(name, "LATEST")
+                except NotFound:
+                    self.counters.forget(name)
 
 
 def _too_long(head: RequestHead, route: Route, view: View) -> Failure | None:

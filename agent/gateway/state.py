@@ -7,7 +7,7 @@ COLLECTING to JOB to DONE. What happens in them is `exchange.py`'s and `event.py
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agent.contracts.base import Call, CallReport
 from agent.model.failure import Failure
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from agent.gateway.desk import Desk, Line, View
     from agent.gateway.head import RequestHead
     from agent.gateway.upstream import UpstreamConnection
+
+REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
+"""Methods sent again when a pooled connection was dead (CONTRACTS, Replies and errors)."""
 
 NEW, COLLECTING, QUEUED, CONNECTING, RUNNING, EXPLAINING, JOB, DONE = range(8)
 
@@ -48,7 +51,10 @@ class State:
     _replied = False
     _reply_bytes = 0
     _switched = False
+    _status = 0
+    """The instance's, of a reply that was begun."""
     _told = 0
+    """What a reply of the contract's own said; 0 without one."""
 
     def __init__(
         self, desk: Desk, view: View, call: Call, caller: Caller, length: int | None
@@ -77,6 +83,19 @@ class State:
         if self.settled is not None:
             return self.view.target.report(self.settled)
         return self.job_report
+
+    @property
+    def repeatable(self) -> bool:
+        """True if the request may go out once more after its pooled connection was dead."""
+        return (
+            self._reused
+            and not self._retried
+            and self.length == 0
+            and not (self.head is not None and self.head.upgrade)
+            and self.call.kind == "http"
+            and self.call.method in REPEATABLE
+            and self.caller is not None
+        )
 
     def provide(self, data: bytes, done: bool) -> None:
         """Give what is known of the body before `start`."""

@@ -240,7 +240,7 @@ class UpstreamConnection(asyncio.Protocol):
         if reader is None:
             return
         self._reusable = False
-        until_close = self._head_told and self._head.length is None and not self._head.chunked
+        until_close = self._head_told and self._head.length is None and not self._head.coding
         if self._raw or (until_close and exc is None):
             reader.reply_went_on(b"", True)
         else:
@@ -310,6 +310,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _parse(self, reader: Reader, data: bytes) -> None:
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
+        wrong = ""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -319,9 +320,12 @@ class UpstreamConnection(asyncio.Protocol):
             return
         except httptools.HttpParserError as error:
             if not self._complete:
-                self._nonsense(reader, f"the answer is not HTTP: {error}")
-                return
+                wrong = f"the answer is not HTTP: {error}"
             self._reusable = False  # more came than one reply
+        wrong = wrong or self._wrong()
+        if wrong:
+            self._nonsense(reader, wrong)
+            return
         body, ended = self._body, self._complete
         if body:
             self._body = []
@@ -334,8 +338,18 @@ class UpstreamConnection(asyncio.Protocol):
             if self._bytes_came == len(data):
                 self._learn(data)
             reader.reply_began(self._head, piece, ended)
-        elif self._bytes_came > MAX_REPLY_HEAD_BYTES or len(self._head.headers) > MAX_HEADERS:
-            self._nonsense(reader, "the answer's head does not end")
+
+    def _wrong(self) -> str:
+        """Return what makes a reply that is HTTP so far one that cannot pass, if anything."""
+        head = self._head
+        if not self._head_done:
+            if self._bytes_came > MAX_REPLY_HEAD_BYTES or len(head.headers) > MAX_HEADERS:
+                return "the answer's head does not end"
+        elif head.status == 101:  # a whole one is told by the parser as an upgrade
+            return "it answered 101 and names no protocol"
+        elif head.coding not in (b"", b"chunked"):
+            return f"the answer's transfer coding is {head.coding.decode('latin-1')}, not chunked"
+        return ""
 
     def _learn(self, data: bytes) -> None:
         """Offer a head to the cache: it must be alone in front of a body that can be counted."""
@@ -343,7 +357,8 @@ class UpstreamConnection(asyncio.Protocol):
         if head.length is None or not head.keep or self._no_body or head.status in (204, 304):
             return
         stop = data.find(HEAD_END, 0, KEPT_HEAD_BYTES) + 4
-        if stop > 3 and not data.startswith(b"HTTP/1.1 1"):
+        # Not of an informational reply, nor of empty lines before one.
+        if stop > 3 and data.startswith(b"HTTP/") and not data.startswith(b"HTTP/1.1 1"):
             self._connector.heads.learn(data[:stop], head)
 
     def _nonsense(self, reader: Reader, why: str) -> None:
@@ -361,7 +376,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._head.length = int(value)
             return
         if size == 17 and name.lower() == b"transfer-encoding":
-            self._head.chunked = True
+            self._head.coding += value.strip().lower()
         self._head.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -424,7 +439,8 @@ class UpstreamConnector:
         if sock is None:
             if self._make_socket is None:
                 raise OSError("no socket of the functions' network is at hand")
-            sock = await self._make_socket()
+            async with asyncio.timeout_at(deadline):
+                sock = await self._make_socket()
         try:
             async with asyncio.timeout_at(deadline):
                 await self.loop.sock_connect(sock, (address, port))

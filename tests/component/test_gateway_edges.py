@@ -1,0 +1,293 @@
+"""Corners of HTTP where a gateway that only copies bytes would say something untrue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from agent.errors import RuntimeUnavailable
+from agent.model.failure import FailureKind
+from agent.model.records import ColdStart
+from tests.component.function_house import until
+from tests.component.gateway_house import (
+    GET,
+    FakeTarget,
+    Instance,
+    echo,
+    failure_kinds,
+    house,
+    http,
+    read_reply,
+    read_request,
+    served,
+)
+
+
+def says(*answers):
+    """Return a server that gives each request the next of these answers."""
+    left = list(answers)
+
+    async def serve(reader, writer):
+        while left:
+            await read_request(reader)
+            answer = left.pop(0)
+            for piece in answer if isinstance(answer, list) else [answer]:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+    return serve
+
+
+# -- what callers send
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: gzip\r\n",
+    ],
+)
+async def test_a_coding_that_nobody_takes_off_is_refused(lines):
+    one = await served(echo)
+    async with house(FakeTarget(one.port)) as door:
+        raw = b"POST /http/f/ HTTP/1.1\r\nHost: h\r\n" + lines + b"\r\n1\r\na\r\n0\r\n\r\n"
+        answer = await door.ask(raw)
+        assert answer.split()[1] in (b"400", b"501")
+        assert not one.connections
+
+
+@pytest.mark.parametrize("host", [b"a b", b"a/b", b"a@b", b'"', b"a\xffb"])
+async def test_a_host_that_is_none_is_refused(host):
+    one = await served(echo)
+    async with house(FakeTarget(one.port)) as door:
+        answer = await door.ask(b"GET /http/f/ HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"Host" in answer.partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize(
+    "host", [b"", b"h", b"h:80", b"[::1]:8080", b"a_b.c", b"f%41", b"a!$&'()*+;=~", b" h "]
+)
+async def test_a_host_that_is_one_passes(host):
+    one = await served(echo)
+    async with house(FakeTarget(one.port)) as door:
+        reader, writer = await door.connect()
+        writer.write(b"GET /http/f/ HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        status, _, body = await read_reply(reader)
+        assert status == 200
+        assert b"\nhost=%b\n" % (host.strip() or b"localhost:9000") in body
+
+
+async def test_the_host_of_an_absolute_target_is_what_the_instance_gets():
+    one = await served(echo)
+    async with house(FakeTarget(one.port, contract="vercel"), domain="fn.test") as door:
+        reader, writer = await door.connect()
+        for _ in range(3):
+            writer.write(b"GET http://f.fn.test:81/a?b HTTP/1.1\r\nHost: other\r\n\r\n")
+            _, _, body = await read_reply(reader)
+            assert body.startswith(b"GET /a?b HTTP/1.1\n")
+            assert b"\nhost=f.fn.test:81\n" in body
+            assert b"\nx-forwarded-host=f.fn.test:81\n" in body
+
+
+async def test_connect_is_no_door():
+    one = await served(echo)
+    async with house(FakeTarget(one.port), domain="fn.test") as door:
+        answer = await door.ask(b"CONNECT f.fn.test:80 HTTP/1.1\r\nHost: f.fn.test\r\n\r\n")
+        assert answer.split()[1] in (b"404", b"405", b"501")
+        assert not one.connections
+
+
+async def test_an_upgrade_over_http_1_0_is_not_passed_on():
+    one = await served(echo)
+    async with house(FakeTarget(one.port)) as door:
+        raw = b"GET /http/f/ HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+        answer = await door.ask(raw)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"keep-alive" not in answer.lower()
+        assert b"upgrade" not in answer.lower()
+
+
+async def test_close_beside_an_upgrade_that_is_refused_is_honoured():
+    one = await served(echo)
+    async with house(FakeTarget(one.port)) as door:
+        raw = (
+            b"GET /http/f/ HTTP/1.1\r\nHost: h\r\nConnection: close, Upgrade\r\nUpgrade: x\r\n\r\n"
+        )
+        assert b"\r\nConnection: close\r\n" in await door.ask(raw)
+
+
+@pytest.mark.parametrize("junk", [b"junk\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET / HT"])
+async def test_a_refusal_after_a_head_request_has_its_body(junk):
+    one = await served(echo)
+    async with house(FakeTarget(one.port), head_timeout_s=0.2) as door:
+        reader, writer = await door.connect()
+        writer.write(GET.replace(b"GET", b"HEAD"))
+        await read_reply(reader, head_only=True)
+        writer.write(junk)
+        status, _, body = await read_reply(reader)
+        assert status in (400, 408)
+        assert json.loads(body)["error"]["fault"] == "caller"
+
+
+async def test_the_preface_of_http_2_is_refused():
+    async with house() as door:
+        answer = await door.ask(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+# -- what instances send
+
+
+@pytest.mark.parametrize("lines", [b"", b"Upgrade: x\r\n", b"Connection: Upgrade\r\n"])
+@pytest.mark.parametrize("asked", [True, False])
+async def test_a_101_that_names_no_protocol_is_a_bad_response(lines, asked):
+    one = await served(says(b"HTTP/1.1 101 Switching Protocols\r\n" + lines + b"\r\n"))
+    async with house(FakeTarget(one.port)) as door:
+        ask = b"Connection: Upgrade\r\nUpgrade: x\r\n" if asked else b""
+        reader, writer = await door.connect()
+        writer.write(GET[:-2] + ask + b"\r\n")
+        status, _, _ = await read_reply(reader)
+        assert status == 502
+        assert failure_kinds(door) == [FailureKind.BAD_RESPONSE]
+
+
+async def test_a_101_with_too_large_a_head_is_answered():
+    large = b"X: %b\r\n" % (b"y" * 9000)
+    answer = b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: x\r\n" + large + b"\r\n"
+    one = await served(says(answer))
+    async with house(FakeTarget(one.port)) as door:
+        reader, writer = await door.connect()
+        writer.write(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        assert (await read_reply(reader))[0] == 502
+        assert failure_kinds(door) == [FailureKind.RESPONSE_HEADERS_TOO_LARGE]
+
+
+async def test_an_event_call_never_switches():
+    answer = b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nraw"
+    one = await served(says(answer))
+    async with house(FakeTarget(one.port, kind="event")) as door:
+        reader, writer = await door.connect()
+        writer.write(
+            b"POST /invoke/f HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+        )
+        assert (await read_reply(reader))[0] == 502
+
+
+async def test_the_cold_start_is_told_on_a_switch_too():
+    answer = b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+    one = await served(says(answer))
+    async with house(FakeTarget(one.port, cold=ColdStart(total_ms=7.0))) as door:
+        reader, writer = await door.connect()
+        writer.write(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        status, headers, _ = await read_reply(reader)
+        assert status == 101
+        assert b"x-kindling-cold-start" in headers
+
+
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"gzip"])
+async def test_a_reply_in_a_coding_that_nobody_takes_off_is_a_bad_response(coding):
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %b\r\n\r\n1\r\na\r\n0\r\n\r\n" % coding
+    one = await served(says(answer))
+    async with house(FakeTarget(one.port)) as door:
+        reader, writer = await door.connect()
+        writer.write(GET)
+        status, _, body = await read_reply(reader)
+        assert status == 502
+        assert coding in body
+        assert failure_kinds(door) == [FailureKind.BAD_RESPONSE]
+
+
+async def test_empty_lines_before_a_reply_are_no_head():
+    answer = b"\r\n\r\n" + http(b"abc", extra=b"X: y\r\n")
+    one = await served(says(*[answer] * 4))
+    async with house(FakeTarget(one.port)) as door:
+        reader, writer = await door.connect()
+        for _ in range(4):
+            writer.write(GET)
+            assert (await read_reply(reader))[2] == b"abc"
+
+
+# -- what is counted
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(b"abc", b"500 No"),
+        [http(b"abc", b"500 No")[:-2], b"bc"],
+        [b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", b"0\r\n\r\n"],
+        b"HTTP/1.1 500 No\r\nConnection: close\r\n\r\nabc",
+    ],
+)
+async def test_a_reply_is_counted_by_its_status_however_it_comes(answer):
+    one = await served(says(answer))
+    async with house(FakeTarget(one.port)) as door:
+        reader, writer = await door.connect()
+        writer.write(GET)
+        assert (await read_reply(reader))[0] == 500
+        await door.settled()
+        counters = door.metrics.calls.functions["f"]
+        assert counters.classes == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+
+
+async def test_a_job_call_is_counted_by_the_status_it_was_answered_with():
+    target = FakeTarget(contract="scf-job", kind="job")
+    async with house(target) as door:
+        reader, writer = await door.connect()
+        writer.write(b"POST /invoke/f HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
+        assert (await read_reply(reader))[0] == 200
+        assert door.metrics.calls.functions["f"].classes[2] == 1
+
+
+async def test_counters_of_removed_functions_are_forgotten():
+    one = await served(echo)
+    async with house(FakeTarget(one.port), FakeTarget(one.port, name="g")) as door:
+        reader, writer = await door.connect()
+        for path in (GET, GET.replace(b"/f/", b"/g/")):
+            writer.write(path)
+            await read_reply(reader)
+        assert set(door.metrics.calls.functions) == {"f", "g"}
+        del door.gateway._catalog.targets["g"]
+        door.gateway._catalog.generation += 1
+        door.gateway._swept_at = -1e9
+        await until(lambda: set(door.metrics.calls.functions) == {"f"})
+
+
+# -- what the house itself fails at
+
+
+@pytest.mark.parametrize("error", [RuntimeUnavailable("no thread"), ValueError("a bug")])
+async def test_a_socket_that_cannot_be_made_ends_the_call(error):
+    async def make():
+        raise error
+
+    one = await Instance(echo).start()
+    async with house(FakeTarget(one.port), take_socket=lambda: None) as door:
+        door.connector._make_socket = make
+        reader, writer = await door.connect()
+        writer.write(GET)
+        status, _, _ = await read_reply(reader)
+        assert status >= 500
+        await door.settled()
+
+
+async def test_a_socket_that_never_comes_ends_the_call(monkeypatch):
+    monkeypatch.setattr("agent.gateway.exchange.CONNECT_S", 0.2)
+
+    async def make():
+        await asyncio.get_running_loop().create_future()
+
+    one = await Instance(echo).start()
+    async with house(FakeTarget(one.port), take_socket=lambda: None) as door:
+        door.connector._make_socket = make
+        reader, writer = await door.connect()
+        writer.write(GET)
+        status, _, _ = await read_reply(reader)
+        assert status >= 500
