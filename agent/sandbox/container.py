@@ -109,6 +109,8 @@ class Container:
 
     def _ended(self, code: int, *, out_of_memory: bool = False, peak_bytes: int = 0) -> None:
         if not self.exit.done():
+            # Its children's deaths are its own affair as long as it ends well.
+            out_of_memory = out_of_memory and code != 0
             signal = code - SIGNALLED if SIGNALLED < code <= SIGNALLED + LAST_SIGNAL else None
             self.exit.set_result(Exit(code, signal, out_of_memory, time.time_ns(), peak_bytes))
 

@@ -62,8 +62,20 @@ async def test_an_exit_carries_status_peak_and_signal(house, process, code, numb
 async def test_the_kernels_kill_for_memory_is_told_apart(house, process):
     container = await watched(house, process)
     container.cgroup.oom = 1
+    house.tasks.exit_code = 137
     process.kill()
     assert (await seen(container)).out_of_memory
+    await house.builder.destroy(container)
+
+
+async def test_who_outlives_the_kill_of_a_child_and_ends_well_did_not_run_out_of_memory(
+    house, process
+):
+    container = await watched(house, process)
+    container.cgroup.oom = 1
+    house.tasks.exit_code = 0
+    process.kill()
+    assert not (await seen(container)).out_of_memory
     await house.builder.destroy(container)
 
 
