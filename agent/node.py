@@ -33,7 +33,7 @@ from agent.control.node import (
     NodeView,
 )
 from agent.core.deploy import pick
-from agent.errors import InvalidSpec, NotFound, Problem
+from agent.errors import AlreadyExists, InvalidSpec, NotFound, Problem
 from agent.functions.deploy import Deployer
 from agent.functions.instance import Instance
 from agent.functions.registry import Deployed as RegisteredFunction
@@ -206,11 +206,19 @@ class LocalNode:
         target = self._rooms.registry.find(name, qualifier)
         if target.version.spec.kind != "job":
             raise InvalidSpec([Problem("name", f"{name} is no job; call it with Invoke")])
+        if request_id:
+            await self._never_seen(request_id)
         id = request_id or target.contract.new_request_id(os.urandom(16))
         call = Call(id, "job", b"POST", b"/", [], instance="")
         run = await self._rooms.runners.jobs.run(target, call, event)
         await asyncio.shield(run.ended if wait else run.started)
         return run.record
+
+    async def _never_seen(self, request_id: str) -> None:
+        """Raise AlreadyExists for an id that is on record; `run` knows those of running jobs."""
+        with contextlib.suppress(NotFound):
+            known = await self._rooms.calls.get(request_id)
+            raise AlreadyExists(f"call {request_id} of {known.function} is known here already")
 
     async def get_call(self, call: str) -> CallRecord:
         """See `control.node.Node.get_call`."""

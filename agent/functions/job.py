@@ -12,7 +12,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -144,16 +145,22 @@ class JobRunner:
     async def _begin(self, run: Run, extra: dict[str, str], began: float) -> None:
         """Start the container."""
         instance, contract = run.instance, run.target.contract
-        if run.stopped:
-            raise FunctionFailed(Failure(FailureKind.CLIENT_CANCELLED, "stopped before it began"))
+        run.may_begin()
         for line in contract.log_before(run.call.request_id):
             instance.note(line)
         environment = {**contract.environment(instance.id), **extra}
-        await instance.start(environment, began, self._fleet.start_permit())
+        await instance.start(environment, began, self._permit(run))
         self._fleet.started(instance)
         run.has_started()
         await self._note(run.record)
         run.started.set_result(None)
+
+    @asynccontextmanager
+    async def _permit(self, run: Run) -> AsyncIterator[None]:
+        """Return the fleet's permit; a job that was stopped while it waited for it never begins."""
+        async with self._fleet.start_permit():
+            run.may_begin()
+            yield
 
     async def _await_end(self, run: Run, began: float) -> Exit:
         """Wait for the exit, TERM and KILL past the time limit, and give everything back."""

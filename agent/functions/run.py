@@ -14,6 +14,7 @@ from agent.aio.patience import Patience
 from agent.contracts.base import Call, CallReport
 from agent.core.billing import gb_s
 from agent.core.job import JobEvent, JobState, next_job_state
+from agent.errors import FunctionFailed
 from agent.functions.instance import Instance
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import CallRecord, Exit, Meters
@@ -46,6 +47,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.record.id} {self.record.state} {self.instance!r}>"
+
+    def may_begin(self) -> None:
+        """Raise FunctionFailed when it was stopped before its container is made."""
+        if self.stopped:
+            raise FunctionFailed(Failure(FailureKind.CLIENT_CANCELLED, "stopped before it began"))
 
     def has_started(self) -> None:
         """Note that its process runs."""

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from agent.aio.tasks import spawn
 from agent.contracts.base import Call
 from agent.core.logtail import Line
 from agent.errors import AlreadyExists, FunctionFailed, NotFound, Overloaded, RuntimeUnavailable
@@ -51,6 +52,25 @@ async def test_a_version_that_cannot_run_starts_no_job(house):
     with pytest.raises(FunctionFailed, match="its image is gone"):
         await begun(house, target)
     assert (house.held(), house.saved) == ({}, {})
+
+
+async def test_a_job_stopped_while_it_waits_for_its_turn_to_start_never_begins(tmp_path):
+    async with House(tmp_path, parallel=1) as house:
+        target = job(house)
+        gate = house.points.hang["create"] = asyncio.Event()
+        first = await begun(house, target, "j-1")
+        await house.points.reached("create")
+        second = await begun(house, target, "j-2")
+        await until(lambda: "j-2" in house.saved)
+        await turns()
+        stopping = spawn("stop", house.jobs.stop("j-2"))
+        await turns()
+        gate.set()
+        assert (await stopping).state == "Stopped"
+        assert second.instance.id not in house.builder.built
+        await house.jobs.stop_all(grace_s=0.0)
+        await ended(first)
+        assert house.held() == {}
 
 
 # -- ends
