@@ -73,7 +73,10 @@ def _look(file: Path | None) -> list[Check]:
         os.initgroups(user.pw_name, user.pw_gid)
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)
-    known = Check(f"user {preflight.USER}", True, f"uid {user.pw_uid}")
+    detail = f"uid {user.pw_uid}"
+    if os.geteuid() != user.pw_uid:
+        detail += f"; the rest is about uid {os.geteuid()}, who asks: see 'sudo kindling check'"
+    known = Check(f"user {preflight.USER}", True, detail)
     return [known, *probe.checks(house, starting=False)]
 
 

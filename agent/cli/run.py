@@ -18,6 +18,10 @@ from agent import config
 from agent.errors import AgentError, FailedPrecondition
 from agent.rootless import lock, notice, parent, preflight, probe, settings
 
+# Whatever the shell has: 077 would shut the group out of its sockets, and users of functions out of
+# their root directory; 000 would let the group write what the agent reads.
+UMASK = 0o022
+
 
 @click.command()
 @click.option(
@@ -33,6 +37,7 @@ def command(file: Path | None, check_config: bool) -> None:
     Refuses to run as root: nothing of Kindling needs it at run time. HUP reloads configuration and
     code without ending a function.
     """
+    os.umask(UMASK)
     held = parent.take_held()
     try:
         node = config.load(file)

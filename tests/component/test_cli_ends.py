@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -373,3 +374,13 @@ def test_help_loads_neither_grpc_nor_pydantic_nor_rich() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_who_is_not_the_agents_user_is_told_whom_a_check_is_about(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pwd.getpwnam", lambda _name: SimpleNamespace(pw_uid=os.geteuid() + 1))
+    monkeypatch.setattr("agent.rootless.probe.checks", lambda *_, **__: [])
+    monkeypatch.setattr("os.geteuid", lambda: 4321)
+    done = CliRunner().invoke(kindling, ["check"])
+    assert "the rest is about uid 4321, who asks: see 'sudo kindling check'" in done.stdout

@@ -58,6 +58,25 @@ def test_sockets_have_the_modes_that_give_authority(house):
     }
 
 
+@pytest.mark.parametrize("mask", [0o000, 0o077])
+def test_the_umask_it_is_started_with_gives_and_takes_no_right(house, mask):
+    before = os.umask(mask)
+    try:
+        house.start()
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.lstat().st_mode) for path in (house.run, house.data)}
+    assert set(modes.values()) == {0o750}
+    assert stat.S_IMODE((house.run / "config.json").stat().st_mode) == 0o644
+    open_to_all = [
+        path
+        for path in house.run.rglob("*")
+        if path.lstat().st_mode & 0o022 and not path.is_symlink()
+    ]
+    assert {path for path in open_to_all if not path.is_socket()} == set()
+    assert house.run / "rootlesskit/api.sock" not in open_to_all
+
+
 def test_a_killed_worker_is_back_on_the_same_sockets_and_no_connection_is_refused(house):
     house.start()
     first = worker_pid(house)
