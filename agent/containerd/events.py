@@ -180,10 +180,11 @@ class Subscription:
                 self._heard.set()
 
     def _put(self, event: Event) -> None:
-        if self._buffer.qsize() >= BUFFER:
-            self._dropped = True
-            return
-        if self._dropped:
+        if self._buffer.qsize() < BUFFER:
             self._dropped = False
+            self._buffer.put_nowait(event)
+        elif not self._dropped:
+            # Told now, not with the next event: there may be none. It holds for all that are
+            # dropped until it is taken out.
+            self._dropped = True
             self._buffer.put_nowait(Gap("the buffer of events was full"))
-        self._buffer.put_nowait(event)
