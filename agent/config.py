@@ -140,7 +140,7 @@ def load(path: Path | None) -> NodeConfig:
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise InvalidSpec([Problem(str(path), f"cannot be read: {reason}")]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidSpec([Problem(str(path), f"is not TOML: {error}")]) from error
     try:
         return NodeConfig.model_validate(data)

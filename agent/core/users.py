@@ -58,7 +58,7 @@ def _entry(name: str, passwd: bytes) -> _Passwd | None:
     """Find by name first, as the container runtimes do, then by number."""
     entries = list(_passwd_entries(passwd))
     by_name = next((entry for entry in entries if entry.name == name), None)
-    if by_name or not name.isdecimal():
+    if by_name or not _is_id(name):
         return by_name
     return next((entry for entry in entries if entry.uid == int(name)), None)
 

@@ -12,6 +12,7 @@ from typing import Any
 from agent.model.limits import HOOKS, LIMITS, QUEUE_SLACK_S, RANGES, ContractLimits
 
 Tree = dict[str, Any]
+MAX_VERSION_DIGITS = 10
 ASSUMED_CONTRACT = "fc"
 """Whose figures fill the gaps while the contract itself is missing or wrong."""
 
@@ -57,8 +58,9 @@ def with_defaults(raw: Tree) -> Tree:
     filled["async_calls"] = _ranged("async_calls", raw.get("async_calls", {}))
     if "health_check" in raw:
         filled["health_check"] = _ranged("health_check", raw["health_check"])
-    if isinstance(filled["version"], str) and filled["version"].isdecimal():
-        filled["version"] = int(filled["version"])
+    version = filled["version"]
+    if isinstance(version, str) and version.isdecimal() and len(version) <= MAX_VERSION_DIGITS:
+        filled["version"] = int(version)
     return filled
 
 

@@ -19,6 +19,7 @@ from agent.errors import Bug, InvalidSpec, Problem
 
 MAX_DEPTH = 8
 MAX_PROBLEMS = 100
+MAX_DIGITS = 100  # no field needs more; Python turns no number of thousands of digits into text
 
 Tree = dict[str, Any]
 Loc = tuple[int | str, ...]
@@ -72,6 +73,9 @@ def _value(value: object, path: str, depth: int, problems: list[Problem]) -> tup
         return all(ok for ok, _ in items), [item for _, item in items]
     if isinstance(value, str):
         return _text(value, path, problems)
+    if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+        problems.append(Problem(path, f"is a number of more than {MAX_DIGITS} digits"))
+        return False, None
     if isinstance(value, bool | int | float):
         return True, value
     problems.append(

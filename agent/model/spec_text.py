@@ -27,6 +27,8 @@ def parse_toml(text: str, file: str = "spec") -> dict[str, Any]:
         return tomllib.loads(text if text.endswith("\n") else f"{text}\n")
     except tomllib.TOMLDecodeError as error:
         raise InvalidSpec([Problem(file, _explained(str(error), text))]) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise InvalidSpec([Problem(file, f"holds a number that is too long: {error}")]) from error
     except RecursionError as error:
         raise InvalidSpec([Problem(file, "is nested too deep")]) from error
 

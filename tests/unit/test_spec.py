@@ -339,3 +339,15 @@ def test_junk_of_any_shape_is_a_spec_or_an_invalid_spec(fields, contract):
     assert all(problem.field and problem.message for problem in found)
     paths = [problem.field for problem in found]
     assert len(paths) == len(set(paths))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"version": "9" * 5000}, "version"),
+        ({"memory_mb": 10**5000}, "memory_mb"),
+        ({"env": {"A": -(10**5000)}}, "env.A"),
+    ],
+)
+def test_a_number_of_thousands_of_digits_is_a_problem_and_no_crash(fields, field):
+    assert list(problems(**fields)) == [field]

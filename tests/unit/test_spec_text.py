@@ -98,3 +98,8 @@ def test_all_wrong_sets_are_told_at_once():
         "--set =5",
         "--set a..b=1",
     ]
+
+
+def test_a_number_of_thousands_of_digits_is_an_error_and_no_crash():
+    with pytest.raises(InvalidSpec, match=r"f\.toml: holds a number that is too long"):
+        parse_toml(f"memory_mb = {'9' * 5000}", "f.toml")

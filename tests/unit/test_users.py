@@ -82,3 +82,8 @@ def test_junk_files_never_crash_and_ids_stay_in_the_container(user, passwd, grou
         return
     assert all(0 <= number <= MAX_ID for number in (found.uid, found.gid, *found.groups))
     assert found.home.startswith("/")
+
+
+def test_a_number_of_thousands_of_digits_is_outside_and_no_crash():
+    with pytest.raises(InvalidSpec, match="outside 0-65535"):
+        resolve_user("9" * 5000, b"root:x:0:0:root:/root:/bin/sh\n")
