@@ -9,6 +9,7 @@ only.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ ACCEPT = ", ".join(sorted(oci_image.INDEX_TYPES | oci_image.MANIFEST_TYPES))
 MAX_DEPTH = 4
 MAX_TOKEN_BYTES = 64 << 10
 
+_PRINTABLE = re.compile(r"[!-~]+")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -124,13 +126,7 @@ class _Conversation:
                     await self._authorize(reply.headers.get("WWW-Authenticate", ""))
                     continue
                 self._check(reply.status, reply.reason or "")
-                body = await reply.content.read(max_bytes + 1)
-                while body and len(body) <= max_bytes:
-                    more = await reply.content.read(max_bytes + 1 - len(body))
-                    if not more:
-                        break
-                    body += more
-                return body, reply.content_type
+                return await _body(reply, max_bytes), reply.content_type
         raise self._denied(401)
 
     def _check(self, status: int, reason: str) -> None:
@@ -166,13 +162,8 @@ class _Conversation:
         headers = {"Authorization": basic} if basic else {}
         async with self._session.get(realm, params=wanted, headers=headers) as reply:
             self._check(reply.status, reply.reason or "")
-            if (reply.content_length or 0) > MAX_TOKEN_BYTES:
-                raise self._denied(401)
-            answer = await reply.json(content_type=None)
-        token = (
-            (answer.get("token") or answer.get("access_token")) if isinstance(answer, dict) else ""
-        )
-        if not isinstance(token, str) or not token:
+            token = _token(await _body(reply, MAX_TOKEN_BYTES))
+        if not token:
             raise self._denied(401)
         self._authorization = f"Bearer {token}"
 
@@ -183,5 +174,32 @@ class _Conversation:
 
     def _trusted(self, realm: str) -> bool:
         """Credentials travel over TLS only, except to a loopback registry's own token server."""
-        scheme = urlsplit(realm).scheme
+        try:
+            scheme = urlsplit(realm).scheme
+        except ValueError:
+            return False
         return scheme == "https" or (scheme == "http" and self._reference.plain_http)
+
+
+async def _body(reply: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """Return a reply's body, of one that is longer the first `max_bytes` + 1."""
+    body = b""
+    while len(body) <= max_bytes:
+        more = await reply.content.read(max_bytes + 1 - len(body))
+        if not more:
+            break
+        body += more
+    return body
+
+
+def _token(body: bytes) -> str:
+    """Return the token in a token server's answer, "" when there is none."""
+    try:
+        answer = json.loads(body) if len(body) <= MAX_TOKEN_BYTES else None
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(answer, dict):
+        return ""
+    token = answer.get("token") or answer.get("access_token")
+    # It goes into a header: nothing that could end one.
+    return token if isinstance(token, str) and _PRINTABLE.fullmatch(token) else ""
