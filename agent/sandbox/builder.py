@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import stat
 from collections.abc import Collection
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from agent.containerd.tasks import Output as TaskOutput
 from agent.core.oci import InstancePlan, merged_env
 from agent.errors import AgentError, FailedPrecondition, FunctionFailed, RuntimeUnavailable
 from agent.model.failure import Failure, FailureKind
+from agent.model.limits import MAX_STRING_BYTES
 from agent.model.records import FunctionVersion, InstanceRecord
 from agent.network.room import Egress
 from agent.sandbox.blueprint import Blueprint, blueprint_of
@@ -292,13 +295,29 @@ async def own_environment(version: FunctionVersion) -> dict[str, str]:
             own[secret.name] = secret.value
         elif secret.file is not None:
             try:
-                text = await asyncio.to_thread(Path(secret.file).read_text, "utf-8")
-            except (OSError, UnicodeDecodeError) as error:
+                own[secret.name] = await asyncio.to_thread(_secret, Path(secret.file))
+            except (OSError, ValueError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
                 raise FailedPrecondition(
-                    f"secret {secret.name}: {secret.file} cannot be read by the agent"
+                    f"secret {secret.name}: {secret.file} cannot be read by the agent: {why}"
                 ) from error
-            own[secret.name] = text.rstrip("\n")
     return own
+
+
+def _secret(file: Path) -> str:
+    """Return what a file holds, without its last newlines; ValueError if no variable can hold it.
+
+    Never waits, whatever the path leads to.
+    """
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise ValueError("it is no regular file")
+        data = opened.read(MAX_STRING_BYTES)
+    if len(data) == MAX_STRING_BYTES:
+        raise ValueError(f"a variable takes less than {MAX_STRING_BYTES} bytes")
+    if b"\0" in data:
+        raise ValueError("a variable cannot hold its NUL bytes")
+    return data.decode("utf-8").rstrip("\n")
 
 
 def _no_executable(why: str, executable: str) -> Failure:

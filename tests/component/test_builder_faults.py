@@ -10,9 +10,16 @@ from dataclasses import replace
 import pytest
 
 from agent.aio.tasks import spawn
-from agent.errors import FunctionFailed, NotFound, Overloaded, RuntimeUnavailable
+from agent.errors import (
+    FailedPrecondition,
+    FunctionFailed,
+    NotFound,
+    Overloaded,
+    RuntimeUnavailable,
+)
 from agent.model.failure import FailureKind
 from agent.model.records import InstanceRecord
+from agent.sandbox.builder import own_environment
 from agent.sandbox.exits import ProcessExit
 from tests.component.sandbox_house import House, record_of, unavailable, version
 
@@ -397,3 +404,24 @@ async def test_a_secret_that_cannot_be_read_fails_the_start_and_leaves_nothing(h
     with pytest.raises(Exception, match="secret KEY"):
         await house.builder.build(house.order(secrets=secrets))
     assert house.held() == {}
+
+
+@pytest.mark.parametrize("what", ["nul", "large", "fifo", "binary"])
+async def test_a_secret_that_no_variable_can_hold_is_named(house, tmp_path, what):
+    file = tmp_path / "secret"
+    contents = {"nul": b"a\0b", "large": b"x" * (1 << 20), "binary": b"\xff"}
+    if what == "fifo":
+        os.mkfifo(file)
+    else:
+        file.write_bytes(contents[what])
+    with pytest.raises(FailedPrecondition, match=f"secret KEY: {file}"):
+        async with asyncio.timeout(10):
+            await house.builder.build(house.order(secrets=[{"name": "KEY", "file": str(file)}]))
+    assert house.held() == {}
+
+
+async def test_a_secret_loses_its_last_newline_only_in_the_variable(house, tmp_path):
+    (tmp_path / "real").write_text("s3cret\n")
+    (tmp_path / "link").symlink_to("real")
+    found = version(secrets=[{"name": "KEY", "file": str(tmp_path / "link")}])
+    assert await own_environment(found) == {"KEY": "s3cret"}
