@@ -113,6 +113,8 @@ class Builder:
         try:
             return await self._build(order)
         except ShimDied as error:
+            if self._teardown.holds(order.id):
+                raise
             log.warning("%s: %s; made again through another one", order.id, error)
             return await self._build(order)
 

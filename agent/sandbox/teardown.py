@@ -54,6 +54,9 @@ class Teardown:
         await finish(f"destroy {container.id}", self._destroy(container), within_s=WITHIN_S)
 
     async def _destroy(self, container: Container) -> None:
+        if container.gone:
+            return
+        self._unfinished[container.id] = container  # also while it waits for its turn
         async with self._turns:
             await self._take_apart(container)
 
@@ -62,7 +65,6 @@ class Teardown:
         async with container.ending:
             if container.gone:
                 return
-            self._unfinished[id] = container
             await self._tried(id, "task", lambda: self._delete_task(id, exited=container.exited))
             await self._tried(id, "record", lambda: self._delete_record(id))
             scrub = await self._tried(id, "cgroup", lambda: asyncio.to_thread(self._scrub, id))
@@ -78,9 +80,12 @@ class Teardown:
             await self._tried(id, "writable layer", lambda: rooms.layers.release(layer))
 
     async def retry(self) -> None:
-        """Try again what could not be ended before."""
-        for container in list(self._unfinished.values()):
-            await self.destroy(container)
+        """Try again what could not be ended before, all within the time of one."""
+        await asyncio.gather(*(self.destroy(each) for each in list(self._unfinished.values())))
+
+    def holds(self, id: str) -> bool:
+        """Whether something of a container of that id could not be ended yet."""
+        return id in self._unfinished
 
     async def remove_foreign(self, id: str) -> None:
         """Remove a container nobody owns: a left-over of a worker that died.

@@ -214,6 +214,44 @@ async def test_a_root_that_stays_mounted_keeps_its_layer_until_it_is_gone(house)
     assert house.held() == {}
 
 
+async def test_who_waits_too_long_for_a_turn_to_be_ended_is_ended_later(house, monkeypatch):
+    """A containerd that hangs holds up a few ends, and those the others."""
+    monkeypatch.setattr("agent.sandbox.teardown.WITHIN_S", 0.2)
+    house.builder._teardown._turns = asyncio.Semaphore(1)
+    containers = []
+    for id in (ID, "f-00000002", "f-00000003"):
+        container, _ = await house.builder.build(house.order(id))
+        containers.append(container)
+    gate = house.points.hang["tasks.delete"] = asyncio.Event()
+    await asyncio.gather(*(house.builder.destroy(container) for container in containers))
+    assert len(house.held()["network"]) == 3
+    gate.set()
+    monkeypatch.setattr("agent.sandbox.teardown.WITHIN_S", 30.0)
+    await house.builder.tidy({})
+    assert house.held() == {}
+    assert all(container.gone for container in containers)
+
+
+async def test_a_create_whose_remains_cannot_be_ended_is_not_tried_again(
+    house, dying_shim, monkeypatch
+):
+    monkeypatch.setattr("agent.sandbox.teardown.SCRUB_PAUSE_S", 0)
+
+    async def dies(id, *rest, **more):
+        house.cgroups.groups.add(id)
+        house.cgroups.stuck.add(id)
+        dying_shim()
+        raise unavailable("ttrpc: closed")
+
+    house.tasks.create = dies
+    with pytest.raises(RuntimeUnavailable, match="closed"):
+        await house.builder.build(house.order())
+    assert house.points.passed.count("network.lease") == 1
+    house.cgroups.stuck.clear()
+    await house.builder.tidy({})
+    assert house.held() == {}
+
+
 async def test_destroying_twice_at_once_gives_back_once(house):
     container = await built(house)
     await asyncio.gather(*(house.builder.destroy(container) for _ in range(3)))
