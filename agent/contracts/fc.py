@@ -34,6 +34,7 @@ HANDLER = "index.handler"
 
 OCTETS = b"application/octet-stream"
 _DROPPED = h.HOP_BY_HOP | {b"date", b"server"}
+_OWN = (b"x-fc-", *h.OUR_PREFIXES)
 _CODE_PATH = "/code"
 _HOOK_TITLES = {"initialize": "Initialize", "pre_freeze": "PreFreeze", "pre_stop": "PreStop"}
 _HOOK_CONTROL = {"initialize": "/initialize", "pre_freeze": "/pre-freeze", "pre_stop": "/pre-stop"}
@@ -146,7 +147,7 @@ class Fc(Dialect):
             message = f"the response headers are larger than {limit} bytes"
             kind = FailureKind.RESPONSE_HEADERS_TOO_LARGE
             raise FunctionFailed(Failure(kind, message, limit=limit))
-        passed = h.copy_response(headers, _DROPPED, (b"x-fc-",), switching=status == 101)
+        passed = h.copy_response(headers, _DROPPED, _OWN, switching=status == 101)
         passed.append((b"X-Fc-Request-Id", call.request_id.encode()))
         return passed
 

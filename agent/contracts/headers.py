@@ -23,6 +23,9 @@ FOLD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ_", b"abcdefghijklmnopqrstuvw
 CONTROL_PREFIXES = (b"x-fc-", b"x-scf-")
 """What only a platform may say; forged ones would carry credentials or the control path."""
 
+OUR_PREFIXES = (b"x-kindling-",)
+"""What only the gateway itself may say of a call."""
+
 # RFC 9110 section 7.6.1, and what RFC 2616 called hop-by-hop before it.
 HOP_BY_HOP = frozenset(
     {
@@ -162,7 +165,7 @@ def framing(method: bytes, length: int | None) -> bytes:
 def copy_response(
     headers: Pairs,
     dropped: frozenset[bytes] = HOP_BY_HOP,
-    prefixes: tuple[bytes, ...] = (),
+    prefixes: tuple[bytes, ...] = OUR_PREFIXES,
     *,
     switching: bool = False,
 ) -> list[tuple[bytes, bytes]]:
@@ -180,7 +183,7 @@ def copy_response(
                 passed += ((b"Connection", b"Upgrade"), pair)
             elif key == b"connection":
                 connection.append(pair[1])
-        elif not prefixes or not key.startswith(prefixes):
+        elif not key.startswith(prefixes):
             passed.append(pair)
     if connection:
         named = connection_options(connection) - dropped

@@ -187,6 +187,11 @@ class ClientConnection(ReplyWriter):
         data, at, reader = self._ahead, self._at, self._reader
         first = not reader.size
         if first:
+            while data.startswith(b"\r\n", at):  # RFC 9112, 2.2: left over from a body
+                at += 2
+            self._at = at
+            if at >= len(data):
+                return
             self._since = self._gateway.loop.time()
         stop, ended = self._head_stop(data, at)
         piece = data if at == 0 and stop == len(data) else data[at:stop]

@@ -70,7 +70,7 @@ class Exchange(State):
         self.body_bytes += len(data)
         limit = self.view.request_bytes
         if self.body_bytes > limit > 0 and not self._switched:
-            self._end(Failure(FailureKind.REQUEST_TOO_LARGE, limit=limit))
+            self._give_up(Failure(FailureKind.REQUEST_TOO_LARGE, limit=limit))
             return
         self.request_done = ended
         if self.stage == RUNNING:
@@ -85,11 +85,8 @@ class Exchange(State):
         if self.caller is None or self.stage == DONE:
             return
         self.caller = None
-        if self.stage == QUEUED:
-            self.view.target.abandon(self)
-            self._end(Failure(FailureKind.CLIENT_CANCELLED))
-        elif self.stage == COLLECTING:
-            self._end(Failure(FailureKind.CLIENT_CANCELLED))
+        if self.stage in (QUEUED, COLLECTING):
+            self._give_up(Failure(FailureKind.CLIENT_CANCELLED))
         elif self.stage == RUNNING:
             self._gone_while_running()
         # CONNECTING, EXPLAINING and JOB end by themselves soon, and find nobody to answer.
@@ -257,10 +254,8 @@ class Exchange(State):
 
     def cut(self) -> None:
         """End it now, because the gateway closes."""
-        if self.stage == QUEUED:
-            self.view.target.abandon(self)
         if self.stage != DONE:
-            self._end(Failure(FailureKind.DRAINING, "the node is shutting down"))
+            self._give_up(Failure(FailureKind.DRAINING, "the node is shutting down"))
 
     # -- the request
 
@@ -287,7 +282,7 @@ class Exchange(State):
         if not data:
             return
         if not self.desk.reserve(len(data)):
-            self._end(Failure(FailureKind.NO_CAPACITY, "too many large requests are waiting"))
+            self._give_up(Failure(FailureKind.NO_CAPACITY, "too many large requests are waiting"))
             return
         self._held_bytes += len(data)
         if self.pieces is None:
@@ -432,6 +427,12 @@ class Exchange(State):
             conn.rest(lease.endpoint)
         else:
             conn.drop()
+
+    def _give_up(self, failure: Failure) -> None:
+        """End it on our side of the target, which must not grant it an instance any more."""
+        if self.stage == QUEUED:
+            self.view.target.abandon(self)
+        self._end(failure)
 
     def _end(self, failure: Failure | None, *, recycle: bool = False) -> None:
         """End before the reply is whole, and answer with the failure if nothing was answered."""

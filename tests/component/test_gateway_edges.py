@@ -291,3 +291,54 @@ async def test_a_socket_that_never_comes_ends_the_call(monkeypatch):
         writer.write(GET)
         status, _, _ = await read_reply(reader)
         assert status >= 500
+
+
+# -- ends
+
+
+async def test_a_queued_call_that_is_refused_for_its_body_is_granted_no_more(monkeypatch):
+    monkeypatch.setattr("agent.gateway.desk.BUFFERED_BYTES", 100)
+    one = await served(echo)
+    async with house(FakeTarget(one.port)) as door:
+        door.target.room = 0
+        reader, writer = await door.connect()
+        writer.write(b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n")
+        await until(lambda: door.target.queue)
+        writer.write(b"x" * 500)
+        assert (await read_reply(reader))[0] == 503
+        assert not door.target.queue
+        door.target.room = 1
+        door.target.open()
+        assert not door.target.leases
+        assert not one.connections
+
+
+async def test_an_empty_line_behind_a_request_is_no_begun_head():
+    one = await served(echo)
+    async with house(FakeTarget(one.port), head_timeout_s=0.2, idle_timeout_s=60.0) as door:
+        reader, writer = await door.connect()
+        for ends in (b"\r\n", b"\r\n\r\n"):
+            writer.write(GET + ends)
+            assert (await read_reply(reader))[0] == 200
+            (client,) = door.gateway._connections
+            await until(lambda client=client: client._since)  # the clock has looked at it
+            client.check(client._since + 30.0, 0.2, 60.0)
+            assert not reader.at_eof()
+            assert not door.metrics.calls.requests_refused
+        writer.write(GET)
+        assert (await read_reply(reader))[0] == 200
+
+
+@pytest.mark.parametrize("contract", ["fc", "scf-web", "vercel"])
+async def test_an_instance_cannot_speak_in_our_name(contract):
+    forged = b"X-Kindling-Request-Id: forged\r\nx_kindling_cold_start: 1\r\nX-Own: 1\r\n"
+    one = await served(says(*[http(b"abc", extra=forged)] * 4))
+    async with house(FakeTarget(one.port, contract=contract)) as door:
+        reader, writer = await door.connect()
+        for _ in range(4):
+            writer.write(GET)
+            _, headers, _ = await read_reply(reader)
+            assert headers[b"x-kindling-request-id"] != b"forged"
+            assert headers[b"x-own"] == b"1"
+            assert not any(b"cold" in name for name in headers)
+            assert b"forged" not in b"".join(headers.values())
