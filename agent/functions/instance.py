@@ -23,7 +23,7 @@ from agent.contracts.base import Contract
 from agent.core.instance import Event, Lifecycle, State
 from agent.core.logtail import Line
 from agent.core.metering import InstanceMeter
-from agent.errors import FunctionFailed
+from agent.errors import AgentError, FunctionFailed
 from agent.functions import readiness, why
 from agent.functions.ending import Ending
 from agent.functions.hooks import NO_ANSWER, Hooks
@@ -239,7 +239,7 @@ class Instance:
         hooked = self.state in (State.READY, State.DRAINING)
         self._happened(event)
         try:
-            self._remember()  # a successor must not take it over any more
+            self._disown()
             if self.container is not None and self.container.pid and not self.container.exited:
                 await self._ending(self.container).run(grace_s, hooked=hooked)
         except Exception:
@@ -344,3 +344,11 @@ class Instance:
     def _remember(self) -> None:
         if self.container is not None:
             self._doors.save(self.record_of(self.container))
+
+    def _disown(self) -> None:
+        """Have no successor take it over any more, also when nothing can be written."""
+        try:
+            self._remember()
+        except AgentError as error:
+            log.warning("%s; a successor will end it as an orphan", error)
+            self._doors.forget(self.id)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from agent.core.instance import State
-from agent.errors import FunctionFailed
+from agent.errors import FunctionFailed, RuntimeUnavailable
 from agent.functions.fleet import TICK_S
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import InstanceRecord
@@ -338,3 +338,18 @@ async def test_a_start_that_is_cancelled_before_its_first_step_leaves_nothing(ho
     assert await caller.answer() is FailureKind.DRAINING
     assert target.pool.members == ()
     assert (house.held(), house.builder.built) == ({}, [])
+
+
+async def test_an_end_that_cannot_be_noted_is_still_an_orderly_one(house):
+    target = house.target(hooks={"pre_stop": {}})
+    lease = await house.lease(target)
+    target.release(lease, call())
+
+    def full(record):
+        raise RuntimeUnavailable("no space left")
+
+    object.__setattr__(house.doors, "save", full)
+    await target.stop(grace_s=None)
+    id = lease.endpoint.id
+    assert house.did == [("hook", "/pre-stop"), ("signal 15", id), ("destroy", id)]
+    assert house.held() == {}
