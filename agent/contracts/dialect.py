@@ -83,7 +83,11 @@ class Dialect(Contract):
         host = call.host.encode("latin-1") if call.host else self._own_host
         out = [method, b" ", target, b" HTTP/1.1\r\nHost: ", host, h.CRLF]
         out += identity
-        h.copy_request(out, call.headers, call.request_id.encode(), self.special, self.prefixes)
+        request_id = call.request_id.encode()
+        upgrades = call.kind == "http"
+        h.copy_request(
+            out, call.headers, request_id, self.special, self.prefixes, upgrades=upgrades
+        )
         out += (h.framing(method, length), h.CRLF)
         return b"".join(out)
 

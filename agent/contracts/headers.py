@@ -61,11 +61,13 @@ def copy_request(
     request_id: bytes,
     special: frozenset[bytes] = REQUEST_SPECIAL,
     prefixes: tuple[bytes, ...] = CONTROL_PREFIXES,
+    *,
+    upgrades: bool = True,
 ) -> None:
     """Append the caller's headers that may pass to `out`, with trace headers, made when absent.
 
     `special` must hold REQUEST_SPECIAL; names in it are dropped, and so are those that start with
-    one of `prefixes`. An upgrade the caller asks for passes (RFC 9110 section 7.8).
+    one of `prefixes`. With `upgrades` one that the caller asks for passes (RFC 9110 section 7.8).
     """
     start = len(out)
     connection: list[bytes] = []
@@ -89,9 +91,10 @@ def copy_request(
         named = options - special
         if named:
             del out[start:]
-            copy_request(out, headers, request_id, special | named, prefixes)
+            dropped = special | named
+            copy_request(out, headers, request_id, dropped, prefixes, upgrades=upgrades)
             return
-        if upgrade and b"upgrade" in options:
+        if upgrades and upgrade and b"upgrade" in options:
             out += (b"Connection: Upgrade\r\nUpgrade: ", upgrade, CRLF)
     _append_trace(out, parent, state, request_id)
 

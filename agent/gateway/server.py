@@ -194,7 +194,7 @@ class Gateway:
             admitted or kind,
             method,
             path,
-            list(headers),
+            [pair for pair in headers if pair[0].lower() != b"upgrade"],  # there is no connection
             qualifier=qualifier,
             want_log_tail=want_log_tail,
         )

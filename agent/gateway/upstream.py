@@ -367,6 +367,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     # -- httptools: only fields are set here, decisions wait for the end of the read
 
+    def on_message_begin(self) -> None:
+        """Note that more begins than the reply asked for."""
+        if self._complete:
+            self._reusable = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; Content-Length becomes ours to write."""
         if self._head_done:

@@ -342,3 +342,45 @@ async def test_an_instance_cannot_speak_in_our_name(contract):
             assert headers[b"x-own"] == b"1"
             assert not any(b"cold" in name for name in headers)
             assert b"forged" not in b"".join(headers.values())
+
+
+@pytest.mark.parametrize("more", [b"HTTP/1.1 200 OK\r\nX-Of: another\r\n", b"H", b"HTTP/1.1 2"])
+async def test_the_beginning_of_a_second_reply_spoils_the_connection(more):
+    async def serve(reader, writer):
+        await read_request(reader)
+        writer.write(http(b"ab") + more)
+        await reader.read()
+
+    one = await served(serve)
+    async with house(FakeTarget(one.port)) as door:
+        reader, writer = await door.connect()
+        for count in (1, 2, 3, 4):
+            writer.write(GET)
+            assert (await read_reply(reader))[2] == b"ab"
+            await door.settled()
+            assert one.connections == count
+            assert not door.target.endpoint.idle
+
+
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: x\r\n"
+
+
+async def test_an_event_passed_on_as_http_asks_for_no_upgrade():
+    one = await served(echo)
+    async with house(FakeTarget(one.port, contract="vercel")) as door:
+        reader, writer = await door.connect()
+        for _ in range(3):
+            writer.write(b"POST /invoke/f HTTP/1.1\r\nHost: h\r\nX-Own: 1\r\n" + UPGRADE + b"\r\n")
+            _, _, body = await read_reply(reader)
+            assert b"upgrade" not in body.lower()
+            assert b"\nx-own=1\n" in body
+
+
+@pytest.mark.parametrize("kind", ["http", "event"])
+async def test_a_call_in_memory_asks_for_no_upgrade(kind):
+    one = await served(echo)
+    async with house(FakeTarget(one.port, contract="vercel")) as door:
+        headers = [(b"Connection", b"Upgrade"), (b"Upgrade", b"x"), (b"X-Own", b"1")]
+        result = await door.gateway.call("f", kind=kind, headers=headers)
+        assert b"upgrade" not in result.body.lower()
+        assert b"\nx-own=1\n" in result.body
