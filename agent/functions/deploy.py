@@ -158,8 +158,9 @@ class Deployer:
         if not decision.changed:
             target = self._registry.find(spec.name, str(decision.version))
             if target.version.state != "Ready":  # its image had vanished, and is here again
-                await self._builder.check(target.version)
-                target.mended()
+                whole = replace(target.version, image=facts, state="Ready", reason="")
+                await self._builder.check(whole)
+                target.mended(whole)
             return Outcome(target.version, False, warnings), target
         version = FunctionVersion(
             name=spec.name,

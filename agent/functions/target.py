@@ -211,10 +211,9 @@ class FunctionTarget:
         if self.version.state == "Failed":
             raise FunctionFailed(Failure(FailureKind.IMAGE_UNAVAILABLE, self.version.reason))
 
-    def mended(self) -> None:
+    def mended(self, version: FunctionVersion) -> None:
         """Let a Failed version run again: what it lacked is there."""
-        self.version = replace(self.version, state="Ready", reason="")
-        self.scaling.version = self.version
+        self.version = self.scaling.version = version
         self._fleet.waiting(self)
 
     async def run_job(self, call: Call, event: bytes) -> tuple[Reply, CallReport]:
