@@ -153,6 +153,7 @@ def _response(content: dict[str, Any], request_id: str) -> Reply:
 
 
 def _told(body: bytes) -> str:
-    """Return the message of SCF's error body."""
-    message: str = json.loads(body)["errorMessage"]
+    """Return the message of SCF's error body, or of our own where SCF's could not be made."""
+    told = json.loads(body)
+    message: str = told["errorMessage"] if "errorMessage" in told else told["error"]["message"]
     return message

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.contracts.base import Call, Headers, Reply
 from agent.contracts.doors import Route, refusal
-from agent.contracts.own_errors import own_error
+from agent.contracts.own_errors import retry_after
 from agent.contracts.tencent_api import (
     BODY_LIMIT_BYTES,
     Envelope,
@@ -179,7 +179,7 @@ class EnvelopedCall:
 
     def _too_large(self) -> None:
         message = f"the request is larger than {BODY_LIMIT_BYTES} bytes"
-        self._finish(own_error(413, "RequestTooLarge", message, self._request_id))
+        self._finish(api_error("RequestSizeLimitExceeded", message, self._request_id))
 
     def _finish(self, reply: Reply) -> None:
         """Answer without a call."""
@@ -202,4 +202,5 @@ class EnvelopedCall:
 
 def _crowded(request_id: str) -> Reply:
     message = "too many large requests are waiting; try again"
-    return own_error(503, "Overloaded", message, request_id, fault="platform", retryable=True)
+    refused = api_error("RequestLimitExceeded", message, request_id)
+    return Reply(refused.status, [*refused.headers, retry_after(1.0)], refused.body)

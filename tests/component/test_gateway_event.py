@@ -237,7 +237,35 @@ async def test_enveloped_bodies_are_bounded():
         writer.write(
             b"POST / HTTP/1.1\r\nHost: h\r\nX-TC-Action: Invoke\r\nContent-Length: 99999999\r\n\r\n"
         )
-        assert (await read_reply(reader))[0] == 413
+        status, _, body = await read_reply(reader)
+        assert status == 200
+        error = json.loads(body)["Response"]["Error"]
+        assert error["Code"] == "RequestSizeLimitExceeded"
+
+
+async def test_an_enveloped_body_without_room_is_told_in_tencents_words(monkeypatch):
+    monkeypatch.setattr("agent.gateway.desk.BUFFERED_BYTES", 10)
+    async with house(FakeTarget(contract="scf-web", kind="event")) as door:
+        reader, writer = await door.connect()
+        writer.write(envelope())
+        status, headers, body = await read_reply(reader)
+        assert status == 200
+        assert json.loads(body)["Response"]["Error"]["Code"] == "RequestLimitExceeded"
+        assert b"retry-after" in headers
+
+
+async def test_an_enveloped_error_that_a_dialect_cannot_word_is_still_told(monkeypatch):
+    def broken(failure, call, report=None):
+        raise ValueError("no words")
+
+    async with house(FakeTarget(contract="scf-web", kind="event", queue=0)) as door:
+        door.target.room = 0
+        monkeypatch.setattr(door.target.contract, "error", broken)
+        reader, writer = await door.connect()
+        writer.write(envelope())
+        error = json.loads((await read_reply(reader))[2])["Response"]["Error"]
+        assert error["Code"] == "InternalError"
+        assert error["Message"]
 
 
 async def test_an_enveloped_caller_that_goes_away_gives_everything_back():
