@@ -183,8 +183,10 @@ def subtree(roots: Iterable[Path]) -> list[Path]:
 
 
 def save(layout: Layout, path: Path) -> None:
-    """Write the layout where the worker finds it."""
-    path.write_text(json.dumps(asdict(layout)))
+    """Write the layout where the worker finds it, whole or not at all."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(asdict(layout)))
+    fresh.replace(path)
 
 
 def load(path: Path) -> Layout:

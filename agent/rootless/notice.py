@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 READY = "READY=1"
+# `supervise` obeys signals from now on; until then they would be lost on the way, or end it.
+LISTENING = "LISTENING=1"
 # Nothing we send is longer; a longer datagram is cut.
 _MAX_BYTES = 4096
 

@@ -53,7 +53,10 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(slots=True)
 class Held:
-    """What survives a reload: configuration, locks, notify socket, rootlesskit (0: none)."""
+    """What survives a reload: configuration, locks, notify socket, rootlesskit (0: none).
+
+    `listening` says that `supervise` obeys signals.
+    """
 
     config: str
     config_file: str
@@ -61,6 +64,7 @@ class Held:
     shared_locks: list[int]
     notify: int = -1
     rootlesskit: int = 0
+    listening: bool = True
 
     def save(self) -> None:
         """Put it into the environment and let the descriptors through the next exec."""
@@ -103,6 +107,7 @@ class Parent:
             held.notify = notice.listen(house.notify).detach()
         self._notify = socket.socket(fileno=held.notify)
         self._stop_by: float | None = None
+        self._to_pass_on: list[int] = []
         self._again_from = 0.0
         self._hurried = False
 
@@ -140,6 +145,7 @@ class Parent:
         leftovers.clear_directory(house.rootlesskit_state)
         environment = _environment(house)
         mountinfo = Path("/proc/self/mountinfo").read_text("utf-8")
+        self.held.listening = False
         # A session of its own: Ctrl-C reaches the whole foreground group, and must arrive once.
         self.held.rootlesskit = child.start(
             command(house, supervise_command(house.config), shared_root=root_is_shared(mountinfo)),
@@ -189,11 +195,20 @@ class Parent:
         self._pass_on(signal.SIGTERM)
 
     def _pass_on(self, number: int) -> None:
-        # rootlesskit passes every signal on to its child, and that one to `supervise`.
-        with suppress(ProcessLookupError):
-            os.kill(self.held.rootlesskit, number)
+        """Have `supervise` get a signal, now or as soon as it obeys signals."""
+        self._to_pass_on.append(number)
+        self._send_signals()
+
+    def _send_signals(self) -> None:
+        while self.held.listening and self._to_pass_on:
+            # rootlesskit passes every signal on to its child, and that one to `supervise`.
+            with suppress(ProcessLookupError):
+                os.kill(self.held.rootlesskit, self._to_pass_on.pop(0))
 
     def _tell(self, lines: list[str]) -> None:
+        if notice.LISTENING in lines:
+            self.held.listening = True
+            self._send_signals()
         if notice.READY in lines and not self._ready:
             self._ready = True
             notice.say("run", f"kindling is ready: {_doors(self.house)}")
@@ -212,10 +227,10 @@ class Parent:
         if trial.returncode != 0:
             notice.say("run", "reload refused: see the lines above; the agent goes on as it was")
             return
-        notice.say("run", "reloading")
-        self.held.save()
-        signals.block()
-        os.execv(again[0], again)
+        if self.inbox.blocked():
+            notice.say("run", "reloading")
+            self.held.save()
+            os.execv(again[0], again)
 
     def _clean(self) -> int:
         house = self.house

@@ -41,6 +41,15 @@ class Inbox:
         """Return whether somebody asked for the end."""
         return any(number in STOP for number in self.asked)
 
+    def blocked(self) -> bool:
+        """Let signals wait for an exec; return False, and let them come, if a stop came before."""
+        block()
+        # What arrived before is in `asked` by now: only what comes later waits.
+        if not self.wants_stop():
+            return True
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+        return False
+
 
 def block() -> None:
     """Let signals wait until the next `Inbox`, which may be made after an exec."""

@@ -33,7 +33,6 @@ from agent.rootless import (
     mounts,
     notice,
     settings,
-    signals,
     sockets,
 )
 from agent.rootless.daemon import Daemon
@@ -74,6 +73,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until stopped; return the exit status."""
+        notice.send(str(self.house.notify), notice.LISTENING)
         while True:
             self._step(time.monotonic())
             if self.hopeless or self.inbox.wants_stop():
@@ -264,6 +264,8 @@ class Supervisor:
         if not self._trial([*command, "--trial"]):
             notice.say("supervise", "the installed code does not start: going on with what runs")
             return
+        if not self.inbox.blocked():
+            return
         state = {
             "held": self.held,
             "containerd": self.containerd.pid,
@@ -274,8 +276,7 @@ class Supervisor:
             os.set_inheritable(descriptor, True)
         os.environ[STATE_VARIABLE] = json.dumps(state)
         notice.say("supervise", "replacing myself with the installed code")
-        # A signal between exec and the new handlers would end us: they wait, blocked.
-        signals.block()
+        # Signals wait, blocked: one between exec and the new handlers would end us.
         os.execv(command[0], command)
 
     def _trial(self, command: list[str]) -> bool:

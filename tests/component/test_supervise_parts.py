@@ -360,3 +360,20 @@ def test_a_reload_goes_on_with_the_environment_that_setup_installed_last(tmp_pat
 def test_where_setup_installed_nothing_a_reload_goes_on_with_the_same_interpreter(monkeypatch):
     monkeypatch.setattr(sys, "prefix", "/home/somebody/checkout/.venv")
     assert installed.python() == sys.executable
+
+
+def test_a_stop_that_came_before_an_exec_is_obeyed_and_a_later_one_waits_for_it():
+    code = """
+import os, signal
+from agent.rootless.signals import Inbox
+inbox = Inbox()
+os.kill(os.getpid(), signal.SIGTERM)
+assert not inbox.blocked() and inbox.asked.pop() == signal.SIGTERM
+assert inbox.blocked()
+os.kill(os.getpid(), signal.SIGTERM)
+assert not inbox.asked and signal.sigpending() == {signal.SIGTERM}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -147,6 +147,19 @@ def test_a_stop_is_in_order_and_leaves_nothing(house, number):
     assert log.index("stopping: worker first") < log.index("supervise: stopped in")
 
 
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM,), (signal.SIGHUP, signal.SIGTERM)])
+@pytest.mark.parametrize("later_s", [0, 0.05, 0.1, 0.2])
+def test_a_signal_in_the_middle_of_the_start_is_neither_lost_nor_fatal(house, later_s, numbers):
+    house.start(wait=False)
+    house.wait_until(house.tree, 20, "rootlesskit")
+    time.sleep(later_s)
+    for number in numbers:
+        house.process.send_signal(number)
+    assert house.wait() == 0
+    assert "did not stop in its time" not in house.log()
+    assert house.leaks() == {}
+
+
 def test_ctrl_c_on_the_whole_group_stops_once(house):
     house.start()
     os.killpg(house.process.pid, signal.SIGINT)
