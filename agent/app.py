@@ -251,6 +251,7 @@ class App:
         """Take no new calls, let those in flight end, leave the functions to the next worker."""
         await self._gateway.settle()
         self._fleet.hand_over()
+        self._machine.shims.leave()
         # From now on every slot and every record is the next worker's to judge.
         await stop(self._cycle)
         await self._machine.layers.close()

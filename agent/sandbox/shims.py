@@ -146,12 +146,16 @@ class Shims:
         )
         spec = json.dumps(data).encode()
         record = Container(id=id, spec=spec, labels={KIND_LABEL: "anchor"})
+        ours = False
         try:
             await self._containerd.containers.create(record, self._options, deadline=deadline)
+            ours = True
             pid = await self._containerd.tasks.create(id, deadline=deadline)
             await self._containerd.sandboxes.create(id, self._options, {}, deadline=deadline)
-        except (AgentError, asyncio.CancelledError):
-            await finish(f"remove {id}", self._remove(id), within_s=REMOVE_S * 2)
+        except (AgentError, asyncio.CancelledError) as error:
+            # A name that is taken is the anchor of a worker beside this one.
+            if ours or not isinstance(error, AlreadyExists):
+                await finish(f"remove {id}", self._remove(id), within_s=REMOVE_S * 2)
             raise
         self._add(id, pid)
 
@@ -224,11 +228,11 @@ class Shims:
             return
         self._lost[container] = lost
         anchor = self._anchors.get(id)
-        if anchor is None:
+        if anchor is not None:
+            self._of[container] = anchor
+            anchor.containers.add(container)
+        if anchor is None or anchor.dead:
             self._tell(container)
-            return
-        self._of[container] = anchor
-        anchor.containers.add(container)
 
     def removed(self, container: str) -> None:
         """Note that a container is gone; safe to call twice."""
@@ -241,9 +245,9 @@ class Shims:
     async def mend(self) -> None:
         """Remove drained anchors and make new ones up to the count; called now and then."""
         async with self._mending:
-            for anchor in list(self._anchors.values()):
-                if anchor.draining and not anchor.containers and not anchor.creating:
-                    await self._remove(anchor.id)
+            drained = [a for a in self._anchors.values() if a.draining and not a.load]
+            for anchor in drained if self._works else ():
+                await self._remove(anchor.id)
             while self._works and self.usable < self._count:
                 try:
                     await self._make()
@@ -255,6 +259,13 @@ class Shims:
     def usable(self) -> int:
         """How many shims take containers."""
         return sum(not a.draining for a in self._anchors.values())
+
+    def leave(self) -> None:
+        """Leave all anchors to the next worker: it answers for their deaths from now on."""
+        self._works = False
+        for anchor in self._anchors.values():
+            if anchor.process is not None:
+                anchor.process.close()
 
     async def stop(self) -> None:
         """Remove all anchors; every container is gone by now."""

@@ -9,7 +9,9 @@ import subprocess
 import pytest
 
 from agent.containerd.tasks import TaskStatus
-from tests.component.sandbox_house import House, unavailable
+from agent.errors import AlreadyExists
+from agent.sandbox.exits import ProcessExit
+from tests.component.sandbox_house import House, record_of, unavailable
 
 
 def nobody():
@@ -159,3 +161,50 @@ async def test_stop_removes_every_anchor(house):
     assert not house.containers.records
     assert not house.tasks.status
     assert not house.sandboxes.ids
+
+
+async def test_a_shim_that_dies_before_its_containers_are_adopted_is_told_at_once(house):
+    with subprocess.Popen(["/bin/sleep", "60"]) as shim:
+        anchor = house.shims._anchors["kindling-anchor-1"]
+        anchor.process.close()
+        anchor.process = ProcessExit(shim.pid)
+        shim.kill()
+        async with asyncio.timeout(10):
+            await anchor.process.done
+    told = []
+    house.shims.adopted("a", anchor.id, lambda: told.append("a"))
+    assert told == ["a"]
+    assert anchor.containers == {"a"}
+    house.shims.removed("a")
+
+
+# -- two workers at once
+
+
+async def test_an_anchor_that_another_worker_has_just_made_is_not_removed(house):
+    taken = record_of("kindling-anchor-3")
+    house.containers.records[taken.id] = taken
+    house.points.fail["containers.create"] = AlreadyExists(taken.id)
+    house.shims._anchors["kindling-anchor-1"].draining = True
+    await house.shims.mend()
+    assert taken.id in house.containers.records
+    await house.shims.mend()  # with another number
+    assert house.shims.usable == 2
+
+
+async def test_a_shim_that_dies_after_the_hand_over_is_the_next_workers(house):
+    with subprocess.Popen(["/bin/sleep", "60"]) as shim:
+        anchor = house.shims._anchors["kindling-anchor-1"]
+        anchor.process.close()
+        anchor.process = ProcessExit(shim.pid)
+        anchor.process.done.add_done_callback(lambda _: house.shims._died(anchor))
+        house.shims.leave()
+        house.points.forget()
+        shim.kill()
+        shim.wait()
+        for _ in range(10):  # it would be seen in the first of these
+            await asyncio.sleep(0)
+    assert not anchor.draining
+    await house.shims.mend()
+    assert house.points.passed == []
+    assert set(house.tasks.status) == {"kindling-anchor-1", "kindling-anchor-2"}
