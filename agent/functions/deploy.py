@@ -10,8 +10,10 @@ begun it goes on to its end, whether or not the caller still waits.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from weakref import WeakValueDictionary
@@ -114,6 +116,7 @@ class Deployer:
         # A lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._removals: dict[str, Removal] = {}
+        self._coming: set[str] = set()
 
     # -- deploying
 
@@ -126,12 +129,27 @@ class Deployer:
         """
         name = parse_image_ref(spec.image).full
         async with self._lock(spec.name):
-            with self._registry.image_use.deploying(name):
+            with self._registry.image_use.deploying(name), self._counted(spec.name):
                 outcome, target = await self._deploy(spec)
         if wait:
             await self._settled(target)
             outcome = replace(outcome, version=target.version)
         return outcome
+
+    @contextlib.contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        """Count a function from its first deploy's begin on; raises FailedPrecondition."""
+        there = self._coming | {function.name for function in self._registry.functions()}
+        if name not in there and len(there) >= self._max_functions:
+            raise FailedPrecondition(
+                f"{self._max_functions} functions are deployed (limits.max_functions); "
+                "remove one first"
+            )
+        self._coming.add(name)
+        try:
+            yield
+        finally:
+            self._coming.discard(name)
 
     def _lock(self, name: str) -> asyncio.Lock:
         lock = self._locks.get(name)
@@ -146,11 +164,6 @@ class Deployer:
             latest: int | None = function.latest
         except NotFound:
             existing, latest = {}, None
-            if len(self._registry.functions()) >= self._max_functions:
-                raise FailedPrecondition(
-                    f"{self._max_functions} functions are deployed (limits.max_functions); "
-                    "remove one first"
-                ) from None
         facts = await self._images.fetch(spec)
         known = {n: _identity(v.spec, v.image) for n, v in existing.items()}
         decision = decide(known, latest, _identity(spec, facts), spec.version)

@@ -343,6 +343,22 @@ async def test_a_spec_that_is_silent_or_says_the_default_gets_no_warning(town, c
     assert (await town.deploy("h", contract=contract, **used)).warnings == ()
 
 
+async def test_deploys_at_once_do_not_get_past_the_limit_of_functions(town):
+    object.__setattr__(town.deployer, "_max_functions", 1)
+    gate = town.points.hang["check"] = asyncio.Event()
+    first = spawn("d", town.deploy("f"))
+    await town.points.reached("check")
+    with pytest.raises(FailedPrecondition, match="max_functions"):
+        await town.deploy("g")
+    gate.set()
+    assert (await first).created
+    assert town.deployed() == {"f": (1, [1])}
+    with pytest.raises(NotFound):
+        await town.deploy("f", image="nope:1")
+    await town.deployer.remove("f", force=False)
+    assert (await town.deploy("g")).created
+
+
 # -- versions that cannot run
 
 
