@@ -109,6 +109,10 @@ class EventExchange(Exchange):
         except FunctionFailed as error:
             self._tell(error.failure)
             return
+        except Exception:  # a dialect's fault must not leave the caller without an answer
+            log.exception("call %s of %s", self.call.request_id, self.view.target.version.name)
+            self._tell(Failure(FailureKind.INTERNAL))
+            return
         self.caller = None
         self._deliver(caller, reply)
 

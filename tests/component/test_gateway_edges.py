@@ -384,3 +384,17 @@ async def test_a_call_in_memory_asks_for_no_upgrade(kind):
         result = await door.gateway.call("f", kind=kind, headers=headers)
         assert b"upgrade" not in result.body.lower()
         assert b"\nx-own=1\n" in result.body
+
+
+async def test_a_reply_that_a_dialect_cannot_make_is_answered_as_our_fault(monkeypatch):
+    def broken(*_):
+        raise ValueError("no words")
+
+    one = await served(echo)
+    async with house(FakeTarget(one.port, kind="event")) as door:
+        monkeypatch.setattr(door.target.contract, "event_reply", broken)
+        reader, writer = await door.connect()
+        for _ in range(2):
+            writer.write(b"POST /invoke/f HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")
+            assert (await read_reply(reader))[0] == 500
+        assert len(door.target.released) == 2
