@@ -15,6 +15,7 @@ from agent.model.failure import Failure, FailureKind
 from tests.component.function_house import turns, until
 from tests.component.gateway_house import (
     GET,
+    PATIENCE_S,
     POST,
     FakeTarget,
     Instance,
@@ -213,7 +214,7 @@ async def test_a_streamed_reply_over_the_limit_is_broken_off():
     async with house(FakeTarget(one.port)) as door:
         reader, writer = await door.connect()
         writer.write(GET)
-        data = await within(reader.read(), 20)
+        data = await within(reader.read(), PATIENCE_S)
         assert data.startswith(b"HTTP/1.1 200 ")
         assert not data.endswith(b"0\r\n\r\n")
         await door.settled()
