@@ -130,8 +130,19 @@ open_testing() {
   printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' \
     "$uri" "$SUITE" "$ring" >"$TMP/apt/testing.sources"
   if id _apt >/dev/null 2>&1; then chown -R _apt "$TMP/apt"; fi
-  downloading quietly testing_apt -o APT::Update::Error-Mode=any update ||
-    die "the mirror of this host's apt sources cannot be reached or does not serve suite $SUITE: check the network, or run setup with KINDLING_MIRROR=<a full Debian mirror>"
+  downloading testing_apt -o APT::Update::Error-Mode=any update >"$TMP/apt.log" 2>&1 || {
+    tail -n 15 "$TMP/apt.log" >&2
+    die "$(no_lists "$TMP/apt.log")"
+  }
+}
+
+# no_lists LOG: says why `apt-get update`, which wrote it, gave no lists, and the way out.
+no_lists() {
+  if grep -q 'is expired' "$1"; then
+    printf '%s\n' "the mirror's lists of suite $SUITE are older than Debian lets them be: run setup with KINDLING_MIRROR=<a mirror kept up to date>, or, if this one stands still on purpose, write 'Acquire::Check-Valid-Until \"false\";' to a file below /etc/apt/apt.conf.d"
+  else
+    printf '%s\n' "the mirror of this host's apt sources cannot be reached or does not serve suite $SUITE: check the network, or run setup with KINDLING_MIRROR=<a full Debian mirror>"
+  fi
 }
 
 # get_deb APT PACKAGE: downloads it with that apt into $TMP/apt/debs and prints the file.

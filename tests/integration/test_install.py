@@ -1,7 +1,8 @@
 """setup/install.sh: the agent is replaced by one rename, never taken apart where somebody runs it.
 
 What is installed over and over is in a mount namespace of its own, over a copy of the host's
-/usr/lib/kindling; one test replaces the host's own, and puts this working tree's back.
+/usr/lib/kindling, and in a pid namespace, so that agents of other tests do not keep their version
+there; one test replaces the host's own, and puts this working tree's back.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SCRATCH = f"""
 
 
 def scratch(script: str) -> subprocess.CompletedProcess[str]:
-    done = in_namespace(SCRATCH + script)
+    done = in_namespace(SCRATCH + script, "--pid", "--fork", "--mount-proc")
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 

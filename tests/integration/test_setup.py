@@ -186,6 +186,22 @@ class TestBinaries:
         assert all(len(row) == 3 for row in rows)
         assert {"containerd", "rootlesskit", "crun"} <= {row[0] for row in rows}
 
+    @pytest.mark.parametrize(
+        ("said", "way_out"),
+        [
+            (
+                "E: Release file for http://m/InRelease is expired (invalid since 15d).",
+                "Valid-Until",
+            ),
+            ("E: Failed to fetch http://m/InRelease  Connection refused", "KINDLING_MIRROR"),
+        ],
+    )
+    def test_mirror_without_lists_is_told_by_its_reason(self, said, way_out):
+        script = f"printf '%s\\n' 'Err:1 http://m' '{said}' >$TMP/log; no_lists $TMP/log"
+        done = in_namespace(with_parts(script))
+        assert done.returncode == 0, done.stderr
+        assert way_out in done.stdout
+
     def test_agent_is_executable_and_readable_by_its_user(self):
         done = run(
             *("setpriv", "--reuid=kindling", "--regid=kindling", "--init-groups"),
