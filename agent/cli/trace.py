@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 def show(reply: pb.InvokeResponse | pb.Call) -> None:
     """Print cold start and meters of a call or of a job's run."""
+    meters = answer.meters(reply.meters)
     if reply.HasField("cold_start"):
         _cold(answer.cold_start(reply.cold_start))
-    else:
+    elif meters["wall_ms"]:
         click.echo("warm: no start was needed", err=True)
-    meters = answer.meters(reply.meters)
+    else:
+        click.echo("no instance ran it", err=True)
+        return
     said = [
         f"wall {meters['wall_ms']:.2f} ms",
         f"billed {meters['billed_ms']:g} ms",

@@ -279,15 +279,19 @@ class Pool(Generic[T, W]):
         self._earliest = min(self._queue.values(), default=inf)
         return late
 
-    def idle(self, now: float) -> list[Member[T]]:
-        """Return members idle for `idle_s` and not needed for `min`, longest idle first."""
+    def idle(self, now: float, idle_s: float | None = None) -> list[Member[T]]:
+        """Return members idle for `idle_s` and not needed for `min`, longest idle first.
+
+        `idle_s` is the policy's unless given: another function may want their room sooner.
+        """
+        least_s = self.policy.idle_s if idle_s is None else idle_s
         spare = self.ready_count - (0 if self.closed else self.policy.min)
         due = [
             member
             for member in self._members
             if member.stage is Stage.READY
             and member.inflight == 0
-            and now - member.idle_since >= self.policy.idle_s
+            and now - member.idle_since >= least_s
         ]
         due.sort(key=lambda member: member.idle_since)
         return due[: max(0, spare)]

@@ -37,6 +37,7 @@ from agent.functions.job import JobRunner
 from agent.functions.registry import Registry
 from agent.functions.removal import Removal
 from agent.functions.target import FunctionTarget
+from agent.model.failure import Failure, FailureKind
 from agent.model.image_ref import parse_image_ref
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion, ImageFacts
@@ -225,13 +226,18 @@ class Deployer:
         limit = self._fleet.now() + target.contract.limits.start_s + REMOVE_SLACK_S
         target.tick(self._fleet.now())
         while pool.ready_count < pool.policy.min:
-            if scaling.last_failure is not None and not pool.starting:
-                raise FunctionFailed(scaling.last_failure)
+            failure = scaling.last_failure
+            if failure is not None and not pool.starting and not self._gets_room(failure):
+                raise FunctionFailed(failure)
             if self._fleet.draining:
                 raise Overloaded("the node drains: nothing is started", reason="draining")
             if pool.closed or self._fleet.now() > limit:
                 raise FailedPrecondition(f"{target.version.name} did not become ready in time")
             await asyncio.sleep(WAIT_STEP_S)
+
+    def _gets_room(self, failure: Failure) -> bool:
+        """Say whether a start failed for want of room, and others are about to give way to it."""
+        return failure.kind is FailureKind.NO_CAPACITY and self._fleet.leaving()
 
     # -- removing
 

@@ -1,8 +1,9 @@
 """All instances of the node together: admission, start permits, the timer, who is told.
 
 Admission is one sum: the memory of every instance that holds slots must fit into what the node
-gives to functions, and their number into `runtime.max_instances`. The timer visits only targets
-that have something to do soon; idle ones are looked at once a second.
+gives to functions, and their number into `runtime.max_instances`. For a start that finds no room,
+idle instances of other versions give way, as `agent/core/room.py` decides. The timer visits only
+targets that have something to do soon; idle ones are looked at once a second.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from agent.config import NodeConfig
 from agent.contracts.base import Contract
 from agent.core.instance import State
+from agent.core.room import Need, who_gives_way
 from agent.errors import Overloaded
 from agent.functions.instance import Doors, Instance
 from agent.model.failure import Failure
@@ -26,7 +28,6 @@ from agent.model.records import FunctionVersion
 from agent.telemetry.logs import FunctionLog
 
 if TYPE_CHECKING:
-    from agent.functions.scaling import Scaling
     from agent.functions.target import FunctionTarget
     from agent.store.ledger import Ledger
 
@@ -47,6 +48,27 @@ class Listener(Protocol):
 
     def instance_ended(self, instance: Instance, failure: Failure | None) -> None:
         """An instance is gone; `failure` says why if nobody wanted that."""
+
+
+class InLine(Protocol):
+    """Whoever came away without room and tries again when there may be some."""
+
+    def room_again(self, now: float) -> bool:
+        """Try now; say whether to be asked once more as long as there is room."""
+
+
+class Wait:
+    """One wait for room: `over` is resolved when there may be some."""
+
+    def __init__(self) -> None:
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def room_again(self, now: float) -> bool:
+        """See `InLine.room_again`."""
+        del now
+        if not self.over.done():
+            self.over.set_result(None)
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +103,9 @@ class Fleet:
         self._listeners = listeners
         self._permits = asyncio.Semaphore(config.runtime.parallel_starts)
         self._waiting: dict[FunctionTarget, None] = {}
-        self._short: dict[Scaling, None] = {}
+        self._targets: Callable[[], list[FunctionTarget]] = list
+        self._short: dict[InLine, None] = {}
+        self._nobody_until = 0.0
         self._memory_taken = 0
         self._cpu_taken = 0
 
@@ -120,6 +144,12 @@ class Fleet:
         """Count a running instance of the worker before."""
         self._count(instance)
 
+    def again(self, instance: Instance, out: FunctionLog) -> Instance:
+        """Return a new instance in the place of one that ended without ever having run."""
+        fresh = self.make(instance.id, instance.version, instance.contract, out)
+        self.instances[instance.id] = fresh
+        return fresh
+
     def make(
         self, id: str, version: FunctionVersion, contract: Contract, out: FunctionLog
     ) -> Instance:
@@ -156,9 +186,43 @@ class Fleet:
         """Say whether some instance is about to give its place back."""
         return any(instance.state in LEAVING for instance in self.instances.values())
 
-    def tell_of_room(self, scaling: Scaling) -> None:
-        """Have a version try again, once, as soon as an instance has given its place back."""
-        self._short[scaling] = None
+    def tell_of_room(self, one: InLine) -> None:
+        """Have somebody try again, once, as soon as an instance has given its place back."""
+        self._short[one] = None
+
+    def make_room(self, version: FunctionVersion, error: Overloaded) -> None:
+        """Let idle instances of other versions give way to one that is wanted.
+
+        `error` is what its start found. Nobody does while as many as stand in line are on their
+        way out already, without calls that could hold them up.
+        """
+        going = sum(
+            instance.state in LEAVING and not instance.calls.inflight
+            for instance in self.instances.values()
+        )
+        now = self.now()
+        if self.handed_over or going >= max(1, len(self._short)) or now < self._nobody_until:
+            return
+        short_bytes = self._memory_taken + version.spec.memory_bytes - self.memory_bytes
+        need = Need(error.reason, short_bytes, version.spec.disk_mb)
+        idle = [one for target in self._targets() for one in target.scaling.idle(now)]
+        if not idle:
+            self._nobody_until = now + TICK_S
+        for scaling, member in who_gives_way(need, idle):
+            log.info("%s gives way to %s", member.instance.id, version.name)
+            scaling.retire(member)
+
+    def wait_for_room(self, version: FunctionVersion, error: Overloaded) -> Wait | None:
+        """Return a wait for what a start lacked, or None when no instance is about to end."""
+        if error.reason == "draining":
+            return None
+        wait = Wait()
+        self.tell_of_room(wait)
+        self.make_room(version, error)
+        if self.leaving():
+            return wait
+        del self._short[wait]
+        return None
 
     def _offer_room(self) -> None:
         """Let those who came away empty start one instance each, in turn, until nobody can.
@@ -168,7 +232,7 @@ class Fleet:
         line, self._short = list(self._short), {}
         now = self.now()
         while line:
-            line = [scaling for scaling in line if scaling.room_again(now)]
+            line = [one for one in line if one.room_again(now)]
 
     @asynccontextmanager
     async def start_permit(self) -> AsyncIterator[None]:
@@ -196,6 +260,7 @@ class Fleet:
 
     async def run_timer(self, targets: Callable[[], list[FunctionTarget]]) -> None:
         """Visit the targets for ever; the one timer of all queues and idle times."""
+        self._targets = targets
         look_at_all = self.now()
         while True:
             await asyncio.sleep(TICK_S)

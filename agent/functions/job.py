@@ -73,16 +73,7 @@ class JobRunner:
         """
         target.check_whole()
         extra = target.contract.job_input(event, call.request_id).environment
-        if call.request_id in self._runs:
-            raise AlreadyExists(f"call {call.request_id} runs already")
-        if self._fleet.draining or target.pool.closed:
-            raise Overloaded("no new calls are taken", reason="draining")
-        most = target.version.spec.scaling.max
-        if self._of[target.version.key] >= most:
-            raise Overloaded(
-                f"{target.version.name} runs {most} jobs already (scaling.max)", reason="queue"
-            )
-        instance = self._fleet.new_instance(target.version, target.contract, target.log)
+        instance = await self._admitted(target, call)
         record = CallRecord(
             id=call.request_id,
             function=target.version.name,
@@ -92,6 +83,40 @@ class JobRunner:
             accepted_ns=time.time_ns(),
         )
         return self._enter(Run(record, target, instance, call), extra, self._fleet.now())
+
+    async def _admitted(self, target: FunctionTarget, call: Call) -> Instance:
+        """Return a counted instance for a job; others may have to give way first."""
+        until = self._fleet.now() + target.version.spec.queue_timeout_s
+        while True:
+            self._check(target, call)
+            try:
+                return self._fleet.new_instance(target.version, target.contract, target.log)
+            except Overloaded as error:
+                await self._room(target, error, until)
+
+    def _check(self, target: FunctionTarget, call: Call) -> None:
+        if call.request_id in self._runs:
+            raise AlreadyExists(f"call {call.request_id} runs already")
+        if self._fleet.draining or target.pool.closed:
+            raise Overloaded("no new calls are taken", reason="draining")
+        most = target.version.spec.scaling.max
+        if self._of[target.version.key] >= most:
+            raise Overloaded(
+                f"{target.version.name} runs {most} jobs already (scaling.max)", reason="queue"
+            )
+
+    async def _room(
+        self, target: FunctionTarget, error: Overloaded, until: float, *ends: asyncio.Future[None]
+    ) -> None:
+        """Wait until there may be room, or one of `ends`; raises the error when none will come."""
+        wait = self._fleet.wait_for_room(target.version, error)
+        left_s = until - self._fleet.now()
+        if wait is None or left_s <= 0:
+            raise error
+        first = asyncio.FIRST_COMPLETED
+        done, _ = await asyncio.wait({wait.over, *ends}, timeout=left_s, return_when=first)
+        if not done:
+            raise error
 
     def adopt(self, target: FunctionTarget, instance: Instance, record: CallRecord) -> None:
         """Go on with a job that the worker before had started; its time began with that start."""
@@ -144,13 +169,20 @@ class JobRunner:
 
     async def _begin(self, run: Run, extra: dict[str, str], began: float) -> None:
         """Start the container."""
-        instance, contract = run.instance, run.target.contract
+        contract = run.target.contract
         run.may_begin()
         for line in contract.log_before(run.call.request_id):
-            instance.note(line)
-        environment = {**contract.environment(instance.id), **extra}
-        await instance.start(environment, began, self._permit(run))
-        self._fleet.started(instance)
+            run.instance.note(line)
+        environment = {**contract.environment(run.instance.id), **extra}
+        until = began + run.target.version.spec.queue_timeout_s
+        while True:
+            try:
+                await run.instance.start(environment, began, self._permit(run))
+                break
+            except Overloaded as error:
+                await self._room(run.target, error, until, run.patience.over)
+                run.instance = self._fleet.again(run.instance, run.target.log)
+        self._fleet.started(run.instance)
         run.has_started()
         await self._note(run.record)
         run.started.set_result(None)

@@ -3,7 +3,8 @@
 How many and which is `agent/core/pool.py`'s decision; this carries it out, in one background task
 per start and per end, and keeps both so that a stop can wait for all of them. Who has a place on an
 instance is `target.py`'s. A start for which the node has no room is tried again as soon as some
-instance has given its place back; callers wait for that only while one is about to.
+instance has given its place back; callers wait for that only while one is about to, and idle ones
+of other versions are made to.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from agent.contracts.base import Contract
 from agent.contracts.failures import from_error
 from agent.core.instance import Event, State
 from agent.core.pool import Member, Pool
+from agent.core.room import Idle
 from agent.errors import AgentError, FunctionFailed, InvalidSpec, Overloaded
 from agent.functions.ending import KILL_S
 from agent.functions.instance import Instance
@@ -122,6 +124,7 @@ class Scaling:
         self.last_failure = from_error(error)
         self._look_again = now + NO_ROOM_PAUSE_S
         self._fleet.tell_of_room(self)
+        self._fleet.make_room(self.version, error)
         if not self._some_hope():
             self._refused(self._pool.expired(float("inf")), self.last_failure)
 
@@ -169,6 +172,14 @@ class Scaling:
         return member
 
     # -- down
+
+    def idle(self, now: float) -> list[Idle[tuple[Scaling, Member[Instance]]]]:
+        """Return the instances that could give their room to another version."""
+        spec = self.version.spec
+        return [
+            Idle((self, member), member.idle_since, spec.memory_bytes, spec.disk_mb)
+            for member in self._pool.idle(now, 0.0)
+        ]
 
     def _watch(self, member: Member[Instance]) -> None:
         container = member.instance.container

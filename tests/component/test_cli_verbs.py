@@ -14,7 +14,7 @@ import pytest
 from agent.control.node import InvokeCall, InvokeResult
 from agent.errors import FailedPrecondition, FunctionFailed, Overloaded
 from agent.model.failure import Failure, FailureKind
-from agent.model.records import CallRecord
+from agent.model.records import CallRecord, Meters
 from tests.component.cli_agent import Agent, running
 from tests.component.control_fake import AT_NS, IMAGE
 from tests.schemas import faults
@@ -315,7 +315,7 @@ def test_invoke_trace_itemises_the_cold_start_on_stderr(hello: Agent) -> None:
         "listen 4.00, init 0.00, found ready: image, network\n"
     )
     assert "billed 17 ms" in done.stderr
-    answering(hello, 200)
+    answering(hello, 200, meters=Meters(wall_ms=2.0))
     assert "warm" in hello.cli("invoke", "hello", "--trace").stderr
 
 
