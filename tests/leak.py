@@ -32,6 +32,8 @@ from agent.rootless.sweep import parent_of
 DEFAULT_RUN = Path("/run/kindling")
 # The second directory is that of setup/host.sh --dev.
 SLOTS = (Path("/var/lib/kindling/slots"), Path("/var/lib/kindling-test/slots"))
+# Where systemd puts the process of a reload, below a unit that it has delegated.
+SYSTEMD_GROUP = ".control"
 # Kept by images, not by instances (agent/containerd/snapshots.py; not imported, so that this
 # program runs on any Python without packages).
 VIEW_PREFIX = "view-"
@@ -241,7 +243,7 @@ def groups(agent: Agent, layout: cgroup.Layout) -> list[str]:
     found = []
     for base in sorted({Path(mount + layout.base) for mount in layout.mounts.values()}):
         for node in sorted(base.glob("*/")):
-            if node.name in others or node.name == cgroup.RUN_GROUP:
+            if node.name in others or node.name in (cgroup.RUN_GROUP, SYSTEMD_GROUP):
                 continue
             if node.name == agent.node and agent.alive:
                 found += [str(group) for group in node.glob("*/") if not is_own_group(group.name)]

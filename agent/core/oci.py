@@ -86,7 +86,8 @@ class VersionPlan:
     """What all containers of a version share.
 
     `argv` is the program's own command line, without the init. `limit_swap` says that the kernel
-    counts swap (always on cgroup v2; on v1 where memory.memsw.* exists).
+    counts swap (always on cgroup v2; on v1 where memory.memsw.* exists). `masked` are paths that
+    only this host has: they are hidden beside MASKED_PATHS.
     """
 
     argv: tuple[str, ...]
@@ -103,6 +104,7 @@ class VersionPlan:
     oom_score_adj: int = 500
     binds: tuple[Bind, ...] = ()
     limit_swap: bool = True
+    masked: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -225,7 +227,7 @@ def _linux(version: VersionPlan, cgroups_path: str, netns: str) -> dict[str, Any
             },
             "pids": {"limit": version.pids},
         },
-        "maskedPaths": list(MASKED_PATHS),
+        "maskedPaths": [*MASKED_PATHS, *version.masked],
         "readonlyPaths": list(READONLY_PATHS),
         "seccomp": profile(CAPABILITIES),
     }
