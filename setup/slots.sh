@@ -95,7 +95,7 @@ slots_of() {
     die "$dir has $((free / 1024)) MB free, slots of $class_mb MB need at least $((need / 1024)): free some, or point --slots-dir at a larger disk"
   act "make ${#new[@]} slots of $class_mb MB (sparse ext4 images on loop devices) at $dir/$class_mb" \
     make_slots "$dir" "$class_mb" "$uid" "$gid" "${new[@]}"
-  if [ "$dir" = "$SLOTS_DIR" ] && kill -0 "$(cat /run/kindling/lock 2>/dev/null)" 2>/dev/null; then
+  if [ "$dir" = "${SLOTS_DIR:-}" ] && kill -0 "$(cat /run/kindling/lock 2>/dev/null)" 2>/dev/null; then
     note "the agent that runs takes new slots when it is reloaded (systemctl reload kindling), or restarted where systemd does not run"
   fi
 }
