@@ -109,6 +109,7 @@ turn_over() {
     exchange "$VENV.new" "$VENV"
     rm -rf "$VENV.new"
   else
+    # At the first install there is no link, and nothing was before.
     readlink "$VENV" >"$AGENTS/.before" || true
     mv -T "$VENV.new" "$VENV"
   fi
@@ -127,6 +128,7 @@ if libc.renameat2(here, os.fsencode(sys.argv[1]), here, os.fsencode(sys.argv[2])
 # before them, has the interpreter's path in its arguments.
 unused() {
   local dir
+  # cat fails for those that end meanwhile, and tells of all others.
   cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' >"$TMP/arguments" || true
   for dir in "$@"; do
     if [ -d "$dir" ] && ! grep -qF "$dir/" "$TMP/arguments"; then printf '%s\n' "$dir"; fi

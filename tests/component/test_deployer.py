@@ -4,132 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 from agent.aio.tasks import spawn
-from agent.core import oci_image
-from agent.core.oci_image import Descriptor, Manifest
 from agent.errors import (
     AlreadyExists,
     FailedPrecondition,
     FunctionFailed,
-    InvalidSpec,
     NotFound,
     RuntimeUnavailable,
 )
-from agent.functions.deploy import Deployer, Runners, Stores
-from agent.functions.registry import Registry
 from agent.model.failure import FailureKind
-from agent.model.limits import GB
-from agent.model.spec import parse_spec
-from agent.store.functions import FunctionStore
-from agent.telemetry.events import Events
-from tests.component.function_house import IMAGE, House, call, failing, turns, until
-
-
-class FakeStore:
-    """The real store behind failpoints."""
-
-    def __init__(self, real, points):
-        self.real = real
-        self.points = points
-
-    async def put(self, version, *, latest):
-        await self.points.at("put")
-        await self.real.put(version, latest=latest)
-
-    async def remove(self, name):
-        await self.points.at("remove")
-        return await self.real.remove(name)
-
-
-class Town(House):
-    """A house with a deployer; `images` are what the registry has."""
-
-    async def __aenter__(self):
-        self.store = await FunctionStore.open(self.path / "functions.db")
-        self.registry = Registry()
-        self.events = Events()
-        self.images = {"docker.io/library/x:1": IMAGE, "kindling.local/x:1": IMAGE}
-        self.compressed, self.unpacked = [1], 1
-        self.layer_type = oci_image.DOCKER_LAYER + ".gzip"
-        self.records = {}
-        self.pulls = []
-        self.registry_down = False
-        containerd = SimpleNamespace(
-            images=SimpleNamespace(
-                inspect=self._inspect, get=self._get, put=self._put, delete=self._delete
-            ),
-            transfer=SimpleNamespace(pull=self._pull),
-        )
-        functions = FakeStore(self.store, self.points)
-        stores = Stores(functions, None, containerd, self.logs, self.events)
-        runners = Runners(self.fleet, self.jobs, self.builder)
-        self.deployer = Deployer(self.config, self.registry, runners, stores)
-        return self
-
-    async def __aexit__(self, *_):
-        await self.store.close()
-        await super().__aexit__(*_)
-
-    async def _inspect(self, name):
-        await self.points.at("inspect")
-        if name not in self.images:
-            raise NotFound(name)
-        return SimpleNamespace(
-            name=name,
-            digest=self.images[name].digest,
-            manifest=self._manifest(),
-            unpacked_bytes=self.unpacked,
-            facts=lambda: self.images[name],
-        )
-
-    def _manifest(self):
-        layers = [Descriptor(self.layer_type, "sha256:1", size) for size in self.compressed]
-        return Manifest("m", Descriptor("c", "sha256:0", 0), tuple(layers))
-
-    async def _pull(self, name, *, deadline, accept):
-        self.pulls.append(name)
-        await self.points.at("pull")
-        if self.registry_down:
-            raise RuntimeUnavailable("the registry does not answer")
-        if name in self.images:
-            accept(SimpleNamespace(manifest=self._manifest()))
-            self.records[name] = record(self.images[name].digest)
-        return await self._inspect(name)
-
-    async def _get(self, name):
-        if name not in self.records:
-            raise NotFound(name)
-        return self.records[name]
-
-    async def _put(self, name, target, labels):
-        self.records[name] = SimpleNamespace(target=target, labels=labels)
-
-    async def _delete(self, name):
-        await self.points.at("delete image")
-        del self.records[name]
-
-    def spec(self, name="f", **fields):
-        data = {"name": name, "image": "x:1", "contract": "fc", "kind": "http", "port": self.port}
-        return parse_spec({**data, **fields})
-
-    async def deploy(self, name="f", *, wait=False, **fields):
-        return await self.deployer.deploy(self.spec(name, **fields), wait=wait)
-
-    async def stored(self):
-        return {
-            f.name: (f.latest, [v.version for v in f.versions]) for f in await self.store.load()
-        }
-
-    def deployed(self):
-        return {f.name: (f.latest, sorted(f.versions)) for f in self.registry.functions()}
-
-
-def record(digest):
-    return SimpleNamespace(target=Descriptor("m", digest, 1), labels={})
+from tests.component.deploy_house import Town
+from tests.component.function_house import IMAGE, call, failing, turns, until
 
 
 @pytest.fixture
@@ -192,109 +80,6 @@ async def test_too_many_functions_are_refused(town):
     with pytest.raises(FailedPrecondition, match="max_functions"):
         await town.deploy("g")
     await town.deploy("f", timeout_s=9)
-
-
-# -- the sizes of images
-
-SCF = {"contract": "scf-web", "port": 9000}
-X = "docker.io/library/x:1"
-
-
-@pytest.mark.parametrize("contract", [SCF, {"contract": "scf-job", "kind": "job", "port": None}])
-async def test_what_is_too_large_to_pull_is_refused_before_a_byte_is_fetched(town, contract):
-    town.compressed = [GB, 1]
-    with pytest.raises(InvalidSpec) as refused:
-        await town.deploy(**contract)
-    [problem] = refused.value.problems
-    assert problem.field == "image"
-    for part in (X, f"{GB + 1} bytes", "1 GB", contract["contract"], "build it smaller"):
-        assert part in problem.message
-    assert (town.records, town.deployed(), await town.stored()) == ({}, {}, {})
-    town.compressed = [GB]
-    assert (await town.deploy(**contract)).created
-
-
-@pytest.mark.parametrize("contract", ["fc", "fc2"])
-async def test_what_is_too_large_unpacked_is_refused_and_taken_back(town, contract):
-    town.unpacked = 10 * GB + 1
-    with pytest.raises(InvalidSpec, match=r"10\.00 GB .* unpacked; .* at most 10 GB"):
-        await town.deploy(contract=contract)
-    assert (town.records, town.deployed(), await town.stored()) == ({}, {}, {})
-    town.unpacked = 10 * GB
-    assert (await town.deploy(contract=contract)).created
-    assert X in town.records
-
-
-async def test_a_pull_is_spared_when_even_compressed_it_is_more_than_may_be_unpacked(town):
-    town.compressed = [10 * GB, 1]
-    with pytest.raises(InvalidSpec, match="compressed, and more unpacked"):
-        await town.deploy()
-    assert town.records == {}
-
-
-async def test_an_image_that_was_here_before_stays_though_a_contract_refuses_it(town):
-    town.unpacked = 11 * GB
-    town.records[X] = record(IMAGE.digest)
-    with pytest.raises(InvalidSpec):
-        await town.deploy()
-    assert town.records[X].target.digest == IMAGE.digest
-
-
-async def test_a_name_that_was_moved_in_vain_stands_for_what_it_did_before(town):
-    town.unpacked = 11 * GB
-    town.records[X] = record("sha256:old")
-    with pytest.raises(InvalidSpec):
-        await town.deploy()
-    assert town.records[X].target.digest == "sha256:old"
-
-
-async def test_an_image_in_use_by_another_function_is_not_taken_back(town):
-    town.unpacked = 11 * GB
-    await town.deploy("g", contract="vercel")
-    with pytest.raises(InvalidSpec):
-        await town.deploy()
-    assert X in town.records
-
-
-async def test_an_image_another_deploy_relies_on_is_not_taken_back(town):
-    town.unpacked = 11 * GB
-    gate = town.points.hang["check"] = asyncio.Event()
-    other = spawn("d", town.deploy("g", contract="vercel"))
-    await town.points.reached("check")
-    del town.records[X]  # as if it were about to be pulled
-    with pytest.raises(InvalidSpec):
-        await town.deploy()
-    assert X in town.records
-    gate.set()
-    assert (await other).created
-
-
-async def test_a_deploy_cancelled_while_its_image_is_taken_back_still_takes_it_back(town):
-    town.unpacked = 11 * GB
-    town.points.cancel.add("delete image")
-    task = town.points.victim = spawn("d", town.deploy())
-    await asyncio.wait({task})
-    assert task.cancelled()
-    assert town.records == {}
-
-
-async def test_imported_images_are_measured_too(town):
-    town.unpacked = 11 * GB
-    with pytest.raises(InvalidSpec, match=r"kindling\.local/x:1 takes 11\.00 GB"):
-        await town.deploy(image="kindling.local/x:1")
-    town.compressed = [2 * GB]
-    with pytest.raises(InvalidSpec, match="compressed"):
-        await town.deploy(image="kindling.local/x:1", **SCF)
-    town.layer_type = oci_image.DOCKER_LAYER  # nobody knows what it would pack to
-    assert (await town.deploy(image="kindling.local/x:1", **SCF)).created
-
-
-async def test_what_is_on_the_node_is_measured_when_the_registry_is_down(town):
-    town.registry_down, town.unpacked = True, 11 * GB
-    town.records[X] = record(IMAGE.digest)
-    with pytest.raises(InvalidSpec):
-        await town.deploy()
-    assert X in town.records
 
 
 # -- what is accepted and has no effect yet

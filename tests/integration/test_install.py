@@ -78,6 +78,7 @@ def test_a_command_that_starts_meanwhile_finds_a_whole_agent():
 
 
 def test_the_last_agent_and_one_that_still_runs_stay_and_older_ones_go():
+    # What sleeps only has to be there until it is killed, and `wait` tells that it was.
     done = scratch(
         f"""
         first=$(current)
@@ -100,6 +101,7 @@ def test_an_installation_that_was_cut_short_is_made_again_and_was_never_seen():
         before=$(current)
         change one; install >"$top/log" 2>&1 & installing=$!
         until [ "$(agents | wc -l)" = 2 ]; do sleep 0.01; done
+        # It may have just ended, or be between two children: either is fine here.
         pkill -9 -P $installing || true; kill -9 $installing || true; wait $installing || true
         [ "$(current)" = "$before" ]
         {LIB}/venv/bin/kindling --version

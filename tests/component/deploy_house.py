@@ -1,0 +1,121 @@
+"""Deploys over a real store: a house with a deployer, and a registry that a test fills."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from agent.core import oci_image
+from agent.core.oci_image import Descriptor, Manifest
+from agent.errors import (
+    NotFound,
+    RuntimeUnavailable,
+)
+from agent.functions.deploy import Deployer, Runners, Stores
+from agent.functions.registry import Registry
+from agent.model.spec import parse_spec
+from agent.store.functions import FunctionStore
+from agent.telemetry.events import Events
+from tests.component.function_house import IMAGE, House
+
+
+class FakeStore:
+    """The real store behind failpoints."""
+
+    def __init__(self, real, points):
+        self.real = real
+        self.points = points
+
+    async def put(self, version, *, latest):
+        await self.points.at("put")
+        await self.real.put(version, latest=latest)
+
+    async def remove(self, name):
+        await self.points.at("remove")
+        return await self.real.remove(name)
+
+
+class Town(House):
+    """A house with a deployer; `images` are what the registry has."""
+
+    async def __aenter__(self):
+        self.store = await FunctionStore.open(self.path / "functions.db")
+        self.registry = Registry()
+        self.events = Events()
+        self.images = {"docker.io/library/x:1": IMAGE, "kindling.local/x:1": IMAGE}
+        self.compressed, self.unpacked = [1], 1
+        self.layer_type = oci_image.DOCKER_LAYER + ".gzip"
+        self.records = {}
+        self.pulls = []
+        self.registry_down = False
+        containerd = SimpleNamespace(
+            images=SimpleNamespace(
+                inspect=self._inspect, get=self._get, put=self._put, delete=self._delete
+            ),
+            transfer=SimpleNamespace(pull=self._pull),
+        )
+        functions = FakeStore(self.store, self.points)
+        stores = Stores(functions, None, containerd, self.logs, self.events)
+        runners = Runners(self.fleet, self.jobs, self.builder)
+        self.deployer = Deployer(self.config, self.registry, runners, stores)
+        return self
+
+    async def __aexit__(self, *_):
+        await self.store.close()
+        await super().__aexit__(*_)
+
+    async def _inspect(self, name):
+        await self.points.at("inspect")
+        if name not in self.images:
+            raise NotFound(name)
+        return SimpleNamespace(
+            name=name,
+            digest=self.images[name].digest,
+            manifest=self._manifest(),
+            unpacked_bytes=self.unpacked,
+            facts=lambda: self.images[name],
+        )
+
+    def _manifest(self):
+        layers = [Descriptor(self.layer_type, "sha256:1", size) for size in self.compressed]
+        return Manifest("m", Descriptor("c", "sha256:0", 0), tuple(layers))
+
+    async def _pull(self, name, *, deadline, accept):
+        self.pulls.append(name)
+        await self.points.at("pull")
+        if self.registry_down:
+            raise RuntimeUnavailable("the registry does not answer")
+        if name in self.images:
+            accept(SimpleNamespace(manifest=self._manifest()))
+            self.records[name] = record(self.images[name].digest)
+        return await self._inspect(name)
+
+    async def _get(self, name):
+        if name not in self.records:
+            raise NotFound(name)
+        return self.records[name]
+
+    async def _put(self, name, target, labels):
+        self.records[name] = SimpleNamespace(target=target, labels=labels)
+
+    async def _delete(self, name):
+        await self.points.at("delete image")
+        del self.records[name]
+
+    def spec(self, name="f", **fields):
+        data = {"name": name, "image": "x:1", "contract": "fc", "kind": "http", "port": self.port}
+        return parse_spec({**data, **fields})
+
+    async def deploy(self, name="f", *, wait=False, **fields):
+        return await self.deployer.deploy(self.spec(name, **fields), wait=wait)
+
+    async def stored(self):
+        return {
+            f.name: (f.latest, [v.version for v in f.versions]) for f in await self.store.load()
+        }
+
+    def deployed(self):
+        return {f.name: (f.latest, sorted(f.versions)) for f in self.registry.functions()}
+
+
+def record(digest):
+    return SimpleNamespace(target=Descriptor("m", digest, 1), labels={})
