@@ -46,6 +46,7 @@ from agent.telemetry.logs import LogLine
 if TYPE_CHECKING:
     from agent.config import NodeConfig
     from agent.containerd.client import Containerd
+    from agent.core.mode import NodeMode
     from agent.functions.deploy import Runners
     from agent.functions.reconcile import Reconciler
     from agent.functions.registry import Registry
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from agent.sandbox.images import Images
     from agent.storage.slots import WritableLayers
     from agent.store.calls import CallStore
+    from agent.store.orders import Orders
     from agent.telemetry.events import Events
     from agent.telemetry.logs import Logs
 
@@ -75,6 +77,9 @@ class Rooms:
     calls: CallStore
     events: Events
     logs: Logs
+    mode: NodeMode
+    orders: Orders
+    reload: Callable[[], None]
     components: dict[str, str]
     features: tuple[str, ...]
 
@@ -211,7 +216,7 @@ class LocalNode:
         id = request_id or target.contract.new_request_id(os.urandom(16))
         call = Call(id, "job", b"POST", b"/", [], instance="")
         run = await self._rooms.runners.jobs.run(target, call, event)
-        await asyncio.shield(run.ended if wait else run.started)
+        await run.wait(to_the_end=wait)
         return run.record
 
     async def _never_seen(self, request_id: str) -> None:
@@ -295,7 +300,7 @@ class LocalNode:
             region=rooms.config.node.region,
             version=rooms.components.get("kindling", ""),
             started_ns=self._started_ns,
-            draining=rooms.runners.fleet.draining,
+            draining=not rooms.mode.takes_calls,
             capacity=self._capacity.now(),
             components={**rooms.components, "kernel": platform.release()},
             contracts=tuple(DIALECTS),
@@ -311,8 +316,8 @@ class LocalNode:
 
     async def drain(self, timeout_s: float | None) -> int:
         """See `control.node.Node.drain`."""
-        fleet = self._rooms.runners.fleet
-        fleet.draining = True
+        self._rooms.mode.drain()
+        await asyncio.to_thread(self._rooms.orders.order_drain, True)
         await self._serving(False)
         self._rooms.events.add("NodeDrainBegan", message="the node takes no new calls")
         limit = asyncio.get_running_loop().time() + (timeout_s if timeout_s is not None else 1e9)
@@ -332,7 +337,8 @@ class LocalNode:
 
     async def undrain(self) -> None:
         """See `control.node.Node.undrain`."""
-        self._rooms.runners.fleet.draining = False
+        self._rooms.mode.undrain()
+        await asyncio.to_thread(self._rooms.orders.order_drain, False)
         await self._serving(True)
         self._rooms.events.add("NodeUndrained", message="the node takes calls again")
 

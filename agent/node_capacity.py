@@ -41,7 +41,7 @@ class NodeCapacity:
             instances_used=use.instances,
             inflight=sum(t.pool.inflight for t in targets),
             queued=sum(t.pool.waiting for t in targets),
-            draining=fleet.draining,
+            draining=not rooms.mode.takes_calls,
             free_layers={
                 int(kind.removeprefix("slot")): counts.ready
                 for kind, counts in rooms.layers.counts().items()

@@ -95,7 +95,7 @@ class NodeFactsView:
 
     def unready(self) -> str | None:
         """Return None when the node takes calls, else why not."""
-        return "the node drains" if self._rooms.runners.fleet.draining else None
+        return None if self._rooms.mode.takes_calls else "the node drains"
 
     def state(self) -> dict[str, Any]:
         """Return the whole state for somebody who debugs at night, as JSON values."""

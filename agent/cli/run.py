@@ -16,7 +16,7 @@ import click
 
 from agent import config
 from agent.errors import AgentError, FailedPrecondition
-from agent.rootless import lock, notice, parent, preflight, probe, settings
+from agent.rootless import lock, parent, preflight, probe, settings
 
 # Whatever the shell has: 077 would shut the group out of its sockets, and users of functions out of
 # their root directory; 000 would let the group write what the agent reads.
@@ -51,13 +51,17 @@ def command(file: Path | None, check_config: bool) -> None:
     except AgentError as error:
         if held is None:
             raise
-        notice.say("run", f"{error}; the configuration stays as it was")
+        held.refused = str(error)
         parent.become(Path(held.config), held)
         return
-    path = node.paths.run / settings.CONFIG_NAME
-    _write(path, node.model_dump_json(indent=1))
-    held.config = str(path)
-    parent.become(path, held)
+    run = node.paths.run
+    if held.rootlesskit:
+        # The worker that is to take it may fail: until then the one before holds.
+        _write(run / settings.NEXT_CONFIG_NAME, node.model_dump_json(indent=1))
+    else:
+        held.config = str(run / settings.CONFIG_NAME)
+        _write(Path(held.config), node.model_dump_json(indent=1))
+    parent.become(Path(held.config), held)
 
 
 def _refuse_root() -> None:

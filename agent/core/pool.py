@@ -163,8 +163,11 @@ class Pool(Generic[T, W]):
         self.starting += 1
         return member
 
-    def ready(self, member: Member[T], now: float) -> list[W]:
-        """Note that a member serves; the waiters returned have a place on it each, in order."""
+    def ready(self, member: Member[T], now: float, taken: int = 0) -> list[W]:
+        """Note that a member serves; the waiters returned have a place on it each, in order.
+
+        `taken` places on it are in calls of another worker, which started it.
+        """
         if member.stage is not Stage.STARTING:
             raise Bug(f"{member!r} was not starting")
         member.stage = Stage.READY
@@ -173,16 +176,18 @@ class Pool(Generic[T, W]):
         self.ready_count += 1
         member.ready_at, member.strikes = now, self.failures
         self.failures, self._retry_at = 0, -inf
+        member.inflight += taken
+        self.inflight += taken
         return self._serve(member)
 
-    def adopted(self, instance: T, now: float, foreign: int = 0) -> tuple[Member[T], list[W]]:
-        """Count an instance that already serves, with `foreign` calls of another worker in flight.
+    def adopted(self, instance: T, now: float, taken: int = 0) -> tuple[Member[T], list[W]]:
+        """Count an instance that already serves, with `taken` calls of other workers in flight.
 
         Those are released like any other call. The waiters returned have a place on it each.
         """
         member = self.added(instance, now)
-        member.inflight = foreign
-        self.inflight += foreign
+        member.inflight = taken
+        self.inflight += taken
         member.stage = Stage.READY
         self.starting -= 1
         self.ready_count += 1

@@ -3,8 +3,8 @@
 The plan is made from one look at the world and asks for nothing twice: carried out and made again,
 it is empty. It relies on this: (1) an instance's record is written before its container is made and
 removed after everything of it is gone; (2) containers of ours carry the instance's id; (3) the
-ledger says which instances were in a call of another worker; (4) while that worker lives, its calls
-are taken, not lost.
+ledger says which instances are in a call of another worker; (4) while that worker lives, its calls
+are taken, not lost, and what it starts or ends is its own.
 
 `agent/functions/reconcile.py` looks and acts, at every start and on a timer.
 """
@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from agent.core.instance import SERVING
+from agent.core.instance import BEFORE_READY, SERVING
 from agent.model.records import InstanceRecord
 
 TaskStatus = Literal["created", "running", "paused", "stopped", "none"]
@@ -36,17 +36,19 @@ class Wanted:
 class World:
     """One look at everything.
 
-    `tasks` has every container of ours by id, `none` where it has no task. `foreign` counts calls
-    of other workers by instance; `foreign_alive` says that those workers still run. `held` are the
-    instances that serve under this worker, `busy` those that it is starting or stopping right now
-    (they are left alone), `starting` how many of a version are among them.
+    `tasks` has every container of ours by id, `none` where it has no task. `living` are the
+    generations of other workers that still run; `taken` counts their calls by instance, `lost`
+    those of workers that have died. `held` are the instances that serve under this worker, `busy`
+    those that it is starting or stopping right now (they are left alone), `starting` how many of a
+    version are among them.
     """
 
     wanted: Mapping[Key, Wanted] = field(default_factory=dict)
     records: Collection[InstanceRecord] = ()
     tasks: Mapping[str, TaskStatus] = field(default_factory=dict)
-    foreign: Mapping[str, int] = field(default_factory=dict)
-    foreign_alive: bool = False
+    living: frozenset[int] = frozenset()
+    taken: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
     held: Mapping[str, Key] = field(default_factory=dict)
     busy: frozenset[str] = frozenset()
     starting: Mapping[Key, int] = field(default_factory=dict)
@@ -54,10 +56,17 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """Take a running instance over, with `foreign` calls of another worker in flight."""
+    """Take a running instance over, with `taken` calls of other workers in flight."""
 
     id: str
-    foreign: int = 0
+    taken: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveToOwner:
+    """Leave an instance to the living worker that starts it, ends it or keeps it."""
+
+    id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +114,19 @@ class StartMin:
 
 
 Effect = (
-    Adopt | StopOrphan | DropRecord | RecycleMidCall | StopHalfStarted | StopUnwanted | StartMin
+    Adopt
+    | LeaveToOwner
+    | StopOrphan
+    | DropRecord
+    | RecycleMidCall
+    | StopHalfStarted
+    | StopUnwanted
+    | StartMin
 )
 
 
 _ADOPTABLE = frozenset(state.value for state in SERVING)
+_COMING = frozenset(state.value for state in BEFORE_READY)
 
 
 def plan(world: World) -> list[Effect]:
@@ -121,7 +138,7 @@ def plan(world: World) -> list[Effect]:
         if record.id in world.held or record.id in world.busy:
             continue
         effect = _judge(record, world)
-        if isinstance(effect, Adopt):
+        if isinstance(effect, Adopt) or _will_serve(effect, record):
             adopted[record.function, record.version] += 1
         effects.append(effect)
     effects += _about_held(world)
@@ -130,23 +147,28 @@ def plan(world: World) -> list[Effect]:
 
 
 def _judge(record: InstanceRecord, world: World) -> Effect:
+    if record.owner in world.living and (record.kept or record.state not in _ADOPTABLE):
+        return LeaveToOwner(record.id)
     status = world.tasks.get(record.id, "none")
     if status in ("none", "stopped"):
         return DropRecord(record.id)
     if record.state not in _ADOPTABLE:
         return StopHalfStarted(record.id)
     wanted = world.wanted.get((record.function, record.version))
-    foreign = world.foreign.get(record.id, 0)
     if wanted is None:
         return StopUnwanted(record.id)
     if _was_mid_call(record.id, wanted, world):
         return RecycleMidCall(record.id)
-    return Adopt(record.id, foreign if world.foreign_alive else 0)
+    return Adopt(record.id, world.taken.get(record.id, 0))
+
+
+def _will_serve(effect: Effect, record: InstanceRecord) -> bool:
+    """Say whether an instance that is left to its owner is on its way to serve."""
+    return isinstance(effect, LeaveToOwner) and record.state in _COMING
 
 
 def _was_mid_call(id: str, wanted: Wanted, world: World) -> bool:
-    left = world.foreign.get(id, 0) > 0 and not world.foreign_alive
-    return left and wanted.concurrency == 1 and wanted.kind != "job"
+    return world.lost.get(id, 0) > 0 and wanted.concurrency == 1 and wanted.kind != "job"
 
 
 def _about_held(world: World) -> list[Effect]:
@@ -179,6 +201,7 @@ _ORDER = (
     StopHalfStarted,
     RecycleMidCall,
     StopUnwanted,
+    LeaveToOwner,
     Adopt,
     StartMin,
 )
@@ -190,6 +213,7 @@ def _rank(effect: Effect) -> int:
 
 _WORDS: dict[type[Effect], str] = {
     Adopt: "adopted {}",
+    LeaveToOwner: "left {} to the worker before",
     StopOrphan: "stopped {} without a record",
     DropRecord: "cleared {} that had ended",
     RecycleMidCall: "recycled {} left in a call",

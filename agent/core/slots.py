@@ -111,6 +111,10 @@ class Slots:
         """Record that a slot already belongs to an instance (a new worker finds it running)."""
         self._step("adopt", number)
 
+    def adoptable(self, number: int) -> bool:
+        """Say whether a slot is ours and belongs to no instance and no maker."""
+        return number in self._state and self._state[number] in STEPS["adopt"][0]
+
     def release(self, number: int) -> None:
         """Take a slot back from its instance; it is dirty now."""
         self._step("release", number)

@@ -112,8 +112,7 @@ class Deployer:
         self._stores = stores
         self._images = ImageSource(stores.containerd, registry)
         self._max_functions = config.limits.max_functions
-        node = config.node
-        self._facts = NodeFacts(node.region, node.account_id, node.app_id, node.uin)
+        self._facts = node_facts(config)
         # A lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._removals: dict[str, Removal] = {}
@@ -229,7 +228,7 @@ class Deployer:
             failure = scaling.last_failure
             if failure is not None and not pool.starting and not self._gets_room(failure):
                 raise FunctionFailed(failure)
-            if self._fleet.draining:
+            if not self._fleet.mode.takes_calls:
                 raise Overloaded("the node drains: nothing is started", reason="draining")
             if pool.closed or self._fleet.now() > limit:
                 raise FailedPrecondition(f"{target.version.name} did not become ready in time")
@@ -275,6 +274,12 @@ class Deployer:
         finally:
             del self._removals[name]
             removal.has_ended()
+
+
+def node_facts(config: NodeConfig) -> NodeFacts:
+    """Return what the contracts tell functions of this node."""
+    node = config.node
+    return NodeFacts(node.region, node.account_id, node.app_id, node.uin)
 
 
 def _longest_end_s(version: FunctionVersion) -> float:

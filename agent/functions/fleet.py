@@ -12,14 +12,15 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from agent.config import NodeConfig
 from agent.contracts.base import Contract
-from agent.core.instance import State
+from agent.core.instance import SERVING, State
+from agent.core.mode import NodeMode
 from agent.core.room import Need, who_gives_way
 from agent.errors import Overloaded
 from agent.functions.instance import Doors, Instance
@@ -29,12 +30,12 @@ from agent.telemetry.logs import FunctionLog
 
 if TYPE_CHECKING:
     from agent.functions.target import FunctionTarget
-    from agent.store.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05  # how late a waiting call may hear that its time is over
 IDLE_LOOK_S = 1.0
+SLOT_LOOK_S = 0.002
 ID_BYTES = 4
 MB = 1 << 20
 LEAVING = (State.DRAINING, State.STOPPING)
@@ -87,14 +88,11 @@ class Fleet:
         self,
         config: NodeConfig,
         doors: Doors,
-        ledger: Ledger,
+        mode: NodeMode,
         listeners: tuple[Listener, ...],
         memory_bytes: int,
     ) -> None:
-        self.ledger = ledger
-        self.draining = False
-        self.handed_over = False
-        """The next worker has the instances: nothing is started, ended or given back here."""
+        self.mode = mode
         self.memory_bytes = memory_bytes
         self.now: Callable[[], float] = time.monotonic  # the loop's own clock ticks in whole ms
         self.instances: dict[str, Instance] = {}
@@ -110,8 +108,8 @@ class Fleet:
         self._cpu_taken = 0
 
     def __repr__(self) -> str:
-        state = " draining" if self.draining else ""
-        return f"<Fleet {len(self.instances)} instances {self._memory_taken // MB} MB{state}>"
+        taken = f"{len(self.instances)} instances {self._memory_taken // MB} MB"
+        return f"<Fleet {taken} {self.mode.mode.value}>"
 
     @property
     def use(self) -> Use:
@@ -201,7 +199,11 @@ class Fleet:
             for instance in self.instances.values()
         )
         now = self.now()
-        if self.handed_over or going >= max(1, len(self._short)) or now < self._nobody_until:
+        if (
+            not self.mode.owns_instances
+            or going >= max(1, len(self._short))
+            or now < self._nobody_until
+        ):
             return
         short_bytes = self._memory_taken + version.spec.memory_bytes - self.memory_bytes
         need = Need(error.reason, short_bytes, version.spec.disk_mb)
@@ -236,21 +238,39 @@ class Fleet:
 
     @asynccontextmanager
     async def start_permit(self) -> AsyncIterator[None]:
-        """Return what a start holds while the runtime works: more would slow each other down.
-
-        Raises Overloaded(draining) once the node belongs to the next worker.
-        """
+        """Return what a start holds while the runtime works: more would slow each other down."""
         async with self._permits:
-            if self.handed_over:
-                raise Overloaded("the next worker has taken over", reason="draining")
             yield
 
-    def hand_over(self) -> None:
-        """Leave every instance and its output to the next worker; calls in flight go on."""
-        self.draining = self.handed_over = True
+    async def starts_have_slots(self, within_s: float) -> bool:
+        """Wait until every start under way holds its slots; say whether that came to pass.
+
+        Then it can go on beside another worker, which leaves alone what a record names.
+        """
+        deadline = asyncio.get_running_loop().time() + within_s
+        while any(one.wants_slots for one in self.instances.values()):
+            if asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(SLOT_LOOK_S)
+        return True
+
+    def hand_over(self, kept: Collection[str]) -> None:
+        """Leave every instance that serves, and its output, to the next worker.
+
+        Calls in flight go on. What starts or ends here goes on to its end here, and so do the
+        instances in `kept`: jobs whose callers wait here.
+        """
+        self.mode.hand_over()
         for instance in self.instances.values():
-            if instance.container is not None:
-                instance.container.output.detach()
+            if instance.id in kept:
+                instance.keep()
+            elif instance.state in SERVING and not instance.handed_over:
+                instance.hand_over()
+
+    @property
+    def unsettled(self) -> int:
+        """How many instances start or end here, or are kept, once others have been handed over."""
+        return sum(one.is_ours for one in self.instances.values())
 
     # -- the timer
 

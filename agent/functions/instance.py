@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 from agent.aio.patience import Patience
 from agent.aio.tasks import finish, spawn
 from agent.contracts.base import Contract
-from agent.core.instance import Event, Lifecycle, State
+from agent.core.instance import BEFORE_READY, Event, Lifecycle, State
 from agent.core.logtail import Line
 from agent.core.metering import InstanceMeter
+from agent.core.mode import NodeMode
 from agent.errors import AgentError, FunctionFailed
 from agent.functions import readiness, why
 from agent.functions.ending import Ending
@@ -56,8 +57,12 @@ class Doors:
     open_socket: Callable[[], Awaitable[socket.socket]]
     save: Callable[[InstanceRecord], None]
     forget: Callable[[str], None]
+    worker: int
+    """Our generation: who starts and ends what records name."""
     row: Callable[[int], Row]
     """Gives the count of calls in the in-flight ledger of a network slot's number."""
+    mode: NodeMode
+    """Says whether what serves is still ours; else the next worker is to have it."""
     observe: Callable[[State, float], None]
     """Told the state that was left and the seconds spent in it."""
 
@@ -83,6 +88,9 @@ class Instance:
         self._life = Lifecycle(asyncio.get_running_loop().time())
         self._hooks = Hooks(self.endpoint, contract, doors, self.note)
         self._patience = Patience()
+        self.handed_over = False
+        """Whether another worker has it: it started it, or was left it."""
+        self._kept = False
         self._end: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -123,7 +131,8 @@ class Instance:
             cold_start = await self._start(environment, Laps(asked_at), permit)
             self.cold_start = replace(cold_start, total_ms=(time.monotonic() - asked_at) * 1000)
             self._happened(Event.INITIALIZED)
-            self._remember()
+            if self._doors.mode.owns_instances:
+                self._remember()
         except BaseException:
             broken = self.stop(grace_s=0.0, event=Event.BROKE)
             await finish(f"end {self.id}", broken, within_s=BROKEN_S)
@@ -259,8 +268,8 @@ class Instance:
         calls, self.calls = self.calls, no_row()
         calls.clear()  # before its number can be another instance's
         if self.container is not None:
+            # The record goes when all of it is gone, which may be later than this.
             await self._doors.builder.destroy(self.container)
-        self._doors.forget(self.id)
         left, spent_s = self.state, self._life.clear(asyncio.get_running_loop().time())
         self._doors.observe(left, spent_s)
 
@@ -275,9 +284,42 @@ class Instance:
         """Note that it gets no more calls."""
         if self.state in (State.READY, State.FROZEN):
             self._happened(Event.DRAIN_BEGAN)
+            if not self.handed_over:
+                self._disown()
+
+    def hand_over(self) -> None:
+        """Leave it and its output to the next worker, which adopts it by its record."""
+        self.handed_over = True
+        if self.container is not None:
+            self.container.output.detach()
+        self._remember()
+
+    def keep(self) -> None:
+        """Have its record say that it stays with this worker as long as that lives."""
+        self._kept = True
+        self._remember()
+
+    @property
+    def wants_slots(self) -> bool:
+        """Whether it is being started and holds no slots yet."""
+        return self.container is None and self.state in BEFORE_READY and not self.handed_over
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it starts or ends here, or is kept: another worker leaves it alone."""
+        return self._life.live and not self.handed_over
+
+    def expected(self, record: InstanceRecord) -> None:
+        """Stand for an instance that another worker starts, ends or keeps."""
+        self.handed_over = True
+        self.created_ns = record.created_ns
+        known = {state.value: state for state in State}
+        state = known.get(record.state, State.STOPPING)
+        self._life = Lifecycle(asyncio.get_running_loop().time(), state)
 
     def adopted(self, container: Container, record: InstanceRecord) -> None:
         """Take over a running container as READY: the record of the worker before says so."""
+        self.handed_over = False
         self._has(container)
         self.cold_start = record.cold_start
         self.created_ns = record.created_ns
@@ -339,6 +381,8 @@ class Instance:
             state=self.state.value,
             created_ns=self.created_ns,
             cold_start=self.cold_start,
+            owner=self._doors.worker,
+            kept=self._kept,
         )
 
     def _remember(self) -> None:

@@ -41,7 +41,7 @@ class JobRunner:
 
     def __init__(self, fleet: Fleet, save: Callable[[CallRecord], Awaitable[None]]) -> None:
         self._fleet = fleet
-        self._save_record = save
+        self._save = save
         self._runs: dict[str, Run] = {}
         self._of: Counter[tuple[str, int]] = Counter()
 
@@ -59,7 +59,7 @@ class JobRunner:
         """Run a job for a call; return its answer in the contract's words, and its report."""
         run = await self.run(target, call, event)
         waits = target.contract.waits_for_job()
-        await asyncio.shield(run.ended if waits else run.started)
+        await run.wait(to_the_end=waits)
         if run.failure is not None:
             raise FunctionFailed(run.failure)
         code = run.record.exit_code if waits else None
@@ -97,7 +97,7 @@ class JobRunner:
     def _check(self, target: FunctionTarget, call: Call) -> None:
         if call.request_id in self._runs:
             raise AlreadyExists(f"call {call.request_id} runs already")
-        if self._fleet.draining or target.pool.closed:
+        if not self._fleet.mode.takes_calls or target.pool.closed:
             raise Overloaded("no new calls are taken", reason="draining")
         most = target.version.spec.scaling.max
         if self._of[target.version.key] >= most:
@@ -154,7 +154,7 @@ class JobRunner:
 
     async def _leave(self, run: Run) -> None:
         """Forget a run; nothing of its instance stays, whatever went wrong."""
-        if not self._fleet.handed_over:
+        if self._is_ours(run):
             gone = run.instance.stop(grace_s=0.0)
             await finish(f"end {run.instance.id}", gone, within_s=BROKEN_S)
         key = run.target.version.key
@@ -184,7 +184,12 @@ class JobRunner:
                 run.instance = self._fleet.again(run.instance, run.target.log)
         self._fleet.started(run.instance)
         run.has_started()
-        await self._note(run.record)
+        await self._note(run)
+        if not self._fleet.mode.owns_instances:
+            if run.awaited:
+                run.instance.keep()
+            else:
+                run.instance.hand_over()
         run.started.set_result(None)
 
     @asynccontextmanager
@@ -206,7 +211,7 @@ class JobRunner:
         run.cpu_ns = instance.cpu_ns()
         if cut and not run.stopped:
             run.is_late(limit_s)
-        if not self._fleet.handed_over:
+        if self._is_ours(run):
             event = Event.STOP_BEGAN if cut else Event.COMPLETED
             await instance.stop(grace_s=run.grace_s, event=event)
         run.output = self._output(instance)
@@ -219,22 +224,28 @@ class JobRunner:
         error = run.has_exited(exit, (self._fleet.now() - began) * 1000)
         for line in run.target.contract.log_after(run.record.id, run.report.meters, error):
             run.instance.note(line)
-        await self._note(run.record)
+        await self._note(run)
 
     async def _failed(self, run: Run, failure: Failure) -> None:
         run.has_failed(failure)
-        await self._note(run.record)
+        await self._note(run)
 
-    async def _note(self, record: CallRecord) -> None:
+    async def _note(self, run: Run) -> None:
         """Save how far a run is; a store that fails does not make the run fail."""
+        if not self._is_ours(run):
+            return
         try:
-            await self._save(record)
+            await self._save(run.record)
         except AgentError as error:
-            log.warning("the record of call %s is not saved: %s", record.id, error)
+            log.warning("the record of call %s is not saved: %s", run.record.id, error)
 
-    async def _save(self, record: CallRecord) -> None:
-        if not self._fleet.handed_over:  # the next worker goes on with it
-            await self._save_record(record)
+    def _is_ours(self, run: Run) -> bool:
+        """Say whether a run ends here; else the next worker goes on with it."""
+        return not run.instance.handed_over
+
+    def kept(self) -> set[str]:
+        """Return the instances of the jobs whose callers wait here for their end."""
+        return {run.instance.id for run in self._runs.values() if run.awaited}
 
     def _output(self, instance: Instance) -> bytes:
         lines = [

@@ -66,9 +66,13 @@ class Lease:
 
 
 class Waiter(Protocol):
-    """A call that wants an instance. Only one that waits is told, and exactly once."""
+    """A call that wants an instance. Only one that waits is told, and exactly once.
+
+    `waited_s` is how long it has waited elsewhere, before it was passed on to this worker.
+    """
 
     request_id: str
+    waited_s: float
 
     def granted(self, lease: Lease) -> None:
         """An instance is free for this call now."""

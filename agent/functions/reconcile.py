@@ -2,7 +2,7 @@
 
 A new worker loads what is deployed, lists what exists, adopts the instances that serve and removes
 what nobody owns; then the same look is repeated on a timer. Every cycle ends in one sentence.
-Adoption happens once, before the doors open; the timer only removes and starts.
+What another worker still starts is adopted when it serves (`other_workers.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from agent.aio.tasks import spawn, stop
@@ -21,6 +22,7 @@ from agent.core.reconcile import (
     Adopt,
     DropRecord,
     Effect,
+    LeaveToOwner,
     RecycleMidCall,
     StartMin,
     StopHalfStarted,
@@ -32,13 +34,15 @@ from agent.core.reconcile import (
 )
 from agent.errors import AgentError, NotFound
 from agent.functions.deploy import Deployer, Runners, Stores
-from agent.functions.foreign import ForeignCalls
 from agent.functions.image import LOCAL_HOST
+from agent.functions.other_workers import OtherWorkers, Theirs
 from agent.functions.registry import Registry
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import CallRecord, FunctionVersion, InstanceRecord
+from agent.network.room import Egress
 from agent.sandbox.shims import KIND_LABEL
 from agent.store.instances import InstanceFiles
+from agent.store.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,7 @@ class Reconciler:
         runners: Runners,
         stores: Stores,
         files: InstanceFiles,
+        ledger: Ledger,
     ) -> None:
         self._registry = registry
         self._deployer = deployer
@@ -81,7 +86,7 @@ class Reconciler:
         self._stores = stores
         self._files = files
         self._left: list[Effect] = []
-        self.foreign = ForeignCalls(runners.fleet)
+        self.others = OtherWorkers(runners.fleet, ledger, self._arrived, self._gone)
         self.sentence = "the node has just started"
 
     async def load(self) -> None:
@@ -106,24 +111,40 @@ class Reconciler:
 
         Network and writable layers are open, but give nothing out yet.
         """
-        self._calls = {call.instance: call for call in await self._stores.calls.unfinished()}
         found = await self._look()
         effects = reconcile.plan(found.world)
-        adoptions = [effect for effect in effects if isinstance(effect, Adopt)]
-        await asyncio.gather(
-            *(self._adopt(found.records[effect.id], effect.foreign) for effect in adoptions)
-        )
+        for effect in effects:
+            if isinstance(effect, LeaveToOwner):
+                record = found.records[effect.id]
+                self.others.leave(record, self._registry.target((record.function, record.version)))
+        adopted = {effect.id for effect in effects if isinstance(effect, Adopt)}
+        # What stays another's, or cannot be cleared, keeps its slots.
+        for record in found.records.values():
+            if record.id not in adopted:
+                self._builder.reserve(record, self._egress_of(record))
+        await self._note_calls()
+        await asyncio.gather(*(self._adopt(found.records[id]) for id in adopted))
         await self._settle_lost_calls()
-        if not self.foreign.workers_alive():
-            self.foreign.forget_dead()
+        self.others.forget_dead()
         self.sentence = reconcile.sentence(effects)
         log.info("start: %s", self.sentence)
-        self._left = [effect for effect in effects if not isinstance(effect, Adopt)]
+        done = (Adopt, LeaveToOwner)
+        self._left = [effect for effect in effects if not isinstance(effect, done)]
+
+    def _egress_of(self, record: InstanceRecord) -> Egress:
+        """Return what an instance may reach; nothing, when its version is not deployed any more."""
+        target = self._registry.target((record.function, record.version))
+        return target.version.spec.egress if target is not None else "none"
+
+    async def _note_calls(self) -> None:
+        unfinished = await self._stores.calls.unfinished()
+        self._calls = {call.instance: call for call in unfinished}
 
     async def _settle_lost_calls(self) -> None:
         """End the records of jobs whose instance did not outlive the worker."""
+        theirs = self.others.instances
         for call in self._calls.values():
-            if self._jobs.find(call.id) is None:
+            if self._jobs.find(call.id) is None and call.instance not in theirs:
                 await self._stores.calls.save(
                     replace(call, state="Failed", ended_ns=time.time_ns(), error=LOST)
                 )
@@ -138,8 +159,8 @@ class Reconciler:
         self._left = []
 
     async def run(self) -> None:
-        """Look again every CYCLE_S seconds, and follow the worker before until it is gone."""
-        following = spawn("calls of other workers", self.foreign.follow())
+        """Look again every CYCLE_S seconds, and follow other workers as long as there are any."""
+        following = spawn("other workers", self.others.follow(self._records))
         try:
             while True:
                 await asyncio.sleep(CYCLE_S)
@@ -156,13 +177,17 @@ class Reconciler:
 
     async def cycle(self) -> None:
         """Look once and do what follows."""
-        self.foreign.forget_dead()
-        effects = reconcile.plan((await self._look()).world)
-        wanted = [effect for effect in effects if not isinstance(effect, Adopt)]
-        await asyncio.gather(*(self._act(effect) for effect in wanted))
+        found = await self._look()
+        effects = reconcile.plan(found.world)
+        await self._note_calls()
+        for effect in effects:
+            if isinstance(effect, Adopt):
+                await self._adopt(found.records[effect.id])
+        await asyncio.gather(*(self._act(effect) for effect in effects))
+        await self._settle_lost_calls()
         await self._builder.tidy(self._fleet.instances)
-        self.sentence = reconcile.sentence(wanted)
-        if wanted:
+        self.sentence = reconcile.sentence(effects)
+        if effects:
             log.info("cycle: %s", self.sentence)
 
     async def _look(self) -> Found:
@@ -180,8 +205,6 @@ class Reconciler:
         statuses = {task.id: STATUS.get(task.status, "none") for task in await door.tasks.list()}
         instances = self._fleet.instances.values()
         rows = {record.row: record.id for record in listed}
-        counts = self.foreign.counts()
-        foreign = {rows[row]: count for row, count in counts.items() if row in rows}
         world = World(
             wanted={
                 t.version.key: Wanted(
@@ -194,37 +217,61 @@ class Reconciler:
             },
             records=listed,
             tasks={c.id: statuses.get(c.id, "none") for c in containers},
-            foreign=foreign,
-            foreign_alive=self.foreign.workers_alive(),
+            living=self.others.living(),
+            taken=_by_instance(rows, self.others.calls(alive=True)),
+            lost=_by_instance(rows, self.others.calls(alive=False)),
             held={i.id: i.version.key for i in instances if i.state in SERVING},
-            busy=(ours | self._fleet.instances.keys())
+            busy=(ours | self._fleet.instances.keys() | self.others.instances)
             - {i.id for i in instances if i.state in SERVING},
             starting=Counter(i.version.key for i in instances if i.state in BEFORE_READY),
         )
         return Found(world, {record.id: record for record in listed})
 
-    async def _adopt(self, record: InstanceRecord, foreign: int) -> None:
+    def _records(self) -> dict[str, InstanceRecord]:
+        return {record.id: record for record in self._files.load()[0]}
+
+    async def _adopt(self, record: InstanceRecord, theirs: Theirs | None = None) -> bool:
         """Take one instance over, or remove it; never fails, for the others must be taken too."""
-        target = self._registry.find(record.function, str(record.version))
-        call, is_job = self._calls.get(record.id), target.version.spec.kind == "job"
-        if is_job and call is None:
-            log.warning("%s is a job whose call nobody knows: ended", record.id)
+        target = self._registry.target((record.function, record.version))
+        call = self._calls.get(record.id)
+        if target is None or (target.version.spec.kind == "job" and call is None):
+            log.warning("%s is nobody's any more: ended", record.id)
             await self._remove(record.id)
-            return
-        instance = self._fleet.make(record.id, target.version, target.contract, target.log)
+            return False
+        instance = theirs.instance if theirs is not None else None
+        if instance is None:
+            instance = self._fleet.make(record.id, target.version, target.contract, target.log)
         try:
             container = await self._builder.adopt(record, instance.sink, target.version.spec.egress)
         except Exception as error:
             trace = not isinstance(error, AgentError)
             log.warning("%s cannot be adopted: %s", record.id, error, exc_info=trace)
+            self._builder.reserve(record, target.version.spec.egress)
             await self._remove(record.id)
-            return
+            return False
         instance.adopted(container, record)
-        self._fleet.adopt(instance)
-        if is_job and call is not None:
+        if theirs is None or theirs.instance is None:
+            self._fleet.adopt(instance)
+        if target.version.spec.kind == "job" and call is not None:
             self._jobs.adopt(target, instance, call)
+            return True
+        by = self.others.taken_on(record.row)
+        if theirs is not None and theirs.member is not None:
+            member = theirs.member
+            target.scaling.arrived(member, by.total())
         else:
-            self.foreign.add(target, target.adopt(instance, foreign), foreign)
+            member = target.scaling.adopt(instance, by.total())
+        self.others.take(target, member, by)
+        return True
+
+    async def _arrived(self, record: InstanceRecord, theirs: Theirs) -> bool:
+        """Take over what another worker has started, or kept to its end."""
+        await self._note_calls()
+        return await self._adopt(record, theirs)
+
+    async def _gone(self, id: str) -> None:
+        """Give back what was set aside for an instance that its owner has ended."""
+        await self._builder.unreserve(id)
 
     async def _act(self, effect: Effect) -> None:
         match effect:
@@ -242,7 +289,7 @@ class Reconciler:
                 except NotFound:
                     return
                 target.scaling.scale(self._fleet.now())
-            case Adopt():
+            case Adopt() | LeaveToOwner():
                 pass
 
     async def _remove(self, id: str) -> None:
@@ -253,8 +300,10 @@ class Reconciler:
             await self._builder.remove_foreign(id)
         except AgentError as error:
             log.warning("%s: not removed: %s", id, error)
-            return
-        self._files.remove(id)
+
+
+def _by_instance(rows: Mapping[int, str], counts: Counter[int]) -> dict[str, int]:
+    return {rows[row]: count for row, count in counts.items() if row in rows}
 
 
 def _vanished(version: FunctionVersion) -> str:

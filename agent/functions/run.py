@@ -1,6 +1,6 @@
 """One run of a job: what is known of it, and what its end makes of its record and report.
 
-Awaits nothing; `job.py` carries it from one step to the next. The states are `core/job.py`'s.
+Decides nothing; `job.py` carries it from one step to the next. The states are `core/job.py`'s.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Run:
         self.patience = Patience()
         """Over when its time limit has passed, or when it is to stop."""
         self.stopped = False
+        self.awaited = 0
+        """How many callers wait here for its end."""
         self.grace_s: float | None = None
         self.output = b""
         self.cpu_ns = 0
@@ -47,6 +49,17 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.record.id} {self.record.state} {self.instance!r}>"
+
+    async def wait(self, *, to_the_end: bool) -> None:
+        """Return when its process runs, or has ended; a cancelled wait does not stop it."""
+        if not to_the_end:
+            await asyncio.shield(self.started)
+            return
+        self.awaited += 1
+        try:
+            await asyncio.shield(self.ended)
+        finally:
+            self.awaited -= 1
 
     def may_begin(self) -> None:
         """Raise FunctionFailed when it was stopped before its container is made."""

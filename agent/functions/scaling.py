@@ -110,9 +110,9 @@ class Scaling:
 
     def _may_start(self, now: float) -> bool:
         fleet, pool = self._fleet, self._pool
-        if fleet.handed_over or self.version.state != "Ready":
+        if not fleet.mode.owns_instances or self.version.state != "Ready":
             return False
-        if fleet.draining and not pool.waiting:
+        if not fleet.mode.takes_calls and not pool.waiting:
             return False
         return now >= self._look_again or not self._some_hope()
 
@@ -163,13 +163,37 @@ class Scaling:
         self._watch(member)
         self._served(member, self._pool.ready(member, self._fleet.now()))
         self._fleet.started(member.instance)
+        if not self._fleet.mode.owns_instances:  # only now: those who waited here come first
+            member.instance.hand_over()
 
-    def adopt(self, instance: Instance, foreign: int) -> Member[Instance]:
-        """Count a running instance of the worker before as READY, `foreign` places taken."""
-        member, waiters = self._pool.adopted(instance, self._fleet.now(), foreign)
+    def adopt(self, instance: Instance, taken: int) -> Member[Instance]:
+        """Count a running instance of the worker before as READY, `taken` places in its calls."""
+        member, waiters = self._pool.adopted(instance, self._fleet.now(), taken)
         self._watch(member)
         self._served(member, waiters)
         return member
+
+    # -- what another worker starts
+
+    def expect(self, instance: Instance) -> Member[Instance]:
+        """Count an instance that another worker is starting, so that none too many is started."""
+        return self._pool.added(instance, self._fleet.now())
+
+    def arrived(self, member: Member[Instance], taken: int) -> None:
+        """Note that an expected instance serves now, `taken` places in its starter's calls."""
+        self._watch(member)
+        self._served(member, self._pool.ready(member, self._fleet.now(), taken))
+
+    def failed_to_arrive(self, member: Member[Instance]) -> None:
+        """Note that an expected instance is gone; who waits for it gets another one."""
+        self._pool.gone(member)
+        self.scale(self._fleet.now())
+
+    def give_up_starts(self) -> None:
+        """Cancel the starts that hold no slots yet: they cannot go on beside another worker."""
+        for member, start in self._starts.items():
+            if member.instance.wants_slots:
+                start.cancel()
 
     # -- down
 
@@ -194,7 +218,7 @@ class Scaling:
             return
         now = self._fleet.now()
         self._pool.crashed(member, now)
-        if self._fleet.handed_over:
+        if not self._fleet.mode.owns_instances and not member.instance.is_ours:
             return  # the next worker clears it
         end = self._ends.get(member)
         if end is None:
@@ -214,7 +238,7 @@ class Scaling:
             return
         self._pool.drain(member)
         instance.drain_began()
-        if not self._fleet.handed_over:
+        if self._fleet.mode.owns_instances:
             self._end(member, Event.STOP_BEGAN, grace_s)
             self.scale(self._fleet.now())
         elif grace_s == 0 and instance.container is not None:

@@ -102,14 +102,16 @@ class FunctionTarget:
     def acquire(self, waiter: Waiter) -> Lease | None:
         """See `ports.Target.acquire`."""
         now = self._fleet.now()
-        if self._fleet.draining:
+        if not self._fleet.mode.takes_calls:
             raise FunctionFailed(Failure(FailureKind.DRAINING, "the node takes no new calls"))
         member = self.pool.take(now)
         if member is not None:
             return self._lease(member, now, waiter)
         self.check_whole()
+        # What it waited elsewhere, before it was passed on to this worker, counts as well.
+        until = now + self.version.spec.queue_timeout_s - waiter.waited_s
         try:
-            self.pool.enqueue(waiter, now, now + self.version.spec.queue_timeout_s)
+            self.pool.enqueue(waiter, now, until)
         except Overloaded as error:
             raise FunctionFailed(from_error(error)) from error
         if self.pool.waiting > self.pool.starting * self.pool.policy.concurrency:
@@ -142,7 +144,6 @@ class FunctionTarget:
         now = self._fleet.now()
         member = lease.member
         instance = member.instance
-        instance.calls.end()
         instance.meter.end(lease, now)
         lease.wall_ms = wall_ms = (now - lease.taken_at) * MS
         if self._logs_after:
@@ -154,16 +155,21 @@ class FunctionTarget:
         if recycle:  # other calls on it end first
             alone = self.pool.policy.concurrency == 1
             self.scaling.retire(member, grace_s=0.0 if alone else None)
-        self._vacate(member, now)
+        granted = self._vacate(member, now)
+        # The count never drops in between: another worker would take the place for a free one.
+        instance.calls.end()
+        if granted is not None:
+            granted[0].granted(granted[1])
 
-    def _vacate(self, member: Member[Instance], now: float) -> None:
+    def _vacate(self, member: Member[Instance], now: float) -> tuple[Waiter, Lease] | None:
+        """Free a place, or lease it to the next waiter at once; that one is still to be told."""
         waiter = self.pool.release(member, now)
         if waiter is None:
             if member.stage is not Stage.READY:
                 self.scaling.left(member)
-            return
+            return None
         self._causing.discard(waiter)
-        waiter.granted(self._lease(member, now, waiter))
+        return waiter, self._lease(member, now, waiter)
 
     def report(self, lease: Lease) -> CallReport:
         """See `ports.Target.report`."""
@@ -245,15 +251,13 @@ class FunctionTarget:
             except Exception:  # one caller's trouble must not leave the others waiting
                 log.exception("refusing a call of %r", self)
 
-    def adopt(self, instance: Instance, foreign: int) -> Member[Instance]:
-        """Count a running instance of the worker before as READY, `foreign` places taken."""
-        return self.scaling.adopt(instance, foreign)
-
     def give_back(self, member: Member[Instance], places: int) -> None:
         """Free places that another worker's calls had taken."""
         now = self._fleet.now()
         for _ in range(places):
-            self._vacate(member, now)
+            granted = self._vacate(member, now)
+            if granted is not None:
+                granted[0].granted(granted[1])
 
     def keep_no_minimum(self) -> None:
         """Let idle instances go: LATEST is another version."""
@@ -273,7 +277,7 @@ class FunctionTarget:
                 retry_after_s=1.0,
             )
             self._refuse(late, why)
-        if not self._fleet.handed_over:
+        if self._fleet.mode.owns_instances:
             for member in self.pool.idle(now):
                 self.scaling.retire(member)
             self.scaling.scale(now)

@@ -14,7 +14,12 @@ from agent.gateway.template import HeadTemplate
 
 
 class Caller(Protocol):
-    """Where a reply goes. Nothing is called after `ended` or `abort`."""
+    """Where a reply goes. Nothing is called after `ended` or `abort`.
+
+    `movable`: its connection can be passed on to another worker before anything was replied.
+    """
+
+    movable: bool
 
     def whole(self, head: HeadTemplate, request_id: bytes, body: bytes) -> bool:
         """Take a whole reply with a ready-made head, which says that the connection goes on.
@@ -64,3 +69,10 @@ class Sink(Protocol):
 
     def caller_drained(self) -> None:
         """The caller has caught up."""
+
+    def withdraw(self) -> tuple[list[bytes], float] | None:
+        """Give the request up, if it has reached no instance: it goes on in another worker.
+
+        Returns what came of the body and for how long the request has waited, seconds; None when
+        it is too late, and then nothing has changed.
+        """

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from agent.contracts.base import Reply
@@ -17,6 +19,7 @@ from agent.contracts.own_errors import own_error
 from agent.gateway.dechunk import BadChunk, Dechunker
 from agent.gateway.flow import ReadFlow
 from agent.gateway.head import KEPT_HEAD_BYTES, BadHead, HeadReader, RequestHead
+from agent.gateway.passing import Passed, as_sent, send
 from agent.gateway.reply import (
     BODY,
     CHUNKS,
@@ -24,6 +27,7 @@ from agent.gateway.reply import (
     HEAD,
     LINGER,
     NO_HEAD,
+    PASSED,
     RAW,
     REPLY,
     ReplyWriter,
@@ -54,14 +58,19 @@ class ClientConnection(ReplyWriter):
         "_known_head",
         "_left",
         "_lingered_bytes",
+        "_passed",
+        "_passing",
         "_pumping",
         "_reader",
         "_tail",
         "_unsent_bytes",
         "remote",
+        "waited_s",
     )
 
-    def __init__(self, gateway: Gateway) -> None:
+    movable = True
+
+    def __init__(self, gateway: Gateway, passed: Passed | None = None) -> None:
         super().__init__(gateway)
         self._known_head = gateway.heads.get
         self._reader = HeadReader()
@@ -75,10 +84,16 @@ class ClientConnection(ReplyWriter):
         self._full = False
         self._lingered_bytes = 0
         self._unsent_bytes = 0
+        self._passed = passed
+        """What another worker has read of this connection: it comes before what the socket has."""
+        self._passing: tuple[bytes, float] | None = None
+        """What goes along with the connection, while it waits to be passed on."""
         self.remote = ""
+        self.waited_s = passed.waited_s if passed is not None else 0.0
+        """How long its first request has waited in another worker; 0 from then on."""
 
     def __repr__(self) -> str:
-        modes = ("head", "body", "chunks", "reply", "raw", "linger", "closed")
+        modes = ("head", "body", "chunks", "reply", "raw", "linger", "closed", "passed on")
         return f"<ClientConnection {self.remote or 'unix'} {modes[self._mode]} {self.sink!r}>"
 
     # -- asyncio.Protocol
@@ -97,6 +112,9 @@ class ClientConnection(ReplyWriter):
                 503, "Overloaded", message, request_id, fault="platform", retryable=True
             )
             self.answer(reply, request_id)
+        passed, self._passed = self._passed, None
+        if passed is not None and passed.data:
+            self.data_received(passed.data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller is gone, or we closed: the exchange is told, the instance is not."""
@@ -133,7 +151,8 @@ class ClientConnection(ReplyWriter):
         """Work on what came; a head that is known and comes alone goes the short way."""
         if self._mode == HEAD and len(data) <= KEPT_HEAD_BYTES and not self._ahead:
             head = self._known_head(data)
-            if head is not None and head.length == 0 and not self._tail and not self._full:
+            short = head is not None and head.length == 0 and not self._tail and not self._full
+            if head is not None and short and not self._gateway.desk.passing_on:
                 self.head = head
                 self._keep = head.keep
                 self._mode = REPLY
@@ -163,7 +182,7 @@ class ClientConnection(ReplyWriter):
                             self._gateway.loop.call_soon(self._pump_on)
                         return
                     self._read_head()
-                elif mode == REPLY:
+                elif mode in (REPLY, PASSED):
                     self._flow.pause()
                     return
                 else:
@@ -228,6 +247,12 @@ class ClientConnection(ReplyWriter):
         """A whole head is here: set up for its body and pass it on."""
         self.head = head
         self._keep = head.keep
+        if self._gateway.desk.passing_on:
+            self._mode = PASSED
+            self._flow.pause()
+            self._passing = (as_sent(head, [], None, False), 0.0)
+            self._gateway.pass_on_soon(self)
+            return
         if head.length == 0:
             self._mode = REPLY
             self._gateway.request(self, head, b"", True)
@@ -348,10 +373,41 @@ class ClientConnection(ReplyWriter):
         elif mode == CLOSED and waited_s > idle_s:
             self._close_when_sent(now)
 
-    @property
-    def new(self) -> bool:
-        """Whether its first request has yet to come; it is probably under way."""
-        return self._mode == HEAD and not self._served and self._since > 0
+    # -- from one worker to the next
+
+    def pass_on(self, passing: socket.socket) -> None:
+        """Pass the connection on to the next worker, unless something is under way on it here."""
+        if self._transport.is_closing() or self._transport.get_write_buffer_size():
+            return
+        mode, waited_s = self._mode, 0.0
+        data = b""
+        if self._passing:
+            data, waited_s = self._passing
+        elif mode == HEAD and not self._reader.size:
+            waited_s = 0.0
+        elif mode in (BODY, CHUNKS, REPLY) and self.sink is not None and not self._replied:
+            left = self.sink.withdraw()
+            if left is None:
+                return
+            waited_s = left[1]
+            dechunker = self._dechunker if self.head.length is None else None
+            asked = self.head.expects and not self._awaits_go_ahead
+            data = as_sent(self.head, left[0], dechunker, asked)
+            self.sink = None
+        else:
+            return
+        data += self._ahead[self._at :]
+        self._ahead, self._at = b"", 0
+        self._mode = PASSED
+        self._flow.pause()
+        descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
+        try:
+            if send(passing, descriptor, data, waited_s):
+                self._transport.abort()
+            else:
+                self._passing = (data, waited_s)
+        finally:
+            os.close(descriptor)
 
     def close_if_idle(self) -> None:
         """Close when no request is under way (the gateway drains)."""

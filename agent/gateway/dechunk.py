@@ -53,6 +53,17 @@ class Dechunker:
                 at = self._read_line(data, at)
         return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), at
 
+    def restored(self, data: bytes) -> bytes:
+        """Return `data`, the whole body so far, framed so that the bytes to come fit behind it."""
+        framed = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        if self._state == _DATA:
+            return framed + b"%x\r\n" % self._left
+        if self._state == _DATA_END:  # the line's end behind the data is what comes next
+            return framed[:-2] + self._line
+        if self._state == _TRAILER:
+            return framed + b"0\r\n" + self._line
+        return framed + self._line
+
     def _read_line(self, data: bytes, at: int) -> int:
         newline = data.find(b"\n", at)
         stop = len(data) if newline < 0 else newline + 1

@@ -102,6 +102,8 @@ class Desk:
         self.counters = counters
         self.zombie_s = zombie_s
         self.buffered_bytes = 0
+        self.passing_on = False
+        """Whether another worker serves: calls that wait for an instance are its calls."""
         self.loop = loop
         self.time = loop.time
         self.waiting: set[Exchange] = set()

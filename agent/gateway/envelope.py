@@ -37,6 +37,8 @@ _KEPT = (b"x-kindling-", b"server-timing")
 class EnvelopedCall:
     """One such call."""
 
+    movable = True
+
     def __init__(
         self, gateway: Gateway, client: ClientConnection, head: RequestHead, request_id: str
     ) -> None:
@@ -46,6 +48,8 @@ class EnvelopedCall:
         self._request_id = request_id
         self._pieces: list[bytes] = []
         self._size = 0
+        self._body = b""
+        """The whole body, once it is here."""
         self._exchange: Exchange | None = None
 
     def start(self, length: int | None, first: bytes, done: bool) -> None:
@@ -93,6 +97,19 @@ class EnvelopedCall:
     def caller_drained(self) -> None:
         """Nothing: the reply is written whole."""
 
+    def withdraw(self) -> tuple[list[bytes], float] | None:
+        """Give the request up, whether its body is still being read or the call inside waits."""
+        waited_s = 0.0
+        if self._exchange is not None:
+            left = self._exchange.withdraw()
+            if left is None:
+                return None
+            waited_s = left[1]
+        pieces = list(self._pieces) if self._exchange is None else [self._body]
+        self._client = None
+        self._let_go()
+        return pieces, waited_s
+
     # -- from the exchange inside
 
     def whole(self, head: HeadTemplate, request_id: bytes, body: bytes) -> bool:
@@ -137,6 +154,7 @@ class EnvelopedCall:
         client = self._client
         if client is None:
             return
+        self._body = body
         opened = parse(self._head.headers, body, self._request_id)
         if isinstance(opened, Reply):
             self._finish(opened)

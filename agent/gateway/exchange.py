@@ -101,6 +101,21 @@ class Exchange(State):
         if self.conn is not None:
             self.conn.flow.resume()
 
+    def withdraw(self) -> tuple[list[bytes], float] | None:
+        """Give the call up if it has reached no instance: it is made anew in another worker."""
+        if self.stage not in (QUEUED, COLLECTING) or self.caller is None:
+            return None
+        if self.stage == QUEUED:
+            self.view.target.abandon(self)
+        self.stage = DONE
+        self.caller = None
+        self.desk.waiting.discard(self)
+        if self._held_bytes:
+            self.desk.unreserve(self._held_bytes)
+            self._held_bytes = 0
+        self.view.counters.inflight -= 1
+        return self.pieces or [], self.waited_s + perf_counter() - self._started_at
+
     # -- from the target (ports.Waiter)
 
     def granted(self, lease: Lease) -> None:
@@ -265,6 +280,9 @@ class Exchange(State):
 
     def _acquire(self) -> None:
         self.stage = QUEUED
+        if self.desk.passing_on and self.caller is not None and self.caller.movable:
+            self.desk.waiting.add(self)  # until its connection is passed on
+            return
         try:
             lease = self.view.acquire(self)
         except AgentError as error:

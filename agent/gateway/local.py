@@ -36,6 +36,8 @@ class LocalResult:
 class LocalCaller:
     """Collects one reply in memory."""
 
+    movable = False
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._ended: asyncio.Future[None] = loop.create_future()
         self._exchange: Exchange | None = None

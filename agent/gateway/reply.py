@@ -31,9 +31,10 @@ from agent.gateway.wire import (
 if TYPE_CHECKING:
     from agent.gateway.server import Gateway
 
-HEAD, BODY, CHUNKS, REPLY, RAW, LINGER, CLOSED = range(7)
+HEAD, BODY, CHUNKS, REPLY, RAW, LINGER, CLOSED, PASSED = range(8)
 """What the next bytes are: a head, a counted body, chunks, the request after this one (it waits),
-another protocol, something nobody reads any more; or the connection is closing."""
+another protocol, something nobody reads any more; or the connection is closing, or on its way to
+another worker, which reads on."""
 
 _RESET: Final = struct.pack("ii", 1, 0)
 NO_HEAD: Final = RequestHead()

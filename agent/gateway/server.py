@@ -9,11 +9,13 @@ request. The calls themselves are `exchange.py` and `event.py`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from agent.aio.tasks import launch
 from agent.config import NodeConfig
 from agent.contracts.base import Call, CallKind, Reply
 from agent.contracts.doors import (
@@ -34,18 +36,18 @@ from agent.gateway.event import EventExchange, JobExchange
 from agent.gateway.exchange import Exchange
 from agent.gateway.head import NOWHERE, HeadCache, RequestHead
 from agent.gateway.local import LocalCaller, LocalResult
+from agent.gateway.passing import TAKEN_AT_ONCE, Passed, receive
 from agent.gateway.upstream import UpstreamConnector
 from agent.model.failure import Failure, FailureKind
 from agent.telemetry.metrics import CallCounters
+
+log = logging.getLogger(__name__)
 
 CHECK_S: Final = 1.0
 """How often waits for callers are looked at; a tenth of a timeout shorter than ten seconds."""
 SWEEP_S: Final = 60.0
 """How often idle upstream connections and cached views are looked at."""
 BACKLOG: Final = 4096
-NEW_S: Final = 0.2
-"""How long the first request of an accepted connection may be under way when a worker leaves."""
-NEW_LOOKS: Final = 20
 CLOSE_TURNS: Final = 20
 """Turns of the loop given to connections to send their last bytes when everything closes."""
 
@@ -78,6 +80,8 @@ class Gateway:
         self._connections: set[ClientConnection] = set()
         self._servers: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._taking: socket.socket | None = None
+        self._passing: socket.socket | None = None
         shortest_s = min(config.invoke.head_timeout_s, config.invoke.idle_timeout_s)
         self._check_s = max(TICK_S, min(CHECK_S, shortest_s / 10))
         self._checked_at = self._swept_at = self.loop.time()
@@ -94,8 +98,16 @@ class Gateway:
         """How many calls wait or run, those made in memory included."""
         return sum(counters.inflight for counters in self.counters.functions.values())
 
-    async def serve(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on listening sockets, TCP or unix, made by somebody else."""
+    async def serve(
+        self, sockets: Sequence[socket.socket], passing: socket.socket | None = None
+    ) -> None:
+        """Accept on listening sockets, TCP or unix, made by somebody else.
+
+        From `passing` come the connections that the worker before passes on.
+        """
+        if passing is not None:
+            self._taking = passing
+            self.loop.add_reader(passing.fileno(), self._take_over)
         for sock in sockets:
             sock.setblocking(False)
             if sock.family == socket.AF_UNIX:
@@ -110,23 +122,62 @@ class Gateway:
                 server = await self.loop.create_server(self._connection, sock=sock, backlog=BACKLOG)
             self._servers.append(server)
 
+    def _take_over(self) -> None:
+        """Go on with connections that the worker before has passed on."""
+        for _ in range(TAKEN_AT_ONCE):
+            if self._taking is None:
+                return
+            try:
+                passed = receive(self._taking)
+            except ValueError as error:
+                log.warning("%s", error)
+                continue
+            if passed is None:
+                return
+            launch("take a connection over", self._go_on(passed))
+
+    async def _go_on(self, passed: Passed) -> None:
+        try:
+            await self.loop.connect_accepted_socket(
+                lambda: ClientConnection(self, passed), passed.sock
+            )
+        except OSError as error:  # the caller has gone meanwhile
+            log.info("a connection that was passed on has ended: %s", error)
+            passed.sock.close()
+
     def stop_accepting(self) -> None:
         """Close our copies of the listening sockets; what waits in the backlog stays there."""
+        if self._taking is not None:
+            self.loop.remove_reader(self._taking.fileno())
+            self._taking = None
         for server in self._servers:
             server.close()
         self._servers.clear()
 
-    async def settle(self) -> None:
-        """Accept no more, and wait a little for the requests of callers accepted just now.
+    def hand_over(self, passing: socket.socket | None) -> None:
+        """Accept no more, and pass on every connection whose request has reached no instance.
 
-        They must be served here: their connection cannot go to the next worker any more.
+        Calls in flight go on here; their connections are passed on behind them. Without `passing`
+        connections end with their calls.
         """
-        self.draining = True
         self.stop_accepting()
-        for _ in range(NEW_LOOKS):
-            if not any(client.new for client in self._connections):
-                break
-            await asyncio.sleep(NEW_S / NEW_LOOKS)
+        self.desk.passing_on = passing is not None
+        self.draining = passing is None
+        self._passing = passing
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """Pass on what can be passed on now, or close it; what cannot yet is asked again."""
+        if self._passing is None:
+            self._close_idle()
+            return
+        for client in list(self._connections):
+            client.pass_on(self._passing)
+
+    def pass_on_soon(self, client: ClientConnection) -> None:
+        """Pass one connection on, as soon as its own work of this turn is done."""
+        if self._passing is not None:
+            self.loop.call_soon(client.pass_on, self._passing)
 
     async def drain(self, within_s: float) -> int:
         """Accept no more, let calls end for `within_s` seconds; return how many still run."""
@@ -244,6 +295,8 @@ class Gateway:
         call = self._new_call(client, head, view)
         exchange = head.make(self.desk, view, call, client, head.length)
         exchange.head = head
+        if client.waited_s:
+            exchange.waited_s, client.waited_s = client.waited_s, 0.0
         if head.traced:
             exchange.traced = True
         client.sink = exchange

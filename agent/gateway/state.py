@@ -34,6 +34,8 @@ class State:
     pieces: list[bytes] | None = None
     body_bytes = 0
     traced = False
+    waited_s = 0.0
+    """How long it has waited in another worker, which passed it on."""
     # where it stands
     stage = NEW
     deadline = 0.0

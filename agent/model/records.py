@@ -80,7 +80,12 @@ def cold_start_of(data: dict[str, Any] | None) -> ColdStart | None:
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
-    """What a new worker needs to adopt a running instance; kept on tmpfs beside its FIFOs."""
+    """What a new worker needs to adopt a running instance; kept on tmpfs beside its FIFOs.
+
+    `owner` is the generation of the worker that starts or ends it; while that one lives, nobody
+    else touches it. One that serves is for whoever serves now, unless it is `kept`: a job whose
+    caller waits at its owner.
+    """
 
     id: str
     function: str
@@ -95,6 +100,8 @@ class InstanceRecord:
     state: str
     created_ns: int
     cold_start: ColdStart | None = None
+    owner: int = 0
+    kept: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values."""

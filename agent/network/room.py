@@ -93,6 +93,19 @@ class Network:
         with _refusals(f"network slot {number} cannot be adopted"):
             return await self._opened.adopt(number, pid, egress)
 
+    def reserve(self, number: int, egress: Egress) -> None:
+        """Leave a slot, its devices and its rules alone that nobody here holds; before `ready`."""
+        self._opened.reserve(number, egress)
+
+    async def unreserve(self, number: int) -> None:
+        """Remove what is left in a slot that was set aside; safe for one that was not."""
+        with _refusals(f"network slot {number} cannot be cleared"):
+            await self._opened.unreserve(number)
+
+    async def leave(self) -> None:
+        """Make and restore no slots any more: the next worker does. Sockets go on being made."""
+        await self._opened.leave()
+
     async def ready(self) -> None:
         """Remove what nobody adopted and start to keep slots in stock.
 

@@ -38,6 +38,7 @@ _BUSY_S = 0.02
 _BUSY_TRIES = 6
 # The kernel refused a slot: try again after this.
 _RETRY_S = 1.0
+_VERBS: tuple[Verb, ...] = ("add", "delete")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +75,7 @@ class NetworkSlots:
         self._slots = Slots(range(1, plan.capacity + 1))
         self._wires: dict[int, wire.Wire] = {}
         self._held: dict[int, NetworkSlot] = {}
+        self._reserved: dict[int, Egress] = {}
         # slots that were busy when they were looked at: how often, and when to look again
         self._tries: dict[int, int] = {}
         self._later: dict[int, float] = {}
@@ -93,11 +95,14 @@ class NetworkSlots:
         """Take over the slot of a running process; NotFound if it is not there."""
         rules.members("add", self._plan.address(number), egress)
         found = await self._thread.call(self._wiring.find, number, pid, discard=wire.drop)
-        try:
-            self._slots.adopt(number)
-        except Bug:
-            wire.drop(found)
-            raise
+        if number in self._reserved:
+            del self._reserved[number]
+        else:
+            try:
+                self._slots.adopt(number)
+            except Bug:
+                wire.drop(found)
+                raise
         self._wires[number] = found
         return self._hold(number, egress)
 
@@ -106,19 +111,53 @@ class NetworkSlots:
 
         Returns how many stray devices were removed.
         """
-        kept = frozenset(self._wires)
+        kept = frozenset(self._wires) | self._reserved.keys()
         removed = await self._thread.call(self._wiring.sweep, kept)
         restrictions = {slot.address: slot.egress for slot in self._held.values()}
+        for number, egress in self._reserved.items():
+            restrictions[self._plan.address(number)] = egress
         await self._thread.call(self._filter.run, rules.all_members(restrictions))
         self._keeper = tasks.spawn("network-slots", self._keep())
         return removed
 
-    async def end(self) -> None:
-        """Stop the keeper and close every namespace; those of running containers live on."""
+    def reserve(self, number: int, egress: Egress) -> None:
+        """Set a slot aside whose devices and rules stay as they are; before `begin`."""
+        if self._slots.adoptable(number):
+            self._slots.adopt(number)
+            self._reserved[number] = egress
+
+    async def unreserve(self, number: int) -> None:
+        """Take the devices and rules away of a slot that was set aside, and use its number."""
+        egress = self._reserved.pop(number, None)
+        if egress is None:
+            return
+        await self._thread.call(self._clear, number, egress)
+        self._slots.release(number)
+        self._slots.discard(number)
+        self._wake.set()
+
+    def _clear(self, number: int, egress: Egress) -> None:
+        """Undo, on the thread, what another worker made of a slot."""
+        self._wiring.cut([number])
+        self._wiring.forget([number])
+        # Adding first makes the deletion right even if the rules are not there.
+        address = self._plan.address(number)
+        for verb in _VERBS:
+            self._filter.run(rules.members(verb, address, egress))
+
+    async def leave(self) -> None:
+        """Stop the keeper and give ready slots back to the kernel; leased ones live on."""
         keeper, self._keeper = self._keeper, None
         await tasks.stop(keeper)
         while self._waiting:
             self._waiting.refuse(RuntimeUnavailable("the agent is stopping"))
+        for number in self._slots.numbers(SlotState.READY):
+            self._slots.discard(number)
+            wire.drop(self._wires.pop(number))
+
+    async def end(self) -> None:
+        """Stop the keeper and close every namespace; those of running containers live on."""
+        await self.leave()
         # A job of the stopped keeper may still be at work on a wire: close them only after it.
         await self._thread.call(len, ())
         for one in self._wires.values():
@@ -265,8 +304,7 @@ class NetworkSlots:
         self._wiring.forget([slot.number for slot in quiet])
         # Only now: while anything lives in a slot its rules must hold. Adding first makes the
         # deletion right even if the lease failed before its own addition.
-        verbs: tuple[Verb, ...] = ("add", "delete")
-        for verb in verbs:
+        for verb in _VERBS:
             members = (rules.members(verb, slot.address, slot.egress) for slot in quiet)
             self._filter.run("".join(members))
         return conditions

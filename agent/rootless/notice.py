@@ -17,6 +17,10 @@ from pathlib import Path
 READY = "READY=1"
 # `supervise` obeys signals from now on; until then they would be lost on the way, or end it.
 LISTENING = "LISTENING=1"
+# `supervise` asks `run` for a reload, because somebody asked the worker for one.
+RELOAD = "RELOAD=1"
+# A reload has succeeded: the configuration on disk is the one in force.
+RELOADED = "RELOADED=1"
 # Nothing we send is longer; a longer datagram is cut.
 _MAX_BYTES = 4096
 

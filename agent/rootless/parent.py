@@ -30,6 +30,7 @@ from agent.rootless import (
     lock,
     mounts,
     notice,
+    outcome,
     settings,
     signals,
 )
@@ -65,6 +66,8 @@ class Held:
     notify: int = -1
     rootlesskit: int = 0
     listening: bool = True
+    refused: str = ""
+    """Why the reload that this exec was for is not passed on."""
 
     def save(self) -> None:
         """Put it into the environment and let the descriptors through the next exec."""
@@ -114,7 +117,10 @@ class Parent:
     def run(self) -> int:
         """Start or take over the house, stay until it ends, clean up; return the exit status."""
         if self.held.rootlesskit:
-            self._pass_on(signal.SIGHUP)
+            if self.held.refused:
+                self._refuse(self.held.refused)
+            else:
+                self._pass_on(signal.SIGHUP)
         else:
             self._start()
         with selectors.DefaultSelector() as selector:
@@ -209,23 +215,41 @@ class Parent:
         if notice.LISTENING in lines:
             self.held.listening = True
             self._send_signals()
+        if notice.RELOADED in lines:
+            self.house = settings.read(Path(self.held.config))
+        if notice.RELOAD in lines and self._stop_by is None:
+            self._reload()
         if notice.READY in lines and not self._ready:
             self._ready = True
             notice.say("run", f"kindling is ready: {_doors(self.house)}")
             notice.send(os.environ.get("NOTIFY_SOCKET", ""), notice.READY)
 
+    def _refuse(self, reason: str) -> None:
+        """Say that a reload changes nothing."""
+        run = self.house.run
+        notice.say("run", f"reload refused, the agent goes on as it was: {reason}")
+        outcome.end(run, outcome.read(run).number, reason)
+        self.held.refused = ""
+
     def _reload(self) -> None:
         """Go through `kindling run` again, if the installed code and the file are good."""
+        outcome.begin(self.house.run)
         again = [installed.python(), "-P", "-m", "agent.cli.main", "run"]
         if self.held.config_file:
             again += ["--config", self.held.config_file]
         try:
-            trial = subprocess.run([*again, "--check-config"], timeout=_TRIAL_S, check=False)
+            trial = subprocess.run(
+                [*again, "--check-config"],
+                stderr=subprocess.PIPE,
+                timeout=_TRIAL_S,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
-            notice.say("run", "reload refused: the installed code does not answer")
+            self._refuse("the installed code does not answer")
             return
         if trial.returncode != 0:
-            notice.say("run", "reload refused: see the lines above; the agent goes on as it was")
+            said = trial.stderr.decode("utf-8", "replace").strip().splitlines()
+            self._refuse("; ".join(said[-3:]) or f"exit status {trial.returncode}")
             return
         if self.inbox.blocked():
             notice.say("run", "reloading")

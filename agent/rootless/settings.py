@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_NAME = "config.json"
+# The one a reload is to take; in the place of CONFIG_NAME once its worker is prepared.
+NEXT_CONFIG_NAME = "config.next.json"
 CGROUP_NAME = "cgroup.json"
 NOTIFY_NAME = "notify.sock"
 # Who is who, for people and tests: {"supervise": pid, "containerd": pid, "worker": pid}.

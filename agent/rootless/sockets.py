@@ -25,31 +25,45 @@ Held = dict[str, tuple[str, int]]
 
 
 def open_all(doors: Iterable[Door], held: Held) -> Held:
-    """Return the open descriptors of `doors`, keeping those of `held` whose address is the same.
+    """Return the open descriptors of `doors`, those of `held` where the address is the same.
 
-    Descriptors of `held` that are no longer wanted are closed. Raises FailedPrecondition naming the
-    address that is taken or wrong; what was open before stays open then.
+    Nothing of `held` is closed. Raises FailedPrecondition naming the address that is taken or
+    wrong; nothing is open then that was not before.
     """
-    wanted = {door.name: door for door in doors}
     opened: Held = {}
     try:
-        for name, door in wanted.items():
-            if held.get(name, ("",))[0] == door.address:
-                opened[name] = held[name]
+        for door in doors:
+            if held.get(door.name, ("",))[0] == door.address:
+                opened[door.name] = held[door.name]
             else:
-                opened[name] = (door.address, open_door(door).detach())
+                opened[door.name] = (door.address, open_door(door).detach())
     except BaseException:
-        for name, (_, descriptor) in opened.items():
-            if held.get(name, ("", -1))[1] != descriptor:
-                os.close(descriptor)
+        close_others(opened, held)
         raise
-    for name, (address, descriptor) in held.items():
-        if opened.get(name, ("", -1))[1] != descriptor:
+    return opened
+
+
+def close_others(held: Held, kept: Held) -> None:
+    """Close what is in `held` and not in `kept`; the paths of unix sockets go as well."""
+    descriptors = {descriptor for _, descriptor in kept.values()}
+    addresses = {address for address, _ in kept.values()}
+    for address, descriptor in held.values():
+        if descriptor not in descriptors:
             os.close(descriptor)
-            if address.startswith("/") and address not in {a for a, _ in opened.values()}:
+            if address.startswith("/") and address not in addresses:
                 with suppress(FileNotFoundError):
                     os.unlink(address)
-    return opened
+
+
+def passing_pair() -> Held:
+    """Return the two ends over which workers pass connections on (agent/gateway/passing.py).
+
+    Held here, so that what is on its way when nobody reads is not lost.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    return {"passing_in": ("", ours.detach()), "passing_out": ("", theirs.detach())}
 
 
 def open_door(door: Door) -> socket.socket:

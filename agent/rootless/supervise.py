@@ -1,10 +1,11 @@
 """`kindling supervise`: keeps containerd and the worker running inside rootlesskit's namespaces.
 
 One thread, standard library only. It holds the listening sockets, so that a worker may die without
-a caller noticing; it restarts what dies, with back-off; SIGHUP makes it replace its own code in
-place and the worker with it; SIGTERM and SIGINT stop everything in order. Functions and their shims
-outlive containerd and the worker, never this process. Its start is in `mounts` and `sockets`, its
-children in `child` and `daemon`, its end in `ending`; its parent outside is `parent`.
+a caller noticing; it restarts what dies, with back-off; SIGHUP makes it replace the worker, and its
+own code in place, once a new worker is prepared; SIGTERM and SIGINT stop everything in order.
+Functions and their shims outlive containerd and the worker, never this process. Its start is in
+`mounts` and `sockets`, its children in `child`, `worker` and `daemon`, a reload's phases in `swap`,
+its end in `ending`; its parent outside is `parent`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from agent.rootless import (
     leftovers,
     mounts,
     notice,
+    outcome,
+    protocol,
     settings,
     sockets,
 )
@@ -39,6 +41,9 @@ from agent.rootless.daemon import Daemon
 from agent.rootless.hello import serves
 from agent.rootless.settings import House
 from agent.rootless.signals import Inbox
+from agent.rootless.swap import LIMITS_S, Phase, Swap
+from agent.rootless.worker import Worker
+from agent.rootless.worker import start as start_worker
 
 STATE_VARIABLE = "KINDLING_SUPERVISE_STATE"
 WORKER_VARIABLE = "KINDLING_WORKER"
@@ -46,9 +51,9 @@ _CONTAINERD_READY_S = 30.0
 _WORKER_READY_S = 60.0
 _PROBE_S = 0.01
 _CONTAINERD_STOP_S = 5.0
-_TRIAL_S = 15.0
-# How long a replaced worker may go on finishing calls it had accepted.
-_RETIRE_S = 900.0
+# How long a replaced worker may go on finishing what it holds: the longest call of any contract
+# (86,400 s, agent/model/limits.py), and what comes before and after it.
+RETIRE_S = 86_400.0 + 3_600.0
 # A daemon that dies this often without ever having worked will not work next time either.
 _HOPELESS_AFTER = 5
 
@@ -56,14 +61,24 @@ _HOPELESS_AFTER = 5
 class Supervisor:
     """The state of one house and the loop over it."""
 
-    def __init__(self, house: House, layout: cgroup.Layout, held: sockets.Held) -> None:
+    def __init__(
+        self, house: House, layout: cgroup.Layout, held: sockets.Held, passing: sockets.Held
+    ) -> None:
         self.house = house
         self.layout = layout
         self.held = held
+        self.passing = passing
         self.containerd = Daemon("containerd", _CONTAINERD_READY_S)
         self.worker = Daemon("worker", _WORKER_READY_S)
+        self.process: Worker | None = None
+        """The worker's pipes."""
+        self.successor: Worker | None = None
+        """The worker that a reload prepares."""
         self.retiring: dict[int, float] = {}
-        self.notify_fd = -1
+        self.swap = Swap()
+        self.trial = 0
+        self.wanted = held
+        """The sockets of the configuration that a reload is to take."""
         self.hopeless = False
         self.inbox = Inbox()
         self._selector = selectors.DefaultSelector()
@@ -75,30 +90,46 @@ class Supervisor:
         """Run until stopped; return the exit status."""
         notice.send(str(self.house.notify), notice.LISTENING)
         while True:
-            self._step(time.monotonic())
+            now = time.monotonic()
+            self._step(now)
             if self.hopeless or self.inbox.wants_stop():
                 self._stop()
                 return 1 if self.hopeless else 0
-            if self.inbox.asked:
+            idle = self.swap.phase is Phase.IDLE and self.successor is None
+            if self.inbox.asked or (self.swap.again and idle):
                 self.inbox.asked.clear()
-                self._replace_self()
+                self.swap.again = not idle
+                if idle:
+                    self._begin_reload(now)
             self._wait(self._next_event_s() - time.monotonic())
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take over what the process had before it replaced its own code, then swap the worker."""
+        """Go on in the new code with what the process had before its exec."""
+        now = time.monotonic()
         self.containerd.pid = state["containerd"]
         self.retiring = {int(pid): until for pid, until in state["retiring"].items()}
         if self.containerd.pid:
             # Whether it works is found out by probing, as for a new one.
-            self.containerd.started(self.containerd.pid, time.monotonic())
+            self.containerd.started(self.containerd.pid, now)
             self.containerd.was_ready = True
-        worker = state["worker"]
-        if worker:
-            with suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGUSR1)
-            self.retiring[worker] = time.monotonic() + _RETIRE_S
-            notice.say("supervise", f"worker {worker} finishes its calls and makes room")
         self.worker.was_ready = True
+        if state["worker"]:
+            self.process = self._restored(state["worker"])
+            self.worker.started(self.process.pid, now)
+            self.worker.became_ready(now)
+        if state["successor"]:
+            self.successor = self._restored(state["successor"])
+        self.swap.number, self.swap.again = state["reload"], state["again"]
+        self.swap.resume(now)
+        if self.process is None:
+            self._go(now)
+        else:
+            self.process.tell(protocol.HAND_OVER)
+
+    def _restored(self, saved: list[int]) -> Worker:
+        worker = Worker.restored(saved)
+        self._listen(worker)
+        return worker
 
     def _step(self, now: float) -> None:
         self._reap(now)
@@ -114,10 +145,12 @@ class Supervisor:
             self._start_worker(now)
         if self.worker.waiting and self.worker.late(now):
             self._kill_late(self.worker)
+        if self.swap.late(now):
+            self._late_reload(now)
         for pid, until in list(self.retiring.items()):
             if now >= until:
                 notice.say("supervise", f"worker {pid} still had calls after its time: killed")
-                self.retiring[pid] = now + _RETIRE_S
+                self.retiring[pid] = now + RETIRE_S
                 ending.kill(pid, signal.SIGKILL)
 
     def _next_event_s(self) -> float:
@@ -128,6 +161,8 @@ class Supervisor:
         if self.containerd.ready or self.worker.pid:
             # A worker that is due waits for containerd.
             times += self.worker.timers()
+        if self.swap.until is not None:
+            times.append(self.swap.until)
         return min(times, default=time.monotonic() + 3600)
 
     def _wait(self, timeout_s: float) -> None:
@@ -157,55 +192,102 @@ class Supervisor:
         self._write_pids()
 
     def _start_worker(self, now: float) -> None:
-        reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        descriptors = {name: descriptor for name, (_, descriptor) in self.held.items()}
-        environment = self._environment() | {
-            "KINDLING_CONFIG": str(self.house.config),
-            "KINDLING_FDS": json.dumps(descriptors),
-            "KINDLING_NOTIFY_FD": str(writer),
-        }
-        keep = [writer, *descriptors.values()]
-        pid = child.start(worker_command(), environment, keep=keep, dies_with_parent=signal.SIGKILL)
-        os.close(writer)
-        self._forget_notify()
-        self.notify_fd = reader
-        self._selector.register(reader, selectors.EVENT_READ, self._read_notify)
-        self.worker.started(pid, now)
-        notice.say("supervise", f"worker started (pid {pid})")
+        self.process = self._spawn_worker(worker_command(), self.house.config, self.held)
+        self.worker.started(self.process.pid, now)
+        notice.say("supervise", f"worker started (pid {self.process.pid})")
         self._write_pids()
+
+    def _spawn_worker(self, command: list[str], config: Path, held: sockets.Held) -> Worker:
+        worker = start_worker(
+            command, self._environment(), config, {**held, **self.passing}, signal.SIGKILL
+        )
+        self._listen(worker)
+        return worker
+
+    def _listen(self, worker: Worker) -> None:
+        self._selector.register(worker.heard, selectors.EVENT_READ, lambda: self._hear(worker))
 
     def _environment(self) -> dict[str, str]:
         ours = (STATE_VARIABLE, WORKER_VARIABLE, mounts.PLACES_VARIABLE)
         return {name: value for name, value in os.environ.items() if name not in ours}
 
-    def _read_notify(self) -> None:
-        try:
-            data = os.read(self.notify_fd, 4096)
-        except BlockingIOError:
+    def _hear(self, worker: Worker) -> None:
+        lines = worker.hear()
+        if lines is None:
+            self._selector.unregister(worker.heard)
+            os.close(worker.heard)
+            worker.heard = -1
             return
-        if not data:
-            self._forget_notify()
-        elif b"READY" in data.split() and self.worker.waiting:
-            now = time.monotonic()
-            self.worker.became_ready(now)
-            notice.say("supervise", f"worker is ready after {self.worker.age_ms(now)} ms")
-            notice.send(str(self.house.notify), notice.READY, f"SUPERVISE_PID={os.getpid()}")
+        for line in lines:
+            word, _, text = line.partition(" ")
+            self._heard(worker, word, text)
 
-    def _forget_notify(self) -> None:
-        if self.notify_fd >= 0:
-            self._selector.unregister(self.notify_fd)
-            os.close(self.notify_fd)
-            self.notify_fd = -1
+    def _heard(self, worker: Worker, word: str, text: str) -> None:
+        now = time.monotonic()
+        if word == protocol.PREPARED:
+            if worker is self.process:
+                worker.tell(protocol.GO)
+            elif worker is self.successor and self.swap.phase is Phase.PREPARING:
+                self._try_own_code(now)
+        elif word == protocol.READY and worker is self.process and self.worker.waiting:
+            self._became_ready(now)
+        elif word == protocol.HANDED_OVER and worker is self.process:
+            if self.swap.phase is Phase.HANDING_OVER:
+                self._retire(worker, now)
+                self._go(now)
+        elif word == protocol.FAILED and worker is self.successor:
+            self._fail_reload(f"the new worker: {text}")
+        elif word == protocol.RELOAD:
+            notice.send(str(self.house.notify), notice.RELOAD)
+
+    def _became_ready(self, now: float) -> None:
+        self.worker.became_ready(now)
+        notice.say("supervise", f"worker is ready after {self.worker.age_ms(now)} ms")
+        notice.send(str(self.house.notify), notice.READY, f"SUPERVISE_PID={os.getpid()}")
+        if self.swap.phase is Phase.STARTING:
+            self._end_reload()
 
     # Ending
 
     def _reap(self, now: float) -> None:
+        """Note every child's end. None of their pids is used any more once this has seen it."""
         for pid, status in ending.reap():
             self.retiring.pop(pid, None)
-            for daemon in (self.containerd, self.worker):
-                if pid == daemon.pid:
-                    self._note_end(daemon, status, now)
+            if pid == self.containerd.pid:
+                self._note_end(self.containerd, status, now)
+            elif pid == self.worker.pid:
+                self._worker_ended(status, now)
+            elif self.successor is not None and pid == self.successor.pid:
+                self._forget(self.successor)
+                self.successor = None
+                self._fail_reload(f"the new worker ended with {child.how_ended(status)}")
+            elif pid == self.trial:
+                self._tried(status)
+
+    def _worker_ended(self, status: int, now: float) -> None:
+        worker = self.process
+        if worker is None:
+            return
+        for line in (worker.hear() if worker.heard >= 0 else None) or ():  # its last words
+            self._heard(worker, *line.partition(" ")[::2])
+        if self.process is not worker:  # it had handed over
+            self.retiring.pop(worker.pid, None)
+            return
+        self._forget(worker)
+        self.process = None
+        self._note_end(self.worker, status, now)
+        if self.swap.phase is Phase.HANDING_OVER:
+            self._go(now)
+        elif self.swap.phase is Phase.STARTING:
+            self._fail_reload(
+                f"the new worker ended with {child.how_ended(status)} after it had taken over; "
+                "it is started again"
+            )
+
+    def _forget(self, worker: Worker) -> None:
+        if worker.heard >= 0:
+            self._selector.unregister(worker.heard)
+        worker.close()
 
     def _note_end(self, daemon: Daemon, status: int, now: float) -> None:
         delay_s = daemon.ended(now)
@@ -231,11 +313,14 @@ class Supervisor:
         self.inbox.asked.clear()
         began = time.monotonic()
         notice.say("supervise", "stopping: worker first, then containerd, then what is left")
+        for pid in (self.trial, self.successor.pid if self.successor is not None else 0):
+            if pid:
+                ending.kill(pid, signal.SIGKILL)
         for pid in self.retiring:
             ending.kill(pid, signal.SIGTERM)
         if self.worker.pid:
             self._end(self.worker, self.house.stop_timeout_s)
-        for _, descriptor in self.held.values():
+        for _, descriptor in (*self.held.values(), *self.passing.values()):
             os.close(descriptor)
         if self.containerd.pid:
             self._end(self.containerd, _CONTAINERD_STOP_S)
@@ -256,42 +341,110 @@ class Supervisor:
                 deadline = now + within_s
             self._wait(deadline - now)
 
-    # Replacing its own code
+    # Reloading: see `swap` for the phases
+
+    def _begin_reload(self, now: float) -> None:
+        """Prepare a worker of the code that is installed, beside the one that serves."""
+        self.swap.number = outcome.read(self.house.run).number
+        fresh = self.house.run / settings.NEXT_CONFIG_NAME
+        config = fresh if fresh.exists() else self.house.config
+        self.swap.advance(now)
+        try:
+            self.wanted = sockets.open_all(settings.read(config).doors, self.held)
+        except (AgentError, OSError, ValueError, KeyError) as error:
+            self._fail_reload(str(error))
+            return
+        command = worker_command(installed.python())
+        self.successor = self._spawn_worker(command, config, self.wanted)
+        notice.say("supervise", f"a new worker (pid {self.successor.pid}) prepares")
+
+    def _try_own_code(self, now: float) -> None:
+        """See whether the installed code starts at all, before this process becomes it."""
+        self.swap.advance(now)
+        command = [*supervise_command(self.house.config), "--trial"]
+        self.trial = child.start(command, self._environment())
+
+    def _tried(self, status: int) -> None:
+        self.trial = 0
+        if self.swap.phase is not Phase.TRYING:
+            return
+        if status != 0:
+            how = child.how_ended(status)
+            self._fail_reload(f"the installed supervisor does not start: {how}")
+        elif self.inbox.blocked():
+            self._replace_self()
 
     def _replace_self(self) -> None:
-        """Exec the installed code with the same sockets and children, if it starts at all."""
+        """Exec the installed code with the same sockets and children."""
         command = supervise_command(self.house.config)
-        if not self._trial([*command, "--trial"]):
-            notice.say("supervise", "the installed code does not start: going on with what runs")
-            return
-        if not self.inbox.blocked():
-            return
-        state = {
-            "held": self.held,
-            "containerd": self.containerd.pid,
-            "worker": self.worker.pid,
-            "retiring": self.retiring,
-        }
-        for _, descriptor in self.held.values():
+        fresh = self.house.run / settings.NEXT_CONFIG_NAME
+        if fresh.exists():
+            fresh.replace(self.house.config)
+        sockets.close_others(self.held, self.wanted)
+        for _, descriptor in (*self.wanted.values(), *self.passing.values()):
             os.set_inheritable(descriptor, True)
+        state = {
+            "held": self.wanted,
+            "passing": self.passing,
+            "containerd": self.containerd.pid,
+            "worker": self.process.save() if self.process is not None else None,
+            "successor": self.successor.save() if self.successor is not None else None,
+            "retiring": self.retiring,
+            "reload": self.swap.number,
+            "again": self.swap.again,
+        }
         os.environ[STATE_VARIABLE] = json.dumps(state)
         notice.say("supervise", "replacing myself with the installed code")
         # Signals wait, blocked: one between exec and the new handlers would end us.
         os.execv(command[0], command)
 
-    def _trial(self, command: list[str]) -> bool:
-        pid = child.start(command, self._environment())
-        deadline = time.monotonic() + _TRIAL_S
-        while time.monotonic() < deadline:
-            for ended, status in ending.reap():
-                if ended == pid:
-                    return status == 0
-                for daemon in (self.containerd, self.worker):
-                    if ended == daemon.pid:
-                        self._note_end(daemon, status, time.monotonic())
-            self._wait(deadline - time.monotonic())
-        ending.kill(pid, signal.SIGKILL)
-        return False
+    def _retire(self, worker: Worker, now: float) -> None:
+        """Let a worker that has handed over end by itself."""
+        self._forget(worker)
+        self.process = None
+        self.worker.pid = 0
+        self.retiring[worker.pid] = now + RETIRE_S
+        notice.say("supervise", f"worker {worker.pid} finishes its calls and makes room")
+
+    def _go(self, now: float) -> None:
+        """Make the successor the worker."""
+        self.swap.advance(now)
+        self.process, self.successor = self.successor, None
+        if self.process is None:
+            self._fail_reload("the new worker has ended")
+            return
+        self.worker.started(self.process.pid, now)
+        self.process.tell(protocol.GO)
+        self._write_pids()
+
+    def _late_reload(self, now: float) -> None:
+        phase = self.swap.phase
+        if phase is Phase.HANDING_OVER and self.process is not None:
+            # It neither serves nor lets another one: what it holds is lost.
+            notice.say("supervise", f"worker {self.process.pid} does not hand over: killed")
+            self.swap.until = now + LIMITS_S[phase]
+            ending.kill(self.process.pid, signal.SIGKILL)
+        else:
+            self._fail_reload(f"{phase.value} took longer than {LIMITS_S[phase]:g} s")
+
+    def _fail_reload(self, reason: str) -> None:
+        """Give a reload up and say why; before the hand-over nothing has changed."""
+        if self.swap.phase is Phase.IDLE:
+            return
+        notice.say("supervise", f"reload failed, the agent goes on as it was: {reason}")
+        outcome.end(self.house.run, self.swap.number, reason)
+        (self.house.run / settings.NEXT_CONFIG_NAME).unlink(missing_ok=True)
+        sockets.close_others(self.wanted, self.held)
+        self.wanted = self.held
+        self.swap.give_up()
+        for pid in (self.trial, self.successor.pid if self.successor is not None else 0):
+            if pid:
+                ending.kill(pid, signal.SIGKILL)  # its end is seen by `_reap`
+
+    def _end_reload(self) -> None:
+        self.swap.give_up()
+        outcome.end(self.house.run, self.swap.number)
+        notice.send(str(self.house.notify), notice.RELOADED)
 
     def _write_pids(self) -> None:
         path = self.house.run / settings.PIDS_NAME
@@ -311,12 +464,12 @@ def supervise_command(config: Path) -> list[str]:
     return [installed.python(), "-P", "-m", "agent.cli.main", "supervise", str(config)]
 
 
-def worker_command() -> list[str]:
-    """Return the argv of the worker, of this process's own code; tests name another program."""
+def worker_command(python: str = sys.executable) -> list[str]:
+    """Return the argv of a worker of this interpreter's code; tests name another program."""
     named = os.environ.get(WORKER_VARIABLE)
     if named:
         return [str(part) for part in json.loads(named)]
-    return [sys.executable, "-P", "-m", "agent.cli.main", "worker"]
+    return [python, "-P", "-m", "agent.cli.main", "worker"]
 
 
 def _start(house: House) -> Supervisor:
@@ -325,17 +478,20 @@ def _start(house: House) -> Supervisor:
     mounts.prepare(house, layout, os.environ.get(mounts.PLACES_VARIABLE, "{}"))
     if state is None:
         leftovers.clear_directory(house.run, ending.KEPT_IN_RUN)
-        return Supervisor(house, layout, sockets.open_all(house.doors, {}))
-    held = {name: (address, descriptor) for name, (address, descriptor) in state["held"].items()}
-    for _, descriptor in held.values():
-        os.set_inheritable(descriptor, False)
-    try:
-        held = sockets.open_all(house.doors, held)
-    except AgentError as error:
-        notice.say("supervise", f"{error}; the doors stay as they were")
-    supervisor = Supervisor(house, layout, held)
+        held = sockets.open_all(house.doors, {})
+        return Supervisor(house, layout, held, sockets.passing_pair())
+    held, passing = _inherited(state["held"]), _inherited(state["passing"])
+    supervisor = Supervisor(house, layout, held, passing)
     supervisor.resume(state)
     return supervisor
+
+
+def _inherited(saved: dict[str, list[Any]]) -> sockets.Held:
+    """Return the descriptors of before an exec; no child gets them but those they are given to."""
+    held = {name: (str(address), int(descriptor)) for name, (address, descriptor) in saved.items()}
+    for _, descriptor in held.values():
+        os.set_inheritable(descriptor, False)
+    return held
 
 
 def main(arguments: list[str]) -> int:

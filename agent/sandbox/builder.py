@@ -256,7 +256,26 @@ class Builder:
         except BaseException:
             await self.destroy(container)
             raise
+        self._teardown.reserved.pop(id, None)
         return container
+
+    def reserve(self, record: InstanceRecord, egress: Egress) -> None:
+        """Set aside the slots that a record names and nobody here holds; before the rooms open.
+
+        Given to another instance they would be shared with what may still run in them.
+        """
+        rooms = self._rooms
+        rooms.network.reserve(record.network_slot, egress)
+        rooms.layers.reserve(record.id, record.layer_kind, record.layer_slot)
+        self._teardown.reserved[record.id] = record
+
+    def known(self, ids: Collection[str]) -> set[str]:
+        """Return `ids` and those whose slots are set aside: nothing of them is to be swept."""
+        return {*ids, *self._teardown.reserved}
+
+    async def unreserve(self, id: str) -> None:
+        """Give back what was set aside for an instance that is gone; unknown ones are ignored."""
+        await self._teardown.unreserve(id)
 
     # -- down
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,3 +27,5 @@ class Rooms:
     cgroups: CgroupTree
     images: Images
     shims: Shims
+    forget: Callable[[str], None]
+    """Drops the record of an instance of which nothing is left."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from agent.aio.tasks import finish
 from agent.core.anchor import ANCHOR_PREFIX
 from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
+from agent.model.records import InstanceRecord
 from agent.sandbox.container import Container
 from agent.sandbox.rooms import Rooms
 
@@ -40,6 +41,8 @@ class Teardown:
         self._fifos = fifos
         self._state = state
         self._unfinished: dict[str, Container] = {}
+        self.reserved: dict[str, InstanceRecord] = {}
+        """What is set aside: instances of other workers, and those that could not be ended."""
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     def __repr__(self) -> str:
@@ -74,6 +77,8 @@ class Teardown:
             container.gone = True
             container.close()
             rooms.shims.removed(id)
+            # Before its slots can be another's: no two records may name one slot.
+            rooms.forget(id)
             # Once only, whatever comes of it; and nothing above waits any more if this is late.
             network, layer = container.slot, container.layer
             await self._tried(id, "network slot", lambda: rooms.network.release(network))
@@ -104,10 +109,24 @@ class Teardown:
         if left:
             raise RuntimeUnavailable(f"{id}: {', '.join(left)} could not be removed")
         await asyncio.to_thread(shutil.rmtree, self._fifos / id, ignore_errors=True)
+        rooms.forget(id)
+        await self.unreserve(id)
+
+    async def unreserve(self, id: str) -> None:
+        """Give back what was set aside for an instance that is gone; unknown ones are ignored."""
+        record = self.reserved.pop(id, None)
+        if record is not None:
+            network, layers = self._rooms.network, self._rooms.layers
+            number, kind = record.network_slot, record.layer_kind
+            await self._tried(id, "network slot", lambda: network.unreserve(number))
+            await self._tried(
+                id, "writable layer", lambda: layers.unreserve(id, kind, record.layer_slot)
+            )
 
     async def end_strays(self, known: Collection[str]) -> None:
         """End what runs in control groups of instances that nobody knows."""
-        for id in self._rooms.cgroups.instances() - set(known) - self._unfinished.keys():
+        kept = self._unfinished.keys() | self.reserved.keys()
+        for id in self._rooms.cgroups.instances() - set(known) - kept:
             if not id.startswith(ANCHOR_PREFIX):
                 log.warning("%s runs without anybody knowing it: ended", id)
                 await self._end_stray(id)

@@ -44,6 +44,7 @@ class ProvisionedSlots:
         self._directory = directory
         self._classes: dict[int, Slots] = {}
         self._held: dict[tuple[int, int], WritableLayer] = {}
+        self._reserved: set[tuple[int, int]] = set()
         self._lines: dict[int, Line] = {}
         self._wake = asyncio.Event()
         self._wiper: asyncio.Task[None] | None = None
@@ -65,8 +66,27 @@ class ProvisionedSlots:
         slots = self._classes.get(class_mb)
         if slots is None or number not in slots:
             raise NotFound(f"writable-layer slot {kind}/{number} of {instance} does not exist")
-        slots.adopt(number)
+        if (class_mb, number) in self._reserved:
+            self._reserved.discard((class_mb, number))
+        else:
+            slots.adopt(number)
         return self._hold(instance, class_mb, number)
+
+    def reserve(self, kind: str, number: int) -> None:
+        """Set a slot aside that nobody here holds: neither wiped nor leased until `unreserve`."""
+        class_mb = _class_of(kind)
+        slots = self._classes.get(class_mb)
+        if slots is not None and slots.adoptable(number):
+            slots.adopt(number)
+            self._reserved.add((class_mb, number))
+
+    def unreserve(self, kind: str, number: int) -> None:
+        """Have a slot that was set aside wiped; safe for one that was not."""
+        key = (_class_of(kind), number)
+        if key in self._reserved:
+            self._reserved.discard(key)
+            self._classes[key[0]].release(number)
+            self._wake.set()
 
     def begin(self) -> None:
         """Start wiping everything that nobody adopted."""

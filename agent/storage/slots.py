@@ -47,6 +47,20 @@ class WritableLayers:
             return self._tmpfs.adopt(instance)
         return self._slots.adopt(instance, kind, number)
 
+    def reserve(self, instance: str, kind: str, number: int) -> None:
+        """Set a layer aside that may still be in use; unknown ones are ignored."""
+        if kind == tmpfs.KIND:
+            self._tmpfs.reserve(instance)
+        else:
+            self._slots.reserve(kind, number)
+
+    async def unreserve(self, instance: str, kind: str, number: int) -> None:
+        """Take back what was set aside; safe for what was not."""
+        if kind == tmpfs.KIND:
+            await self._tmpfs.unreserve(instance)
+        else:
+            self._slots.unreserve(kind, number)
+
     async def ready(self) -> None:
         """Begin to wipe and remove everything that nobody adopted.
 

@@ -27,6 +27,7 @@ class TmpfsLayers:
         self._root = run / "layers"
         self._inodes = inodes
         self._held: dict[str, WritableLayer] = {}
+        self._reserved: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<TmpfsLayers leased={len(self._held)}>"
@@ -36,6 +37,7 @@ class TmpfsLayers:
         place = self._root / instance
         if not place.is_mount():
             raise NotFound(f"the tmpfs layer of {instance} is not mounted at {place}")
+        self._reserved.discard(instance)
         return self._hold(instance)
 
     async def lease(self, instance: str, disk_mb: int) -> WritableLayer:
@@ -57,9 +59,19 @@ class TmpfsLayers:
         del self._held[layer.instance]
         await asyncio.to_thread(remove, self._root / layer.instance)
 
+    def reserve(self, instance: str) -> None:
+        """Leave a layer alone that nobody here holds."""
+        self._reserved.add(instance)
+
+    async def unreserve(self, instance: str) -> None:
+        """Remove a layer that was left alone; safe for one that was not."""
+        if instance in self._reserved:
+            self._reserved.discard(instance)
+            await asyncio.to_thread(remove, self._root / instance)
+
     async def sweep(self) -> None:
         """Remove every layer that nobody has."""
-        await asyncio.to_thread(sweep, self._root, frozenset(self._held))
+        await asyncio.to_thread(sweep, self._root, self._held.keys() | self._reserved)
 
     def counts(self) -> SlotCounts:
         """Return how many layers are leased; there is no stock of them."""

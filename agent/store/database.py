@@ -9,6 +9,7 @@ What is stored where is `store/functions.py`'s and `store/calls.py`'s.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -47,9 +48,20 @@ class Database:
         FailedPrecondition for a newer schema or a file that is no database, RuntimeUnavailable when
         it cannot be opened.
         """
+        return await Database._on_thread(path, lambda: _opened(path, migrations, full_sync))
+
+    @staticmethod
+    async def copy_in_memory(path: Path, migrations: Sequence[Migration]) -> Database:
+        """Open a copy of a file that is as it would be after `open`; the file stays as it is.
+
+        A file that is not there is an empty one. Raises as `open` does.
+        """
+        return await Database._on_thread(path, lambda: _copied(path, migrations))
+
+    @staticmethod
+    async def _on_thread(path: Path, opened: Callable[[], sqlite3.Connection]) -> Database:
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sqlite-{path.stem}")
-        loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(thread, _opened, path, migrations, full_sync)
+        opening = asyncio.get_running_loop().run_in_executor(thread, opened)
         try:
             return Database(path, await opening, thread)
         except BaseException:
@@ -108,6 +120,24 @@ def _opened(path: Path, migrations: Sequence[Migration], full_sync: bool) -> sql
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        _migrate(path, connection, migrations)
+    except sqlite3.Error as error:
+        connection.close()
+        raise _converted(path, error) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _copied(path: Path, migrations: Sequence[Migration]) -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        if path.exists():
+            source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+            with contextlib.closing(source):
+                source.backup(connection)
         connection.execute("PRAGMA foreign_keys = ON")
         _migrate(path, connection, migrations)
     except sqlite3.Error as error:

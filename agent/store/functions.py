@@ -59,6 +59,19 @@ class FunctionStore:
         """Open or make the store; raises as `Database.open` does."""
         return FunctionStore(await Database.open(path, MIGRATIONS))
 
+    @staticmethod
+    async def peek(path: Path) -> list[StoredFunction]:
+        """Return what a store holds without changing it, brought up to date in memory only.
+
+        For a worker that is to take over later: the one that serves may still write. Raises as
+        `open` does.
+        """
+        store = FunctionStore(await Database.copy_in_memory(path, MIGRATIONS))
+        try:
+            return await store.load()
+        finally:
+            await store.close()
+
     async def load(self) -> list[StoredFunction]:
         """Return everything there is, by name; what cannot be read has no image and is Failed."""
         rows = await self._database.run(

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from agent.config import Limits, NodeConfig, Paths, Runtime
 from agent.contracts.base import Call, NodeFacts
 from agent.contracts.bind import bind
+from agent.core.mode import NodeMode
 from agent.errors import AgentError, FunctionFailed
 from agent.functions.fleet import Fleet
 from agent.functions.instance import Doors
@@ -92,6 +93,7 @@ class FakeBuilder:
         self.fails = []
         self.forgotten = []
         self.foreign = []
+        self.reserved = {}
         self.shims = "<shims>"
 
     async def check(self, version):
@@ -127,11 +129,19 @@ class FakeBuilder:
         self.house.did.append(("destroy", container.id))
         await self.house.points.at("destroy")
         self.alive.pop(container.id, None)
+        self.house.files.remove(container.id)
+
+    def reserve(self, record, egress):
+        self.reserved[record.id] = record.layer_slot
+
+    async def unreserve(self, id):
+        self.reserved.pop(id, None)
 
     async def adopt(self, record, sink, egress):
         await self.house.points.at("adopt")
         if self.fails:
             raise self.fails.pop(0)
+        self.reserved.pop(record.id, None)
         container = FakeContainer(self.house, record.id, record.network_slot)
         self.alive[record.id] = container
         return container
@@ -140,6 +150,8 @@ class FakeBuilder:
         self.foreign.append(id)
         await self.house.points.at("remove_foreign")
         self.alive.pop(id, None)
+        self.house.files.remove(id)
+        self.reserved.pop(id, None)
 
     async def tidy(self, known):
         await self.house.points.at("tidy")
@@ -184,6 +196,7 @@ class Caller:
     """A waiting call; checks that it is told exactly once."""
 
     request_id = "r-1"
+    waited_s = 0.0
 
     def __init__(self):
         self.lease = None
@@ -229,6 +242,7 @@ class House:
             runtime=Runtime(max_instances=instances, parallel_starts=parallel),
             limits=Limits(log_bytes=1 << 16),
         )
+        self.mode = NodeMode()
         self.builder = FakeBuilder(self)
         self.ledger = Ledger.open(path / "ledger", 128)
         self.files = InstanceFiles(path / "instances")
@@ -241,10 +255,12 @@ class House:
             open_socket=self._socket,
             save=self.files.save,
             forget=self.files.remove,
+            worker=self.ledger.generation,
+            mode=self.mode,
             row=lambda row: self.ledger.row(row),
             observe=lambda state, spent_s: self.left_states.append(state.value),
         )
-        self.fleet = Fleet(self.config, self.doors, self.ledger, (self.told,), memory_mb * MB)
+        self.fleet = Fleet(self.config, self.doors, self.mode, (self.told,), memory_mb * MB)
         self.fleet.now = lambda: time.monotonic() + self.skipped_s
         self.saved = {}
         self.save_fails = []

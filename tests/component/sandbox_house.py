@@ -311,6 +311,7 @@ class House:
         self.shims = Shims(
             self.containerd, options, self.cgroups, count=shims, run=run, init=Path("/bin/true")
         )
+        self.forgotten = []
         self.rooms = Rooms(
             self.containerd,
             self.network,
@@ -319,6 +320,7 @@ class House:
             self.cgroups,
             FakeImages(points),
             self.shims,
+            self.forgotten.append,
         )
         config = NodeConfig(paths=Paths(run=run))
         self.builder = Builder(config, self.rooms, options)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from agent.aio.tasks import spawn, stop
+from agent.core.mode import Mode
 from agent.model.failure import FailureKind
 from tests.component.function_house import House, call, gone, turns, until
 
@@ -174,10 +175,10 @@ async def test_instances_of_the_next_worker_are_left_alone(tmp_path):
         house.builder.room = 1
         one, two = house.target("one"), house.target("two")
         id = await house.used(one)
-        house.fleet.handed_over = True
+        house.mode.hand_over()
         two.pool.enqueue(object(), 0.0, 1e9)
         house.fleet.make_room(two.version, house.no_slots())
         assert one.pool.ready_count == 1
         assert id in house.builder.alive
-        house.fleet.handed_over = False
         two.pool.close()
+        house.mode._become(Mode.SERVING)  # so that what is left is ended here

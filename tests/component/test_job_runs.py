@@ -270,10 +270,10 @@ async def test_what_is_refused_is_not_counted(house):
         await begun(house, target)
     with pytest.raises(Overloaded, match=r"scaling\.max"):
         await begun(house, target, "j-2")
-    house.fleet.draining = True
+    house.mode.drain()
     with pytest.raises(Overloaded):
         await begun(house, job(house, name="other"), "j-3")
-    house.fleet.draining = False
+    house.mode.undrain()
     container.die(0)
     await ended(run)
     assert not house.jobs._of
@@ -362,10 +362,47 @@ async def test_its_time_began_with_its_start_or_with_its_acceptance(house):
 async def test_a_worker_that_has_handed_over_leaves_its_jobs_alone(house):
     run, container = await running(house, job(house))
     saves = len(house.points.passed)
-    house.fleet.hand_over()
+    house.fleet.hand_over(house.jobs.kept())
     container.die(0)
     await ended(run)
-    assert run.record.state == "Succeeded"  # for the caller who waits here
+    assert run.record.state == "Succeeded"
     assert house.points.passed.count("save") <= saves
     assert house.saved["j-1"].state == "Running"
     assert ("destroy", container.id) not in house.did
+
+
+async def test_a_job_whose_caller_waits_here_ends_here_also_after_a_hand_over(house):
+    run, container = await running(house, job(house))
+    waiting = spawn("caller", run.wait(to_the_end=True))
+    await turns()
+    house.fleet.hand_over(house.jobs.kept())
+    [record] = house.files.load()[0]
+    assert (record.kept, record.owner) == (True, house.ledger.generation)
+    assert not container.detached
+    assert house.fleet.unsettled == 1
+    container.die(3)
+    await waiting
+    await until(lambda: house.fleet.unsettled == 0)
+    assert house.saved["j-1"].exit_code == 3
+    assert house.held() == {}
+
+
+async def test_a_job_that_starts_across_a_hand_over_is_left_to_the_next_worker(house):
+    house.points.hang["start"] = gate = asyncio.Event()
+    run = await begun(house, job(house))
+    await until(lambda: house.builder.alive)
+    house.fleet.hand_over(house.jobs.kept())
+    [record] = house.files.load()[0]
+    assert (record.state, record.kept) == ("creating", False)
+    gate.set()
+    async with asyncio.timeout(5):
+        await run.started
+    [record] = house.files.load()[0]
+    assert record.state == "ready"
+    assert house.saved["j-1"].state == "Running"
+    assert house.fleet.unsettled == 0
+    container = house.builder.alive[run.instance.id]
+    assert container.detached
+    container.die(0)
+    await ended(run)
+    assert house.saved["j-1"].state == "Running", "its end is the next worker's to note"

@@ -43,7 +43,8 @@ class Node(House):
         stores = Stores(functions, calls, containerd, self.logs, Events())
         runners = Runners(self.fleet, self.jobs, self.builder)
         deployer = Deployer(self.config, self.registry, runners, stores)
-        self.reconciler = Reconciler(self.registry, deployer, runners, stores, self.files)
+        self.parts = (self.registry, deployer, runners, stores, self.files)
+        self.reconciler = Reconciler(*self.parts, self.ledger)
         return self
 
     async def _load(self):
@@ -85,6 +86,7 @@ class Node(House):
             pid=1,
             state=state,
             created_ns=1,
+            **fields,
         )
         self.files.save(record)
         if task is not None:
@@ -353,8 +355,10 @@ class Before:
             self.ledger = Ledger.open(node.path / "ledger", 128)
         first = node.ledger.generation
         node.ledger.close()
-        node.ledger = node.fleet.ledger = Ledger.open(node.path / "ledger", 128)
+        node.ledger = Ledger.open(node.path / "ledger", 128)
         node.ledger.forget(first)
+        node.reconciler = Reconciler(*node.parts, node.ledger)
+        self.generation = self.ledger.generation
 
     def die(self):
         self.process.kill()
@@ -369,7 +373,24 @@ def before(node, monkeypatch):
     found.ledger.close()
 
 
-async def test_calls_of_a_living_worker_hold_their_places_until_they_end(node, before):
+@pytest.fixture
+async def following(node, before):
+    """What follows other workers, begun by calling it."""
+    begun = []
+
+    def begin():
+        records = node.reconciler._records
+        begun.append(spawn("follow", node.reconciler.others.follow(records)))
+
+    yield begin
+    await stop(*begun)
+
+
+def forgotten(node):
+    return node.ledger.others() == []
+
+
+async def test_calls_of_a_living_worker_hold_their_places_until_they_end(node, before, following):
     target = node.deploy(concurrency=2, scaling={"max": 1})
     node.left("f-good")
     before.ledger.row(5).begin()
@@ -377,48 +398,47 @@ async def test_calls_of_a_living_worker_hold_their_places_until_they_end(node, b
     await settled(node)
     [member] = target.pool.members
     assert member.inflight == 2
-    following = spawn("follow", node.reconciler.foreign.follow())
+    following()
     before.ledger.row(5).end()
     await until(lambda: member.inflight == 1)
     before.ledger.row(5).end()
     await until(lambda: member.inflight == 0)
-    await following
     await gone(node, target)
 
 
 @pytest.mark.parametrize(("concurrency", "recycled"), [(1, True), (2, False)])
 async def test_a_worker_that_dies_in_a_call_leaves_a_doubtful_instance(
-    node, before, concurrency, recycled
+    node, before, following, concurrency, recycled
 ):
     target = node.deploy(concurrency=concurrency)
     node.left("f-good")
     before.ledger.row(5).begin()
     await settled(node)
-    following = spawn("follow", node.reconciler.foreign.follow())
+    following()
     await turns()
     before.die()
-    await following
+    await until(lambda: forgotten(node))
     [member] = target.pool.members
-    assert (member.instance.state in (State.DRAINING, State.STOPPING)) is recycled
+    assert (member.instance.state is not State.READY) is recycled
     if not recycled:
         assert member.inflight == 0
-    assert node.ledger.foreign() == []
     await gone(node, target)
 
 
-async def test_a_cycle_does_not_forget_a_dead_workers_calls_before_they_are_judged(node, before):
+async def test_a_cycle_does_not_forget_a_dead_workers_calls_before_they_are_judged(
+    node, before, following
+):
     target = node.deploy(concurrency=1)
     node.left("f-good")
     before.ledger.row(5).begin()
     await settled(node)
-    following = spawn("follow", node.reconciler.foreign.follow())
+    following()
     await turns()
     before.die()
     await node.reconciler.cycle()  # comes before the next look at those calls
-    await following
+    await until(lambda: forgotten(node))
     [member] = target.pool.members
     assert member.instance.state in (State.DRAINING, State.STOPPING)
-    assert node.ledger.workers() == {}
     await gone(node, target)
 
 
@@ -431,7 +451,7 @@ async def test_after_a_kill_instances_in_a_call_are_not_adopted(node, before):
     await settled(node)
     assert list(node.fleet.instances) == ["f-idle"]
     assert node.builder.foreign == ["f-busy"]
-    assert node.ledger.workers() == {}
+    assert forgotten(node)
     await gone(node, target)
 
 
@@ -446,3 +466,96 @@ async def test_the_cycle_runs_while_the_worker_before_still_lives(node, before, 
     await until(lambda: "stranger" in node.builder.foreign)
     await stop(running)
     await gone(node, target)
+
+
+@pytest.mark.parametrize("state", ["creating", "starting", "initializing", "draining", "stopping"])
+async def test_what_the_worker_before_still_starts_or_ends_is_not_stopped(
+    node, before, following, state
+):
+    target = node.deploy()
+    node.left("f-theirs", state=state, task=TaskStatus.CREATED, owner=before.generation)
+    await settled(node)
+    await node.reconciler.cycle()
+    assert node.builder.foreign == []
+    assert node.builder.reserved == {"f-theirs": 5}
+    assert list(node.fleet.instances) == ["f-theirs"]
+    assert node.fleet.use.memory_bytes == target.version.spec.memory_bytes
+    following()
+    node.files.remove("f-theirs")
+    await until(lambda: node.builder.reserved == {})
+    assert list(node.fleet.instances) == []
+    await gone(node, target)
+
+
+async def test_what_the_worker_before_starts_serves_here_as_soon_as_it_is_ready(
+    node, before, following
+):
+    target = node.deploy(scaling={"max": 1})
+    record = node.left("f-coming", state="initializing", owner=before.generation)
+    await settled(node)
+    following()
+    caller = node.wait(target)
+    assert node.builder.built == [], "it is expected: no further one is started"
+    node.files.save(replace(record, state="ready"))
+    lease = await caller.answer()
+    assert lease.endpoint.id == "f-coming"
+    target.release(lease, call())
+    await gone(node, target)
+
+
+async def test_who_waits_for_a_start_that_fails_elsewhere_gets_one_here(node, before, following):
+    target = node.deploy(scaling={"max": 1})
+    node.left("f-coming", state="starting", owner=before.generation)
+    await settled(node)
+    following()
+    caller = node.wait(target)
+    node.files.remove("f-coming")
+    lease = await caller.answer()
+    assert lease.endpoint.id != "f-coming"
+    target.release(lease, call())
+    await gone(node, target)
+
+
+async def test_what_a_worker_leaves_half_started_when_it_dies_is_cleared(node, before, following):
+    target = node.deploy()
+    node.left("f-half", state="starting", owner=before.generation)
+    await settled(node)
+    following()
+    before.die()
+    await until(lambda: node.reconciler.others.instances == frozenset())
+    await node.reconciler.cycle()
+    assert node.builder.foreign == ["f-half"]
+    assert node.builder.reserved == {}
+    assert node.records() == []
+    await gone(node, target)
+
+
+async def test_what_cannot_be_cleared_keeps_its_slots_and_its_record(node):
+    target = node.deploy()
+    node.left("f-stuck", state="stopping")
+    node.points.fail["remove_foreign"] = RuntimeUnavailable("f-stuck: cgroup could not be removed")
+    await settled(node)
+    assert node.builder.reserved == {"f-stuck": 5}
+    assert node.records() == ["f-stuck"]
+    await node.reconciler.cycle()
+    assert node.builder.reserved == {}
+    assert node.records() == []
+    await gone(node, target)
+
+
+async def test_a_job_whose_caller_waits_elsewhere_is_left_there_until_that_worker_dies(
+    node, before, following
+):
+    node.deploy("j", kind="job", contract="scf-job")
+    node.left("j-kept", function="j", owner=before.generation, kept=True)
+    node.unfinished.append(CallRecord("c-1", "j", 1, "j-kept", "Running", 1))
+    await settled(node)
+    following()
+    await turns()
+    assert node.jobs.running == 0
+    assert node.saved == {}, "it is not lost"
+    before.die()
+    await until(lambda: node.jobs.find("c-1") is not None)
+    node.builder.alive["j-kept"].die(0)
+    await until(lambda: node.jobs.running == 0)
+    assert node.saved["c-1"].state == "Succeeded"

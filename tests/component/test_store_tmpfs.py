@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import stat
 import struct
 import subprocess
@@ -16,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.errors import Bug, RuntimeUnavailable
+from agent.errors import Bug, FailedPrecondition, RuntimeUnavailable
+from agent.linux.process import Identity
 from agent.model.records import ColdStart, InstanceRecord
 from agent.store.instances import InstanceFiles
-from agent.store.ledger import LANES, Foreign, Ledger
+from agent.store.ledger import LANES, Ledger, OtherWorker
 
 ROOT = Path(__file__).parents[2]
 RECORD = InstanceRecord(
@@ -102,17 +102,14 @@ def test_a_successor_sees_the_calls_of_the_worker_before(tmp_path):
     old.row(7).begin()
     new = Ledger.open(tmp_path / "ledger", 8)
     assert (old.generation, new.generation) == (1, 2)
-    assert new.workers() == {1: os.getpid()}
-    assert new.foreign() == [
-        Foreign(3, 1, os.getpid(), 2),
-        Foreign(7, 1, os.getpid(), 1),
-    ]
+    assert new.others() == [OtherWorker(1, Identity.of(os.getpid()))]
+    assert new.calls(1) == {3: 2, 7: 1}
     old.row(7).end()
     old.row(3).end()
-    assert [(f.row, f.inflight) for f in new.foreign()] == [(3, 1)]
+    assert new.calls(1) == {3: 1}
     new.forget(1)
-    assert new.foreign() == []
-    assert new.workers() == {}
+    assert new.calls(1) == {}
+    assert new.others() == []
     for ledger in (old, new):
         ledger.close()
 
@@ -122,11 +119,12 @@ def test_a_worker_of_another_release_reads_the_same_cells(tmp_path):
     ledger = Ledger.open(path, 4)
     for _ in range(3):
         ledger.row(2).begin()
-    # The layout of the first release: an upgrade is a worker swap, and both count meanwhile.
+    # The layout of this release: an upgrade is a worker swap, and both count meanwhile.
     raw = path.read_bytes()
-    assert struct.unpack_from("<8sII", raw) == (b"KINDLED1", 4, 1)
-    assert struct.unpack_from("<QQ", raw, 64 + 16) == (1, os.getpid())
-    assert struct.unpack_from("<I", raw, 4096 + 2 * 256 + 64 + 8) == (3,)
+    me = Identity.of(os.getpid())
+    assert struct.unpack_from("<8sII", raw) == (b"KINDLED2", 4, 1)
+    assert struct.unpack_from("<QQQ", raw, 64) == (1, me.pid, me.start)
+    assert struct.unpack_from("<I", raw, 4096 + 2 * 4) == (3,)
 
 
 def test_two_workers_count_on_one_row_without_disturbing_each_other(tmp_path):
@@ -136,7 +134,7 @@ def test_two_workers_count_on_one_row_without_disturbing_each_other(tmp_path):
     new.row(1).begin()
     new.row(1).begin()
     assert (old.row(1).inflight, new.row(1).inflight) == (1, 2)
-    assert [(f.generation, f.inflight) for f in old.foreign()] == [(new.generation, 2)]
+    assert old.calls(new.generation) == {1: 2}
     assert old.row(1).end()
     assert not old.row(1).end()
     assert new.row(1).inflight == 2
@@ -144,38 +142,67 @@ def test_two_workers_count_on_one_row_without_disturbing_each_other(tmp_path):
     assert new.row(1).inflight == 0
 
 
-def test_a_lane_is_clean_when_it_comes_round_again(tmp_path):
-    first = Ledger.open(tmp_path / "ledger", 2)
-    first.row(0).begin()
-    later = [Ledger.open(tmp_path / "ledger", 2) for _ in range(LANES)]
-    assert later[-1].generation == first.generation + LANES
-    assert later[-1].row(0).inflight == 0
-    assert later[-1].foreign() == []
-    assert sorted(later[-1].workers()) == [2, 3, 4]
+def test_a_worker_that_drains_long_shares_its_lane_with_none_of_many_successors(tmp_path):
+    path = tmp_path / "ledger"
+    draining = Ledger.open(path, 2)
+    draining.row(0).begin()
+    for generation in range(2, 12):
+        successor = Ledger.open(path, 2)
+        assert successor.generation == generation
+        assert successor.row(0).inflight == 0
+        assert successor.calls(draining.generation) == {0: 1}
+        successor.row(1).begin()
+        successor.close()
+    assert draining.row(0).inflight == 1
+
+
+def test_when_every_lane_has_a_living_worker_a_further_one_is_refused(tmp_path):
+    path = tmp_path / "ledger"
+    workers = [Ledger.open(path, 2) for _ in range(LANES)]
+    with pytest.raises(FailedPrecondition, match=f"{LANES} workers still finish calls"):
+        Ledger.open(path, 2)
+    workers[0].forget(workers[5].generation)
+    assert Ledger.open(path, 2).generation == LANES + 1
+
+
+def killed_workers(path, count, row):
+    """Let workers begin a call each and die of kill -9; none is forgotten."""
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from agent.store.ledger import Ledger\n"
+        "for _ in range(int(sys.argv[2])):\n"
+        "    if os.fork() == 0:\n"
+        "        Ledger.open(Path(sys.argv[1]), 4).row(int(sys.argv[3])).begin()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    os.wait()\n"
+    )
+    arguments = [sys.executable, "-c", program, str(path), str(count), str(row)]
+    subprocess.run(arguments, cwd=ROOT, check=True, timeout=60)
+
+
+def test_workers_that_die_again_and_again_use_up_no_lanes_and_lose_no_calls(tmp_path):
+    path = tmp_path / "ledger"
+    killed_workers(path, LANES + 3, 2)
+    last = Ledger.open(path, 4)
+    left = [last.calls(other.generation) for other in last.others()]
+    assert sum(calls[2] for calls in left) == LANES + 3
+    assert not any(other.alive for other in last.others())
 
 
 def test_after_a_kill_the_calls_are_still_there(tmp_path):
     path = tmp_path / "ledger"
-    program = (
-        "import os, sys, time\n"
-        "from pathlib import Path\n"
-        "from agent.store.ledger import Ledger\n"
-        "ledger = Ledger.open(Path(sys.argv[1]), 4)\n"
-        "ledger.row(2).begin()\n"
-        "print('begun', flush=True)\n"
-        "time.sleep(60)\n"
-    )
-    worker = subprocess.Popen(
-        [sys.executable, "-c", program, str(path)], cwd=ROOT, stdout=subprocess.PIPE
-    )
-    try:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == b"begun\n"
-    finally:
-        worker.send_signal(signal.SIGKILL)
-        worker.communicate()
+    killed_workers(path, 1, 2)
     successor = Ledger.open(path, 4)
-    assert successor.foreign() == [Foreign(2, 1, worker.pid, 1)]
+    [dead] = successor.others()
+    assert (dead.generation, dead.alive) == (1, False)
+    assert successor.calls(1) == {2: 1}
+
+
+def test_a_process_that_got_a_dead_workers_pid_is_not_that_worker(tmp_path):
+    me = Identity.of(os.getpid())
+    assert OtherWorker(1, me).alive
+    assert not OtherWorker(1, Identity(me.pid, me.start - 1)).alive
 
 
 @pytest.mark.parametrize("row", [-1, 2, 10**6])
@@ -192,14 +219,17 @@ def test_forgetting_oneself_is_a_bug(tmp_path):
             ledger.forget(generation)
 
 
-@pytest.mark.parametrize("junk", [b"x", b"\0" * 5000, b"KINDLED1" + b"\xff" * 9000])
+@pytest.mark.parametrize(
+    "junk",
+    [b"x", b"\0" * 5000, b"KINDLED1" + b"\0" * 9000, b"KINDLED2" + b"\xff" * 9000],
+)
 def test_a_file_of_another_layout_is_replaced(tmp_path, junk):
     path = tmp_path / "ledger"
     path.write_bytes(junk)
     ledger = Ledger.open(path, 4)
     ledger.row(3).begin()
     assert ledger.generation == 1
-    assert Ledger.open(path, 4).foreign()[0].row == 3
+    assert Ledger.open(path, 4).calls(1) == {3: 1}
 
 
 def test_a_larger_ledger_replaces_a_smaller_one_and_a_smaller_one_keeps_it(tmp_path):
@@ -209,7 +239,7 @@ def test_a_larger_ledger_replaces_a_smaller_one_and_a_smaller_one_keeps_it(tmp_p
     assert Ledger.open(path, 2).rows == 4
     large = Ledger.open(path, 8)
     assert large.rows == 8
-    assert large.foreign() == []
+    assert large.others() == []
     assert small.row(3).end()
 
 

@@ -167,6 +167,7 @@ def test_a_reload_keeps_what_stays_opens_what_is_new_and_closes_what_goes(tmp_pa
     first = sockets.open_all([door(tmp_path, "a", "a.sock"), door(tmp_path, "b", "b.sock")], {})
     wanted = [door(tmp_path, "a", "a.sock"), door(tmp_path, "b", "c.sock")]
     second = sockets.open_all(wanted, first)
+    sockets.close_others(first, second)
     assert second["a"] == first["a"]
     assert second["b"] != first["b"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.sock", "c.sock"]

@@ -106,7 +106,7 @@ async def test_a_draining_node_takes_no_call_but_serves_those_that_wait(house):
     target = house.target(scaling={"max": 2})
     lease = await house.lease(target)
     waiting = house.wait(target)
-    house.fleet.draining = True
+    house.mode.drain()
     assert await house.lease(target) is FailureKind.DRAINING
     assert await waiting.answer() is waiting.lease
     target.release(waiting.lease, call())

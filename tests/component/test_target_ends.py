@@ -232,7 +232,7 @@ async def adopted(house, target, foreign=0):
     instance = house.fleet.make(found.id, target.version, target.contract, target.log)
     instance.adopted(await house.builder.adopt(found, None, "all"), found)
     house.fleet.adopt(instance)
-    return target.adopt(instance, foreign)
+    return target.scaling.adopt(instance, foreign)
 
 
 async def test_an_adopted_instance_serves_those_who_wait(house):
@@ -266,7 +266,7 @@ async def test_places_of_another_workers_calls_are_taken_until_given_back(house)
 async def test_a_worker_that_has_handed_over_ends_and_starts_nothing(house):
     target = house.target(scaling={"min": 1, "idle_s": 60})
     lease, other = await house.lease(target), await house.lease(target)
-    house.fleet.hand_over()
+    house.fleet.hand_over(kept=())
     assert container_of(house, lease).detached
     assert await house.lease(target) is FailureKind.DRAINING
     target.release(lease, call(), recycle=True)
@@ -279,6 +279,70 @@ async def test_a_worker_that_has_handed_over_ends_and_starts_nothing(house):
     assert not [did for did in house.did if did[0] == "destroy"]
     assert len(house.builder.built) == 2
     target.release(other, call())
+
+
+async def test_a_start_under_way_at_a_hand_over_goes_on_and_serves_who_waits_here_first(house):
+    target = house.target()
+    house.points.hang["start"] = gate = asyncio.Event()
+    caller = house.wait(target)
+    assert await house.fleet.starts_have_slots(5)
+    house.fleet.hand_over(kept=())
+    [record] = house.files.load()[0]
+    assert (record.state, record.owner) == ("creating", house.ledger.generation)
+    assert house.fleet.unsettled == 1
+    gate.set()
+    lease = await caller.answer()
+    await until(lambda: house.files.load()[0][0].state == "ready")
+    assert container_of(house, lease).detached
+    assert house.ledger.row(1).inflight == 1, "before the next worker could see it as free"
+    assert house.fleet.unsettled == 0
+    target.release(lease, call())
+    assert ("destroy", lease.endpoint.id) not in house.did
+
+
+async def test_a_start_without_slots_is_given_up_at_a_hand_over_and_leaves_nothing(house):
+    target = house.target()
+    house.points.hang["build"] = asyncio.Event()
+    caller = house.wait(target)
+    assert not await house.fleet.starts_have_slots(0.01)
+    target.scaling.give_up_starts()
+    await until(lambda: not house.fleet.instances)
+    target.abandon(caller)
+    await gone(house, target)
+
+
+async def test_a_place_that_goes_on_to_a_waiting_call_never_looks_free_to_others(house):
+    target = house.target(scaling={"max": 1})
+    lease = await house.lease(target)
+    row, seen = house.ledger.row(1), []
+
+    class Watching(type(house.wait(target))):
+        def granted(self, lease):
+            seen.append(row.inflight)
+            super().granted(lease)
+
+    target.pool.close()
+    target.pool.closed = False
+    second = Watching()
+    assert target.acquire(second) is None
+    target.release(lease, call())
+    assert (seen, row.inflight) == ([1], 1)
+    target.release(await second.answer(), call())
+    assert row.inflight == 0
+    await gone(house, target)
+
+
+async def test_a_draining_instance_is_its_workers_own_by_its_record(house):
+    target = house.target(concurrency=2)
+    lease = await house.lease(target)
+    [member] = target.pool.members
+    target.scaling.retire(member)
+    [record] = house.files.load()[0]
+    assert (record.state, record.owner) == ("draining", house.ledger.generation)
+    house.fleet.hand_over(kept=())
+    assert house.fleet.unsettled == 1
+    target.release(lease, call())
+    await until(lambda: house.held() == {})
 
 
 # -- the timer

@@ -20,18 +20,23 @@ def main() -> None:
     wake, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno())
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: None)
     selector = selectors.DefaultSelector()
     selector.register(wake, selectors.EVENT_READ)
-    for descriptor in doors.values():
-        selector.register(socket.socket(fileno=descriptor), selectors.EVENT_READ)
-    notify = int(os.environ["KINDLING_NOTIFY_FD"])
-    os.write(notify, b"READY\n")
-    os.close(notify)
+    for name, descriptor in doors.items():
+        if not name.startswith("passing"):
+            selector.register(socket.socket(fileno=descriptor), selectors.EVENT_READ)
+    tell, hear = (int(os.environ[f"KINDLING_{name}_FD"]) for name in ("TELL", "HEAR"))
+    os.write(tell, b"PREPARED\n")
+    assert os.read(hear, 100) == b"GO\n"
+    os.write(tell, b"READY\n")
+    selector.register(hear, selectors.EVENT_READ)
     while True:
         for key, _ in selector.select():
             if key.fileobj is wake:
+                sys.exit(0)
+            if key.fileobj == hear:
+                os.write(tell, b"HANDED_OVER\n")
                 sys.exit(0)
             answer(key.fileobj)
 

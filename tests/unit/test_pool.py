@@ -265,7 +265,7 @@ def test_a_member_that_crashes_soon_after_its_start_is_one_more_failure():
 
 def test_an_adopted_member_counts_the_calls_of_the_worker_before():
     p = pool(concurrency=2)
-    a, served = p.adopted("a", 0, foreign=2)
+    a, served = p.adopted("a", 0, taken=2)
     assert served == []
     assert p.take(0) is None
     p.release(a, 1)
@@ -275,7 +275,7 @@ def test_an_adopted_member_counts_the_calls_of_the_worker_before():
 def test_an_adopted_member_serves_who_waits():
     p = pool(concurrency=2)
     p.enqueue("w", 0, 10)
-    assert p.adopted("a", 0, foreign=1)[1] == ["w"]
+    assert p.adopted("a", 0, taken=1)[1] == ["w"]
 
 
 def test_repr_tells_everything():

@@ -13,6 +13,7 @@ from agent.core.reconcile import (
     Adopt,
     DropRecord,
     Effect,
+    LeaveToOwner,
     RecycleMidCall,
     StartMin,
     StopHalfStarted,
@@ -28,8 +29,13 @@ from agent.model.records import InstanceRecord
 KEY = ("f", 1)
 
 
-def record(id: str, state: str = "ready", function: str = "f") -> InstanceRecord:
-    return InstanceRecord(id, function, 1, 0, 0, "172.30.0.2", 9000, "slots", 0, 1, state, 0)
+def record(
+    id: str, state: str = "ready", function: str = "f", *, owner: int = 0, kept: bool = False
+) -> InstanceRecord:
+    address, layer = "172.30.0.2", "slots"
+    return InstanceRecord(
+        id, function, 1, 0, 0, address, 9000, layer, 0, 1, state, 0, owner=owner, kept=kept
+    )
 
 
 def world(**changes: object) -> World:
@@ -68,21 +74,53 @@ def test_what_is_no_longer_deployed_is_stopped():
 
 
 def test_after_a_kill_an_instance_in_a_call_is_recycled_at_concurrency_1():
-    assert plan(world(foreign={"a": 1})) == [RecycleMidCall("a")]
+    assert plan(world(lost={"a": 1})) == [RecycleMidCall("a")]
     many = {KEY: Wanted(concurrency=10)}
-    assert plan(world(foreign={"a": 3}, wanted=many)) == [Adopt("a")]
+    assert plan(world(lost={"a": 3}, wanted=many)) == [Adopt("a")]
     job = {KEY: Wanted(kind="job")}
-    assert plan(world(foreign={"a": 1}, wanted=job)) == [Adopt("a")]
+    assert plan(world(lost={"a": 1}, wanted=job)) == [Adopt("a")]
 
 
 def test_while_the_old_worker_lives_its_calls_are_taken():
-    assert plan(world(foreign={"a": 1}, foreign_alive=True)) == [Adopt("a", 1)]
+    assert plan(world(taken={"a": 1})) == [Adopt("a", 1)]
+
+
+def test_the_death_of_one_worker_is_noticed_though_another_one_lives_long():
+    assert plan(world(taken={"a": 1}, lost={"a": 1}, living=frozenset({1}))) == [
+        RecycleMidCall("a")
+    ]
+
+
+@pytest.mark.parametrize("state", ["creating", "starting", "initializing", "draining", "stopping"])
+def test_what_a_living_worker_starts_or_ends_is_left_to_it(state):
+    theirs = world(records=[replace(record("a", state), owner=7)])
+    assert plan(replace(theirs, living=frozenset({7}))) == [LeaveToOwner("a")]
+    assert plan(replace(theirs, living=frozenset({8}))) == [StopHalfStarted("a")]
+
+
+def test_a_job_whose_caller_waits_at_a_living_worker_is_left_to_it():
+    kept = world(records=[replace(record("a"), owner=7, kept=True)])
+    assert plan(replace(kept, living=frozenset({7}))) == [LeaveToOwner("a")]
+    assert plan(kept) == [Adopt("a")]
+
+
+def test_what_another_worker_starts_counts_for_the_minimum():
+    theirs = world(
+        records=[
+            replace(record("a", "starting"), owner=7),
+            replace(record("b", "draining"), owner=7),
+        ],
+        tasks={"a": "created", "b": "running"},
+        living=frozenset({7}),
+        wanted={KEY: Wanted(min=2)},
+    )
+    assert plan(theirs) == [LeaveToOwner("a"), LeaveToOwner("b"), StartMin("f", 1, 1)]
 
 
 def test_an_old_worker_that_dies_in_a_call_later_is_noticed_then():
-    held = world(held={"a": KEY}, foreign={"a": 1})
+    held = world(held={"a": KEY}, lost={"a": 1})
     assert plan(held) == [RecycleMidCall("a")]
-    assert plan(replace(held, foreign_alive=True)) == []
+    assert plan(replace(held, lost={}, taken={"a": 1})) == []
 
 
 def test_what_this_worker_holds_or_is_busy_with_is_left_alone():
@@ -110,24 +148,29 @@ def carried_out(whole: World, effects: list[Effect]) -> World:
     """What the world looks like once every effect has been acted on."""
     records = {r.id: r for r in whole.records}
     tasks, held, starting = dict(whole.tasks), dict(whole.held), dict(whole.starting)
-    foreign = dict(whole.foreign)
+    lost, busy = dict(whole.lost), set(whole.busy)
     for effect in effects:
         match effect:
             case Adopt(id):
                 held[id] = (records[id].function, records[id].version)
-                if not whole.foreign_alive:
-                    foreign.pop(id, None)
+                lost.pop(id, None)
+            case LeaveToOwner(id):
+                busy.add(id)
+                key = (records[id].function, records[id].version)
+                if records[id].state in ("creating", "standby", "starting", "initializing"):
+                    starting[key] = starting.get(key, 0) + 1
             case StartMin(function, version, count):
                 starting[function, version] = starting.get((function, version), 0) + count
             case _:
-                for table in (records, tasks, held, foreign):
+                for table in (records, tasks, held, lost):
                     table.pop(effect.id, None)
     return replace(
         whole,
         records=list(records.values()),
         tasks=tasks,
         held=held,
-        foreign=foreign,
+        lost=lost,
+        busy=frozenset(busy),
         starting=starting,
     )
 
@@ -151,14 +194,17 @@ worlds = st.builds(
             id=ids,
             state=st.sampled_from([*(s.value for s in State), "junk"]),
             function=st.sampled_from("fg"),
+            owner=st.integers(0, 2),
+            kept=st.booleans(),
         ),
         unique_by=lambda r: r.id,
     ),
     tasks=st.dictionaries(
         ids, st.sampled_from(["created", "running", "paused", "stopped", "none"])
     ),
-    foreign=st.dictionaries(ids, st.integers(0, 3)),
-    foreign_alive=st.booleans(),
+    living=st.frozensets(st.integers(1, 2)),
+    taken=st.dictionaries(ids, st.integers(0, 3)),
+    lost=st.dictionaries(ids, st.integers(0, 3)),
     held=st.dictionaries(ids, keys),
     busy=st.frozensets(ids, max_size=2),
     starting=st.dictionaries(keys, st.integers(0, 3)),
