@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from agent.containerd.reference import DEFAULT_REGISTRY, Reference
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
+from agent.core.registry_hops import plain_http
 from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
+from agent.model.image_ref import DEFAULT_HOST, ImageRef
 
 # Docker Hub's registry answers under this name.
 DOCKER_HOST = "registry-1.docker.io"
@@ -53,7 +54,7 @@ class Resolved:
 
 
 async def resolve(
-    reference: Reference, *, deadline: float, credentials: Credentials | None = None
+    reference: ImageRef, *, deadline: float, credentials: Credentials | None = None
 ) -> Resolved:
     """Resolve a reference at its registry.
 
@@ -64,11 +65,11 @@ async def resolve(
         async with asyncio.timeout_at(deadline), aiohttp.ClientSession(trust_env=True) as session:
             return await _Conversation(session, reference, credentials).resolve()
     except TimeoutError as error:
-        text = f"image {reference}: the registry {reference.registry} did not answer in time"
+        text = f"image {reference}: the registry {reference.host} did not answer in time"
         raise RuntimeUnavailable(text) from error
     except (aiohttp.ClientError, OSError) as error:
         why = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else error
-        text = f"image {reference}: the registry {reference.registry} does not answer ({why})"
+        text = f"image {reference}: the registry {reference.host} does not answer ({why})"
         raise RuntimeUnavailable(text) from error
 
 
@@ -76,15 +77,15 @@ class _Conversation:
     """One resolution: a session, and the token it was given."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, reference: Reference, credentials: Credentials | None
+        self, session: aiohttp.ClientSession, reference: ImageRef, credentials: Credentials | None
     ) -> None:
         self._session = session
         self._reference = reference
         self._credentials = credentials
         self._authorization = ""
-        host = DOCKER_HOST if reference.registry == DEFAULT_REGISTRY else reference.registry
-        scheme = "http" if reference.plain_http else "https"
-        self._base = f"{scheme}://{host}/v2/{reference.repository}"
+        host = DOCKER_HOST if reference.host == DEFAULT_HOST else reference.host
+        scheme = "http" if plain_http(reference.host) else "https"
+        self._base = f"{scheme}://{host}/v2/{reference.path}"
 
     async def resolve(self) -> Resolved:
         where = str(self._reference)
@@ -130,7 +131,7 @@ class _Conversation:
         raise self._denied(401)
 
     def _check(self, status: int, reason: str) -> None:
-        where, registry = str(self._reference), self._reference.registry
+        where, registry = str(self._reference), self._reference.host
         if status == 404:
             raise NotFound(f"image {where}: the registry {registry} has no such image")
         if status in (401, 403):
@@ -140,7 +141,7 @@ class _Conversation:
 
     def _denied(self, status: int) -> FailedPrecondition:
         how = "refuses these credentials" if self._credentials else "wants credentials"
-        at = f"the registry {self._reference.registry}"
+        at = f"the registry {self._reference.host}"
         text = f"image {self._reference}: {at} {how} ({status}), or has no such image"
         return FailedPrecondition(text)
 
@@ -157,7 +158,7 @@ class _Conversation:
         realm = fields.pop("realm", "")
         if scheme.lower() != "bearer" or not self._trusted(realm):
             raise self._denied(401)
-        fields.setdefault("scope", f"repository:{self._reference.repository}:pull")
+        fields.setdefault("scope", f"repository:{self._reference.path}:pull")
         wanted = {key: fields[key] for key in ("service", "scope") if key in fields}
         headers = {"Authorization": basic} if basic else {}
         async with self._session.get(realm, params=wanted, headers=headers) as reply:
@@ -178,7 +179,7 @@ class _Conversation:
             scheme = urlsplit(realm).scheme
         except ValueError:
             return False
-        return scheme == "https" or (scheme == "http" and self._reference.plain_http)
+        return scheme == "https" or (scheme == "http" and plain_http(self._reference.host))
 
 
 async def _body(reply: aiohttp.ClientResponse, max_bytes: int) -> bytes:
