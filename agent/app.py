@@ -26,6 +26,7 @@ import uvloop
 from agent.aio.tasks import spawn, stop
 from agent.cgroups.tree import CgroupTree
 from agent.config import NodeConfig
+from agent.containerd import scratch
 from agent.containerd.client import Containerd
 from agent.containerd.containers import RuntimeOptions
 from agent.control.server import ControlServer
@@ -43,6 +44,7 @@ from agent.network.room import Network
 from agent.node import LocalNode
 from agent.node import Rooms as NodeRooms
 from agent.node_facts import NodeFactsView, Watcher, components, memory_for_functions
+from agent.node_images import IMPORTS
 from agent.sandbox.blueprint import INIT
 from agent.sandbox.builder import Builder
 from agent.sandbox.images import Images
@@ -155,6 +157,7 @@ class App:
         await machine.rootfs.sweep(self._fleet.instances)
         await machine.network.ready()
         await machine.layers.ready()
+        await asyncio.to_thread(scratch.sweep, config.paths.data / IMPORTS)
         timer = spawn("timer", self._fleet.run_timer(self._registry.targets))
         self._cycle = spawn("control cycle", reconciler.run())
         undo.push_async_callback(stop, timer, self._cycle)
