@@ -29,6 +29,7 @@ import uvloop
 from agent.aio.tasks import spawn, stop
 from agent.cgroups.tree import CgroupTree
 from agent.config import NodeConfig
+from agent.containerd import scratch
 from agent.containerd.client import Containerd
 from agent.containerd.containers import RuntimeOptions
 from agent.contracts.bind import bind
@@ -48,6 +49,7 @@ from agent.network.room import Network
 from agent.node import LocalNode
 from agent.node import Rooms as NodeRooms
 from agent.node_facts import NodeFactsView, Watcher, components, memory_for_functions
+from agent.node_images import IMPORTS
 from agent.rootless import protocol
 from agent.sandbox.blueprint import INIT
 from agent.sandbox.builder import Builder
@@ -206,6 +208,7 @@ class App:
         await machine.rootfs.sweep(machine.builder.known(self._fleet.instances))
         await machine.network.ready()
         await machine.layers.ready()
+        await asyncio.to_thread(scratch.sweep, config.paths.data / IMPORTS)
         timer = spawn("timer", self._fleet.run_timer(self._registry.targets))
         self._cycle = spawn("control cycle", reconciler.run())
         undo.push_async_callback(stop, timer, self._cycle)

@@ -40,7 +40,7 @@ from agent.functions.registry import Deployed as RegisteredFunction
 from agent.model.records import CallRecord, Meters
 from agent.model.spec import FunctionSpec
 from agent.node_capacity import NodeCapacity
-from agent.node_images import NodeImages
+from agent.node_images import IMPORTS, NodeImages
 from agent.telemetry.logs import LogLine
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class LocalNode:
 
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
-        scratch = rooms.config.paths.data / "import"
+        scratch = rooms.config.paths.data / IMPORTS
         self._images = NodeImages(rooms.containerd, rooms.images, rooms.registry, scratch)
         self._capacity = NodeCapacity(rooms)
         self._started_ns = time.time_ns()

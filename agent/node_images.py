@@ -7,15 +7,22 @@ image takes its View with it when no other name has the same layers.
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.aio.tasks import spawn, stop
+from agent.containerd.archive import MAX_BYTES
+from agent.containerd.scratch import ScratchFile
 from agent.control.node import ImageStep, ImageView
-from agent.errors import AgentError, FailedPrecondition, InvalidSpec, NotFound, Problem
+from agent.errors import (
+    AgentError,
+    FailedPrecondition,
+    InvalidSpec,
+    NotFound,
+    Problem,
+    RuntimeUnavailable,
+)
 from agent.model.image_ref import parse_image_ref
 
 if TYPE_CHECKING:
@@ -25,13 +32,14 @@ if TYPE_CHECKING:
     from agent.functions.registry import Registry
     from agent.sandbox.images import Images
 
+IMPORTS = "import"  # below the agent's data
 IMPORT_S = 600.0
 PULL_S = 600.0
 MAX_STEPS = 1000  # progress of a pull that its reader has not taken yet
 
 
 class NodeImages:
-    """The images of one node; `scratch` takes archives while they are imported."""
+    """The images of one node; below `scratch` archives are kept while they are imported."""
 
     def __init__(
         self, containerd: Containerd, prepared: Images, registry: Registry, scratch: Path
@@ -95,22 +103,18 @@ class NodeImages:
         full = parse_image_ref(name).full if name else ""
         scratch = self._scratch
         scratch.mkdir(mode=0o700, exist_ok=True)
-        fd, path = await asyncio.to_thread(tempfile.mkstemp, ".tar", "image-", scratch)
+        spool = await asyncio.to_thread(ScratchFile, scratch, "archive", MAX_BYTES)
         try:
-            with os.fdopen(fd, "wb") as file:
-                async for chunk in chunks:
-                    await asyncio.to_thread(file.write, chunk)
+            async for chunk in chunks:
+                await asyncio.to_thread(spool.write, chunk)
             deadline = asyncio.get_running_loop().time() + IMPORT_S
             image = await self._containerd.importer.load(
-                Path(path), name=full, scratch=scratch, deadline=deadline
+                spool.path, name=full, scratch=scratch, deadline=deadline
             )
-        except InvalidSpec as error:
-            # The archive came as a stream: the caller knows it as its own file.
-            raise InvalidSpec(
-                [Problem("archive", p.message.replace(path, "the archive")) for p in error.problems]
-            ) from error
+        except (InvalidSpec, RuntimeUnavailable) as error:
+            raise _as_streamed(error, str(spool.path)) from error
         finally:
-            await asyncio.to_thread(Path(path).unlink, missing_ok=True)
+            await asyncio.to_thread(spool.close)
         return [await self._view(await self._containerd.images.get(image.name))]
 
     async def remove(self, name: str) -> None:
@@ -140,3 +144,12 @@ class NodeImages:
         named = any(other is not None and other.chain_id == image.chain_id for other in others)
         if not named and not self._registry.holds_layers(image.chain_id):
             await self._prepared.forget(image.chain_id)
+
+
+def _as_streamed(error: InvalidSpec | RuntimeUnavailable, path: str) -> AgentError:
+    """Return an import's error for the archive's sender, who knows it as a file of his own."""
+    if isinstance(error, RuntimeUnavailable):
+        return RuntimeUnavailable(error.message.replace(path, "the archive"))
+    return InvalidSpec(
+        [Problem("archive", p.message.replace(path, "the archive")) for p in error.problems]
+    )

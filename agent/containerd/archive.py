@@ -12,13 +12,13 @@ import gzip
 import os
 import posixpath
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Protocol, cast
 
-from agent.errors import InvalidSpec, Problem, RuntimeUnavailable
+from agent.containerd.scratch import ScratchFile
+from agent.errors import InvalidSpec, Problem
 
 # An image has a few blobs per layer; a tar with more members than this is something else.
 MAX_FILES = 20_000
@@ -163,27 +163,16 @@ def _refuse_compressed(path: Path, head: bytes) -> None:
 def _gunzip(
     path: Path, stream: IO[bytes], unfinished: contextlib.ExitStack, scratch: Path
 ) -> IO[bytes]:
-    plain = unfinished.enter_context(tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115 - the stack closes it
-    left = MAX_BYTES
+    plain = ScratchFile(scratch, str(path), MAX_BYTES, " when decompressed")
+    unfinished.callback(plain.close)
     try:
         with gzip.open(stream) as source:
-            while left > 0 and (piece := source.read(PIECE_BYTES)):
-                left -= len(piece)
-                _spill(plain, piece, path, scratch)
+            while piece := source.read(PIECE_BYTES):
+                plain.write(piece)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise wrong(path, f"is not a whole gzip file ({error})") from error
-    if left <= 0:
-        raise wrong(path, f"is larger than {MAX_BYTES} bytes when decompressed")
-    plain.seek(0)
-    return plain
-
-
-def _spill(plain: IO[bytes], piece: bytes, path: Path, scratch: Path) -> None:
-    try:
-        plain.write(piece)
-    except OSError as error:
-        why = os.strerror(error.errno or 0)
-        raise RuntimeUnavailable(f"{path} cannot be decompressed in {scratch}: {why}") from error
+    plain.stream.seek(0)
+    return plain.stream
 
 
 class _Headers:

@@ -18,7 +18,8 @@ from agent.containerd.door import Door
 from agent.containerd.snapshots import Snapshots
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
-from agent.errors import AlreadyExists, NotFound
+from agent.errors import AlreadyExists, InvalidSpec, NotFound, Problem
+from agent.model.image_ref import ImageRef, parse_image_ref
 from agent.model.records import ImageFacts
 
 # An index of indexes is legal; more levels than this are a joke.
@@ -169,6 +170,14 @@ class Images:
         except NotFound as error:
             text = f"image {name} is incomplete here ({digest} is missing): pull or import it again"
             raise NotFound(text) from error
+
+
+def image_ref(text: str) -> ImageRef:
+    """Return a reference taken apart; raises InvalidSpec when it is none."""
+    try:
+        return parse_image_ref(text)
+    except ValueError as error:
+        raise InvalidSpec([Problem("image", str(error))]) from error
 
 
 def _record(image: pb.Image) -> ImageRecord:

@@ -17,11 +17,10 @@ from typing import TypeVar
 
 from agent._pb.containerd.types.transfer import importexport_pb2, streaming_pb2
 from agent.aio import tasks
-from agent.containerd import reference as references
 from agent.containerd.archive import Files, open_files, wrong
 from agent.containerd.content import Content
 from agent.containerd.door import Door
-from agent.containerd.images import Image, Images
+from agent.containerd.images import Image, Images, image_ref
 from agent.containerd.layout import Blob, Layout, read_layout
 from agent.containerd.leases import Leases
 from agent.containerd.streams import Stream, open_stream
@@ -137,11 +136,11 @@ def _index_archive(layout: Layout) -> bytes:
 def _name(given: str, layout: Layout, path: Path) -> str:
     """Return the record's full name: the one given, else the first the archive offers in full."""
     if given:
-        return str(references.parse(given))
+        return image_ref(given).full
     for offered in layout.names:
         # A bare tag such as "latest" or "v1" is no name.
         if "/" in offered or ":" in offered:
-            return str(references.parse(offered))
+            return image_ref(offered).full
     why = "does not say what the image is called: give it a name (--name REF)"
     raise InvalidSpec([Problem(str(path), why)])
 

@@ -3,24 +3,27 @@
 It reads the manifest and the config only, so that a missing image, another architecture or an
 unknown format is refused by name at once; the download itself is containerd's (`transfer`). Speaks
 the OCI distribution specification 1.1 with anonymous or given credentials; plain HTTP on loopback
-only.
+only. Where a registry may send it is judged by `hops`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
+from contextlib import aclosing
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
 
-from agent.containerd.reference import DEFAULT_REGISTRY, Reference
+from agent.containerd.hops import Hops, LookUp, look_up
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
+from agent.core.registry_hops import plain_http
 from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
+from agent.model.image_ref import DEFAULT_HOST, ImageRef
 
 # Docker Hub's registry answers under this name.
 DOCKER_HOST = "registry-1.docker.io"
@@ -53,38 +56,52 @@ class Resolved:
 
 
 async def resolve(
-    reference: Reference, *, deadline: float, credentials: Credentials | None = None
+    reference: ImageRef,
+    *,
+    deadline: float,
+    credentials: Credentials | None = None,
+    look_up: LookUp = look_up,
 ) -> Resolved:
-    """Resolve a reference at its registry.
+    """Resolve a reference at its registry; hosts get their addresses from `look_up`.
 
     Raises NotFound (no such image), InvalidSpec (not for linux/amd64, or no image),
-    FailedPrecondition (credentials missing or refused), RuntimeUnavailable (registry down or slow).
+    FailedPrecondition (credentials missing or refused, or the registry sends its client where it
+    must not go), RuntimeUnavailable (registry down or slow).
     """
+    base = _base(reference)
     try:
-        async with asyncio.timeout_at(deadline), aiohttp.ClientSession(trust_env=True) as session:
-            return await _Conversation(session, reference, credentials).resolve()
+        async with (
+            asyncio.timeout_at(deadline),
+            aclosing(Hops(base, str(reference), reference.host, look_up)) as hops,
+        ):
+            return await _Conversation(hops, base, reference, credentials).resolve()
     except TimeoutError as error:
-        text = f"image {reference}: the registry {reference.registry} did not answer in time"
+        text = f"image {reference}: the registry {reference.host} did not answer in time"
         raise RuntimeUnavailable(text) from error
     except (aiohttp.ClientError, OSError) as error:
-        why = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else error
-        text = f"image {reference}: the registry {reference.registry} does not answer ({why})"
+        why = getattr(error, "strerror", None) or error
+        text = f"image {reference}: the registry {reference.host} does not answer ({why})"
         raise RuntimeUnavailable(text) from error
+
+
+def _base(reference: ImageRef) -> URL:
+    """Return the address below which a registry keeps a repository."""
+    host = DOCKER_HOST if reference.host == DEFAULT_HOST else reference.host
+    scheme = "http" if plain_http(reference.host) else "https"
+    return URL(f"{scheme}://{host}/v2/{reference.path}", encoded=True)
 
 
 class _Conversation:
-    """One resolution: a session, and the token it was given."""
+    """One resolution: the way to a registry, and the token it gave."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, reference: Reference, credentials: Credentials | None
+        self, hops: Hops, base: URL, reference: ImageRef, credentials: Credentials | None
     ) -> None:
-        self._session = session
+        self._hops = hops
+        self._base = base
         self._reference = reference
         self._credentials = credentials
         self._authorization = ""
-        host = DOCKER_HOST if reference.registry == DEFAULT_REGISTRY else reference.registry
-        scheme = "http" if reference.plain_http else "https"
-        self._base = f"{scheme}://{host}/v2/{reference.repository}"
 
     async def resolve(self) -> Resolved:
         where = str(self._reference)
@@ -116,12 +133,11 @@ class _Conversation:
     async def _get(self, path: str, max_bytes: int) -> tuple[bytes, str]:
         """Return a body and its media type, answering one challenge for authorization."""
         for attempt in (1, 2):
-            headers = {"Accept": ACCEPT}
-            if self._authorization:
-                headers["Authorization"] = self._authorization
             # A digest's colon is legal in a path; yarl would leave it alone but encode others.
             url = URL(f"{self._base}/{path}", encoded=True)
-            async with self._session.get(url, headers=headers) as reply:
+            async with self._hops.get(
+                url, headers={"Accept": ACCEPT}, authorization=self._authorization
+            ) as reply:
                 if reply.status == 401 and attempt == 1:
                     await self._authorize(reply.headers.get("WWW-Authenticate", ""))
                     continue
@@ -130,7 +146,7 @@ class _Conversation:
         raise self._denied(401)
 
     def _check(self, status: int, reason: str) -> None:
-        where, registry = str(self._reference), self._reference.registry
+        where, registry = str(self._reference), self._reference.host
         if status == 404:
             raise NotFound(f"image {where}: the registry {registry} has no such image")
         if status in (401, 403):
@@ -140,7 +156,7 @@ class _Conversation:
 
     def _denied(self, status: int) -> FailedPrecondition:
         how = "refuses these credentials" if self._credentials else "wants credentials"
-        at = f"the registry {self._reference.registry}"
+        at = f"the registry {self._reference.host}"
         text = f"image {self._reference}: {at} {how} ({status}), or has no such image"
         return FailedPrecondition(text)
 
@@ -155,12 +171,12 @@ class _Conversation:
             return
         fields = dict(_CHALLENGE.findall(rest))
         realm = fields.pop("realm", "")
-        if scheme.lower() != "bearer" or not self._trusted(realm):
+        if scheme.lower() != "bearer":
             raise self._denied(401)
-        fields.setdefault("scope", f"repository:{self._reference.repository}:pull")
+        fields.setdefault("scope", f"repository:{self._reference.path}:pull")
         wanted = {key: fields[key] for key in ("service", "scope") if key in fields}
-        headers = {"Authorization": basic} if basic else {}
-        async with self._session.get(realm, params=wanted, headers=headers) as reply:
+        url = self._hops.target(realm).update_query(wanted)
+        async with self._hops.get(url, headers={}, authorization=basic) as reply:
             self._check(reply.status, reply.reason or "")
             token = _token(await _body(reply, MAX_TOKEN_BYTES))
         if not token:
@@ -170,15 +186,8 @@ class _Conversation:
     def _basic(self) -> str:
         if self._credentials is None:
             return ""
-        return aiohttp.BasicAuth(self._credentials.username, self._credentials.password).encode()
-
-    def _trusted(self, realm: str) -> bool:
-        """Credentials travel over TLS only, except to a loopback registry's own token server."""
-        try:
-            scheme = urlsplit(realm).scheme
-        except ValueError:
-            return False
-        return scheme == "https" or (scheme == "http" and self._reference.plain_http)
+        pair = f"{self._credentials.username}:{self._credentials.password}"
+        return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
 async def _body(reply: aiohttp.ClientResponse, max_bytes: int) -> bytes:

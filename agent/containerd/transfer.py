@@ -18,15 +18,15 @@ from agent._pb.containerd.services.transfer.v1 import transfer_pb2_grpc as rpc
 from agent._pb.containerd.types import platform_pb2
 from agent._pb.containerd.types.transfer import imagestore_pb2, progress_pb2, registry_pb2
 from agent.aio import tasks
-from agent.containerd import reference as references
 from agent.containerd import registry
 from agent.containerd.door import Door
-from agent.containerd.images import Image, Images
+from agent.containerd.images import Image, Images, image_ref
 from agent.containerd.leases import Leases
-from agent.containerd.reference import Reference
 from agent.containerd.registry import Credentials, Resolved
 from agent.containerd.streams import Stream, open_stream, pack
+from agent.core.registry_hops import plain_http
 from agent.errors import AgentError, InvalidSpec, NotFound, Problem, RuntimeUnavailable
+from agent.model.image_ref import ImageRef
 
 LAST_STEPS_S = 1.0
 PLATFORM = platform_pb2.Platform(os="linux", architecture="amd64")
@@ -58,9 +58,7 @@ class Transfer:
         self, ref: str, *, deadline: float, credentials: Credentials | None = None
     ) -> Resolved:
         """Ask the registry what a reference stands for; see `registry.resolve`."""
-        return await registry.resolve(
-            references.parse(ref), deadline=deadline, credentials=credentials
-        )
+        return await registry.resolve(image_ref(ref), deadline=deadline, credentials=credentials)
 
     async def pull(
         self,
@@ -77,7 +75,7 @@ class Transfer:
         `deadline` is the loop's time and bounds all of it. Raises as `registry.resolve` does, and
         InvalidSpec when the layers cannot be unpacked.
         """
-        reference = references.parse(ref)
+        reference = image_ref(ref)
         found = await registry.resolve(reference, deadline=deadline)
         if accept is not None:
             accept(found)
@@ -93,7 +91,7 @@ class Transfer:
             try:
                 await self._run(source, target, what, lease=lease, deadline=deadline, told=progress)
             except NotFound as error:
-                text = f"{what}: {reference.registry} lost a part of it meanwhile; try again"
+                text = f"{what}: {reference.host} lost a part of it meanwhile; try again"
                 raise NotFound(text) from error
             return await self._images.inspect(name, deadline=deadline)
 
@@ -161,6 +159,8 @@ async def _follow(stream: Stream, told: Callable[[Progress], None]) -> None:
         return
 
 
-def _source(reference: Reference, digest: str) -> registry_pb2.OCIRegistry:
-    resolver = registry_pb2.RegistryResolver(default_scheme="http" if reference.plain_http else "")
-    return registry_pb2.OCIRegistry(reference=f"{reference.locator}@{digest}", resolver=resolver)
+def _source(reference: ImageRef, digest: str) -> registry_pb2.OCIRegistry:
+    resolver = registry_pb2.RegistryResolver(
+        default_scheme="http" if plain_http(reference.host) else ""
+    )
+    return registry_pb2.OCIRegistry(reference=f"{reference.name}@{digest}", resolver=resolver)

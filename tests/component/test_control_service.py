@@ -361,7 +361,7 @@ async def test_what_is_no_image_reference_is_the_callers_fault(
     told = await refused(call(doors.admin))
     assert told.code == grpc.StatusCode.INVALID_ARGUMENT
     assert [problem.field for problem in told.problems] == [field]
-    assert "'a b' is not an image reference: write" in told.problems[0].message
+    assert "'a b' is not an image reference: a repository" in told.problems[0].message
     assert doors.node.seen == []
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agent.containerd import archive, layout
+from agent.containerd import archive, layout, scratch
 from agent.core import oci_image
 from agent.errors import InvalidSpec, RuntimeUnavailable
 from tests import oci
@@ -172,19 +172,9 @@ def test_no_room_for_unpacking_names_the_place_without_room(
     path = tmp_path / "a.tar.gz"
     plain = oci.write_tar(tmp_path / "a.tar", oci.layout(small))
     path.write_bytes(gzip.compress(plain.read_bytes()))
-
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    real = archive.tempfile.TemporaryFile
-
-    def without_room(**arguments: Any) -> Any:
-        file = real(**arguments)
-        monkeypatch.setattr(file, "write", full, raising=False)
-        return file
-
-    monkeypatch.setattr(archive.tempfile, "TemporaryFile", without_room)
-    with pytest.raises(RuntimeUnavailable, match=str(scratch)):
-        archive.open_files(path, scratch)
+    monkeypatch.setattr(scratch, "RESERVE_BYTES", 1 << 62)
+    place = tmp_path / "scratch"
+    place.mkdir()
+    with pytest.raises(RuntimeUnavailable, match=f"in {place}.*must stay so"):
+        archive.open_files(path, place)
+    assert list(place.iterdir()) == []

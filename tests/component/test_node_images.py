@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from agent import node_images
 from agent.aio.tasks import spawn
+from agent.containerd import scratch
 from agent.core.oci_image import Descriptor
-from agent.errors import FailedPrecondition, NotFound
+from agent.errors import FailedPrecondition, InvalidSpec, NotFound, Problem, RuntimeUnavailable
 from agent.functions.registry import Registry
 from agent.node_images import NodeImages
 
+ROOT = Path(__file__).parents[2]
 NAME = "docker.io/library/x:1"
 
 
@@ -22,16 +28,21 @@ class Store:
     def __init__(self):
         self.here = {}
         self.forgotten = []
+        self.loaded = b""
         self.gate = None
         self.at_gate = asyncio.Event()
 
     def add(self, name, digest="sha256:1", chain_id="sha256:c"):
-        self.here[name] = SimpleNamespace(name=name, digest=digest, chain_id=chain_id)
+        self.here[name] = SimpleNamespace(
+            name=name, digest=digest, chain_id=chain_id, compressed_bytes=1
+        )
 
     async def get(self, name):
         if name not in self.here:
             raise NotFound(name)
-        return SimpleNamespace(name=name, target=Descriptor("m", self.here[name].digest, 1))
+        return SimpleNamespace(
+            name=name, target=Descriptor("m", self.here[name].digest, 1), created_ns=0
+        )
 
     async def inspect(self, name):
         return self.here[name]
@@ -44,6 +55,11 @@ class Store:
             self.at_gate.set()
             await self.gate.wait()
         del self.here[name]
+
+    async def load(self, path, *, name, scratch, deadline):
+        self.loaded = path.read_bytes()
+        self.add(name)
+        return self.here[name]
 
     async def forget(self, chain_id):
         self.forgotten.append(chain_id)
@@ -58,8 +74,10 @@ def function(name, digest, chain_id):
 async def node(tmp_path):
     store, registry = Store(), Registry()
     store.add(NAME)
-    images = NodeImages(SimpleNamespace(images=store), store, registry, tmp_path)
-    return SimpleNamespace(store=store, registry=registry, images=images)
+    containerd = SimpleNamespace(images=store, importer=store)
+    images = NodeImages(containerd, store, registry, tmp_path / "import")
+    path = tmp_path / "import"
+    return SimpleNamespace(store=store, registry=registry, images=images, path=path)
 
 
 async def test_the_last_name_of_layers_takes_their_view_with_it(node):
@@ -110,3 +128,89 @@ async def test_an_image_is_not_deployed_under_its_removal(node):
     await removal
     with node.registry.image_use.deploying(NAME):
         pass
+
+
+# What a worker does with an archive that never ends; told by a line that it has begun.
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+from agent.node_images import NodeImages
+
+async def chunks():
+    yield b"x" * (1 << 20)
+    print("begun", flush=True)
+    await asyncio.Event().wait()
+
+images = NodeImages(None, None, None, Path(sys.argv[1]))
+asyncio.run(images.load(chunks(), "x:1"))
+"""
+
+
+def test_an_import_that_a_crash_cut_short_leaves_no_file(tmp_path):
+    place = tmp_path / "import"
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, place], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    try:
+        assert worker.stdout.readline() == "begun\n"
+    finally:
+        worker.kill()
+        worker.wait()
+        worker.stdout.close()
+    assert list(place.iterdir()) == []
+
+
+async def test_a_sweep_takes_what_has_a_name_and_leaves_an_import_under_way(node):
+    node.path.mkdir()
+    (node.path / "image-left.tar").write_bytes(b"left by a crash")
+    (node.path / "directory").mkdir()
+
+    async def chunks():
+        yield b"first"
+        scratch.sweep(node.path)
+        yield b"second"
+
+    (view,) = await node.images.load(chunks(), "x:1")
+    assert view.name == NAME
+    assert node.store.loaded == b"firstsecond"
+    # What an agent never made is not removed, nor does it stop the worker.
+    assert [path.name for path in node.path.iterdir()] == ["directory"]
+
+
+def test_a_sweep_where_nothing_was_imported_yet_is_none(tmp_path):
+    scratch.sweep(tmp_path / "import")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def some_chunks():
+    for _ in range(3):
+        yield bytes(1000)
+
+
+async def test_an_import_stops_before_the_disk_is_full(node, monkeypatch):
+    monkeypatch.setattr(scratch, "RESERVE_BYTES", 1 << 62)
+    with pytest.raises(RuntimeUnavailable, match=r"archive cannot be kept in .*MB are free"):
+        await node.images.load(some_chunks(), "x:1")
+    assert node.store.loaded == b""
+
+
+async def test_an_archive_larger_than_any_image_is_refused(node, monkeypatch):
+    monkeypatch.setattr(node_images, "MAX_BYTES", 2500)
+    with pytest.raises(InvalidSpec, match="archive: is larger than 2500 bytes"):
+        await node.images.load(some_chunks(), "x:1")
+    assert node.store.loaded == b""
+
+
+async def test_errors_speak_of_the_archive_not_of_where_it_was_kept(node):
+    async def refuse(path, **_):
+        raise InvalidSpec([Problem(str(path), f"{path} is wrong")])
+
+    async def late(path, **_):
+        raise RuntimeUnavailable(f"import {path}: not done")
+
+    node.store.load = refuse
+    with pytest.raises(InvalidSpec, match=r"^archive: the archive is wrong$"):
+        await node.images.load(some_chunks(), "x:1")
+    node.store.load = late
+    with pytest.raises(RuntimeUnavailable, match=r"^import the archive: not done$"):
+        await node.images.load(some_chunks(), "x:1")

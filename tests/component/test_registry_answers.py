@@ -7,8 +7,9 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from agent.containerd import reference, registry
+from agent.containerd import registry
 from agent.errors import AgentError, FailedPrecondition
+from agent.model.image_ref import parse_image_ref
 
 
 class Registry:
@@ -45,7 +46,7 @@ async def server():
 
 async def resolve(server):
     deadline = asyncio.get_running_loop().time() + 20
-    name = reference.parse(f"127.0.0.1:{server.port}/me/app:1")
+    name = parse_image_ref(f"127.0.0.1:{server.port}/me/app:1")
     return await registry.resolve(name, deadline=deadline)
 
 

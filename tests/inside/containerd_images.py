@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+from agent._pb.containerd.services.content.v1 import content_pb2, content_pb2_grpc
 from agent.containerd.client import Containerd
 from agent.containerd.snapshots import view_key
 from agent.errors import AgentError
@@ -185,5 +188,62 @@ def relabel(image: oci.OciImage, config: Any) -> oci.OciImage:
     return oci.OciImage(image.blobs | {oci.digest(data): data, oci.digest(raw): raw}, at)
 
 
+async def cut_short(ct: Containerd, place: Place) -> Any:
+    """A worker is killed in an import: its lease ends, and what it stored is collected then."""
+    archive = scratch(place) / "cut.tar"
+    layers = [oci.layer({f"noise/{n}": os.urandom(1 << 20)}) for n in range(2)]
+    oci.write_archive(archive, layers, name="cut:1")
+    results: dict[str, Any] = {"said": await die_in_an_import(ct, archive)}
+    results["at_once"] = await remains(ct)
+    await until_nothing_remains(ct)
+    return results
+
+
+async def again_after_a_cut(ct: Containerd, place: Place) -> Any:
+    """The next import of the same archive takes over, while that lease still stands."""
+    archive = scratch(place) / "again.tar"
+    layers = [oci.static_busybox(), oci.layer({"noise": os.urandom(1 << 20)})]
+    oci.write_archive(archive, layers, name="again:1")
+    said = await die_in_an_import(ct, archive)
+    loaded = await load(ct, archive, "")
+    await remove(ct, loaded)
+    await until_nothing_remains(ct)
+    return {"said": said, "loaded": loaded}
+
+
+async def die_in_an_import(ct: Containerd, archive: Path) -> str:
+    """Have another process begin an import, and kill it when it says how far it is."""
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.inside.half_import", ct.door.socket, archive),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert worker.stdout is not None
+    said = await worker.stdout.readline()
+    worker.kill()
+    await worker.wait()
+    return said.decode()
+
+
+async def until_nothing_remains(ct: Containerd) -> None:
+    """Leases that ended and what they held go with the next collection, whoever asks for it."""
+    async with asyncio.timeout(60):
+        while any((await remains(ct)).values()):
+            await asyncio.sleep(0.2)
+            async with ct.leases.hold("collect", 60) as lease:
+                await ct.leases.delete(lease, sync=True)
+
+
+async def remains(ct: Containerd) -> dict[str, int]:
+    """What of an import is in the store."""
+    stub = content_pb2_grpc.ContentStub(ct.door.channel)
+    request = content_pb2.ListStatusesRequest()
+    statuses = await ct.door.call(stub.ListStatuses, request, "list ingests")
+    return {
+        "blobs": await ct.content.count(),
+        "ingests": len(statuses.statuses),
+        "leases": len(await ct.leases.list()),
+    }
+
+
 if __name__ == "__main__":
-    main(formats, survives_collection, deep, refused)
+    main(formats, survives_collection, deep, refused, cut_short, again_after_a_cut)

@@ -186,6 +186,18 @@ def test_refused_archives_leave_nothing(images: Facts) -> None:
     assert images["refused"]["left"] == NOTHING
 
 
+def test_an_import_cut_short_is_collected_when_its_lease_ends(images: Facts) -> None:
+    told = images["cut_short"]
+    assert told["said"] == "half\n"
+    assert told["at_once"] == {"blobs": 1, "ingests": 1, "leases": 1}
+
+
+def test_an_import_cut_short_does_not_hinder_the_next(images: Facts) -> None:
+    told = images["again_after_a_cut"]
+    assert told["said"] == "half\n"
+    assert told["loaded"]["layers"] == 2
+
+
 @pytest.mark.parametrize("kind", ["plain:1", "mixed:1", "plain"])
 def test_pulls_take_the_amd64_manifest(pulls: Facts, kind: str) -> None:
     told = pulls["good"][kind]
