@@ -115,7 +115,8 @@ class App:
     async def _start(self, sockets: Mapping[str, socket.socket]) -> None:
         config, undo, run = self._config, self._undo, self._config.paths.run
         metrics = AgentMetrics()
-        events, logs = Events(), Logs(config.limits.log_bytes)
+        events, logs = Events(), Logs(config.limits.log_bytes, config.limits.logs_bytes)
+        logs.report_to(metrics)
         functions = await FunctionStore.open(config.paths.data / "kindling.db")
         undo.push_async_callback(functions.close)
         calls = await CallStore.open(config.paths.data / "calls.db", config.limits.calls_kept)

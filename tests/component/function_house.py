@@ -249,7 +249,7 @@ class House:
         self.saved = {}
         self.save_fails = []
         self.jobs = JobRunner(self.fleet, self._save)
-        self.logs = Logs(1 << 16)
+        self.logs = Logs(1 << 16, 1 << 20)
         # The kernel accepts for it: to listen is all that a function has to do here.
         self.server = socket.socket()
         self.server.bind(("127.0.0.1", 0))
