@@ -296,7 +296,7 @@ class LocalNode:
             version=rooms.components.get("kindling", ""),
             started_ns=self._started_ns,
             draining=rooms.runners.fleet.draining,
-            capacity=self._capacity.now(),
+            capacity=await self._capacity.now(),
             components={**rooms.components, "kernel": platform.release()},
             contracts=tuple(DIALECTS),
             features=rooms.features,
