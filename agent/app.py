@@ -23,6 +23,7 @@ from pathlib import Path
 
 import uvloop
 
+from agent.aio import stacks
 from agent.aio.tasks import spawn, stop
 from agent.cgroups.tree import CgroupTree
 from agent.config import NodeConfig
@@ -95,6 +96,7 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             loop.add_signal_handler(number, self._signalled, number)
+        stacks.print_on_signal(loop)
         async with self._undo:
             await self._start(sockets)
             if notify is not None:
@@ -117,6 +119,8 @@ class App:
         metrics = AgentMetrics()
         events, logs = Events(), Logs(config.limits.log_bytes, config.limits.logs_bytes)
         logs.report_to(metrics)
+        metrics.lag.start()
+        undo.callback(metrics.lag.stop)
         functions = await FunctionStore.open(config.paths.data / "kindling.db")
         undo.push_async_callback(functions.close)
         calls = await CallStore.open(config.paths.data / "calls.db", config.limits.calls_kept)
