@@ -45,6 +45,15 @@ async def until(done, *, within_s=5.0):
             await asyncio.sleep(0.001)
 
 
+async def at_rest(figure, *, for_s=0.2):
+    """Wait until a figure moves no more, and return it: nobody tells that nothing more comes."""
+    before = object()
+    while before != (now := figure()):
+        before = now
+        await asyncio.sleep(for_s)
+    return now
+
+
 class FakeContainer:
     def __init__(self, house, id, number):
         self.house = house

@@ -127,7 +127,7 @@ async def test_a_blocked_loop_does_not_show_in_the_metrics():
     assert lag_in(metrics) == 0.0
     metrics.lag.start()
     blocked_s = 3 * LAG_PERIOD_S
-    time.sleep(blocked_s)  # this is what a blocked loop is
+    time.sleep(blocked_s)  # sleeps: this is what a blocked loop is
     # A timer was due within one period; until the loop has run it, it is as late as it is by now.
     assert lag_in(metrics) >= blocked_s - LAG_PERIOD_S
     ticked = asyncio.Event()
@@ -142,7 +142,7 @@ async def test_an_old_lag_is_forgotten_in_the_end(monkeypatch):
     monkeypatch.setattr("agent.telemetry.metrics.MINUTE_S", 0.0)
     lag = LoopLag()
     lag.start()
-    time.sleep(4 * LAG_PERIOD_S)  # this is what a blocked loop is
+    time.sleep(4 * LAG_PERIOD_S)  # sleeps: this is what a blocked loop is
     assert lag.worst_s() >= 3 * LAG_PERIOD_S
     await until(lambda: lag.worst_s() < 3 * LAG_PERIOD_S)
     lag.stop()

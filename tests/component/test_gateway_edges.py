@@ -15,6 +15,7 @@ from tests.component.gateway_house import (
     GET,
     FakeTarget,
     Instance,
+    apart,
     echo,
     failure_kinds,
     house,
@@ -36,7 +37,7 @@ def says(*answers):
             for piece in answer if isinstance(answer, list) else [answer]:
                 writer.write(piece)
                 await writer.drain()
-                await asyncio.sleep(0.02)
+                await apart()
 
     return serve
 
