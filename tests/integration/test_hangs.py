@@ -34,7 +34,7 @@ def test_the_lag_of_a_workers_loop_is_never_measured(agent):
 def test_the_logs_of_all_functions_have_no_figure(agent):
     with Functions(agent) as functions:
         functions.deploy("web")
-        assert functions.http("/http/web/echo").status == 200
+        assert agent.http("GET", "/http/web/echo").status == 200
         text = agent.http("GET", "/metrics", port=agent.admin_port).body.decode()
     assert re.search(r"^kindling_log_bytes [1-9]", text, re.MULTILINE)
     assert 'kindling_log_lines_dropped_total{limit="logs_bytes"} 0.0' in text
