@@ -26,7 +26,8 @@ Where = tuple[str, ...]
 
 
 def print_on_signal(loop: asyncio.AbstractEventLoop) -> None:
-    """Obey the signal from now on."""
+    """Obey the signal from now on, on top of what may be registered for it."""
+    faulthandler.unregister(SIGNAL)  # it would not move in front of the loop's by itself
     loop.add_signal_handler(SIGNAL, _print, loop)
     # After the loop's: this one comes first then, needs no loop, and hands the signal on.
     faulthandler.register(SIGNAL, file=STDERR, all_threads=True, chain=True)

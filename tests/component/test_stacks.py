@@ -17,7 +17,7 @@ from agent.aio.stacks import told
 from agent.aio.tasks import spawn, stop
 
 WORKER = """
-import asyncio, sys, threading, uvloop
+import asyncio, faulthandler, sys, threading, uvloop
 from agent.aio import stacks
 from agent.aio.tasks import spawn
 
@@ -28,6 +28,7 @@ async def hangs_here():
     await inner()
 
 async def main():
+    faulthandler.register(stacks.SIGNAL, file=2, all_threads=True)  # as the worker does at first
     stacks.print_on_signal(asyncio.get_running_loop())
     tasks = [spawn(f"call {n}", hangs_here()) for n in range(7)]
     tasks.append(spawn("alone", asyncio.Event().wait()))
