@@ -166,7 +166,10 @@ class FunctionLog:
     def append(self, line: LogLine) -> None:
         """Add a line, drop the oldest over the limits, wake the followers."""
         self._lines.append(line)
-        self._grew(_size(line))
+        size = _size(line)
+        self.size_bytes += size
+        self._budget.held += size
+        self._trim()
         for follower in self._followers:
             follower.push(line)
 
@@ -180,7 +183,11 @@ class FunctionLog:
         """
         entry = (at_ns, instance, version, words, given)
         self._lines.append(entry)
-        self._grew(UNWORDED_BYTES)
+        self.size_bytes += UNWORDED_BYTES
+        budget = self._budget
+        budget.held += UNWORDED_BYTES
+        if self.size_bytes > self.max_bytes or budget.held > budget.max_bytes:
+            self._trim()
         if self._followers:
             self._tell(entry)
 
@@ -192,9 +199,8 @@ class FunctionLog:
         except Exception:  # in the middle of a call, which must not break on its words
             log.exception("words of %r", entry)
 
-    def _grew(self, by_bytes: int) -> None:
-        self.size_bytes += by_bytes
-        self._budget.held += by_bytes
+    def _trim(self) -> None:
+        """Drop the oldest over the limits."""
         if self.size_bytes > self.max_bytes:  # some more than needed, so that not every line has to
             self.dropped += self.cut_to(self.max_bytes - self.max_bytes // TRIMMED_SHARE, keep=1)
         if self._budget.held > self._budget.max_bytes:
