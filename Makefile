@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.locked
 
-.PHONY: help demo test check unit component conformance integration bench proto fmt lock install images setup undo clean
+.PHONY: help demo test check unit component conformance integration bench profile proto fmt lock install images setup undo clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ integration: $(STAMP) images ## the real containerd, netlink, cgroups and storag
 
 bench: $(STAMP) images ## cold start and warm path against peers (root, host set up with --dev)
 	@$(BIN)/python -m bench
+
+profile: $(STAMP) ## where the warm path spends its time (nginx and wrk, as setup/host.sh --dev brings)
+	@$(BIN)/python -m bench.profile
 
 proto: $(STAMP) ## generate agent/_pb from proto/
 	@$(BIN)/python proto/generate.py

@@ -26,6 +26,7 @@ from typing import Any
 
 import uvloop
 
+from agent.aio import stacks
 from agent.aio.tasks import spawn, stop
 from agent.cgroups.tree import CgroupTree
 from agent.config import NodeConfig
@@ -112,6 +113,7 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
+        stacks.print_on_signal(loop)
         supervisor = self._supervisor
         async with self._undo:
             await self._prepare()
@@ -163,7 +165,10 @@ class App:
         """Become the worker of this node: adopt what runs, clear the rest, open the doors."""
         config, undo, run = self._config, self._undo, self._config.paths.run
         metrics = AgentMetrics()
-        events, logs = Events(), Logs(config.limits.log_bytes)
+        events, logs = Events(), Logs(config.limits.log_bytes, config.limits.logs_bytes)
+        logs.report_to(metrics)
+        metrics.lag.start()
+        undo.callback(metrics.lag.stop)
         orders = Orders(config.paths.data / ORDERS)
         if orders.drained():
             log.warning("drained by an operator's order: 'kindling undrain' takes calls again")

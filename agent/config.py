@@ -102,7 +102,8 @@ class Limits(_Section):
     memory_mb: int = Field(default=0, ge=0)
     stop_timeout_s: float = Field(default=20.0, gt=0, le=600)
     zombie_s: float = Field(default=30.0, gt=0)
-    log_bytes: int = Field(default=1 << 20, ge=4096)
+    log_bytes: int = Field(default=1 << 20, ge=4096)  # of one function's log
+    logs_bytes: int = Field(default=64 << 20, ge=1 << 20)  # of all logs together
     calls_kept: int = Field(default=10_000, ge=1)
 
 

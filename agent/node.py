@@ -301,7 +301,7 @@ class LocalNode:
             version=rooms.components.get("kindling", ""),
             started_ns=self._started_ns,
             draining=not rooms.mode.takes_calls,
-            capacity=self._capacity.now(),
+            capacity=await self._capacity.now(),
             components={**rooms.components, "kernel": platform.release()},
             contracts=tuple(DIALECTS),
             features=rooms.features,

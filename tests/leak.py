@@ -72,11 +72,11 @@ def leaks(
     node: for tests on a host where somebody else works as the same user.
     """
     deadline = time.monotonic() + within_s
-    while True:
-        found = look(run, node, apart=apart)
-        if not found or time.monotonic() >= deadline:
-            return found
+    found = look(run, node, apart=apart)
+    while found and time.monotonic() < deadline:
         time.sleep(0.1)
+        found = look(run, node, apart=apart)
+    return found
 
 
 def look(run: Path, node: str | None, *, apart: bool) -> Leaks:

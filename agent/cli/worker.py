@@ -5,11 +5,15 @@ Everything it does is built in `agent.app`.
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 
 
 def main() -> int:
     """Run the worker until it is told to stop; return the exit status."""
+    # From the first moment on: it would end the process. `aio/stacks.py` takes it over.
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
     # gRPC's fork handlers cost a line on stderr for every nft run; nothing forked here uses gRPC.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     from agent.app import main as app

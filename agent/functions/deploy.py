@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from weakref import WeakValueDictionary
 
@@ -191,6 +192,8 @@ class Deployer:
         finally:
             if self._registry.target(version.key) is not target:
                 self._builder.forget(version)
+                if not existing:  # its log was made for nothing
+                    self._stores.logs.drop(spec.name)
         return Outcome(version, True, warnings), target
 
     async def _publish(self, target: FunctionTarget) -> bool:
@@ -243,26 +246,40 @@ class Deployer:
     async def remove(self, name: str, *, force: bool) -> None:
         """Remove a function with all versions; drains first, `force` kills. Raises NotFound.
 
-        A removal that is under way is joined, and hastened by `force`.
+        A removal that is under way is joined, and hastened by `force`. It goes on when the caller
+        has gone. Raises RuntimeUnavailable, naming what still drains, when it is late.
         """
         under_way = self._removals.get(name)
         if under_way is not None and await under_way.join(force=force):
             return
-        async with self._lock(name):
-            function = self._registry.get(name)
-            targets = list(function.versions.values())
-            slowest = max(_longest_end_s(target.version) for target in targets)
-            work = self._take_down(name, targets, force=force)
-            await finish(f"remove {name}", work, within_s=slowest + REMOVE_SLACK_S)
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._lock(name))
+            targets = list(self._registry.get(name).versions.values())
+            slowest_s = max(_longest_end_s(target.version) for target in targets)
+            left = partial(self._not_ended, name)
+            removal = Removal(name, slowest_s + REMOVE_SLACK_S, left)
+            self._removals[name] = removal
+            stack.callback(self._removals.pop, name)
+            # Until all of it has ended nobody deploys the name, whoever still waits.
+            removal.begin(self._take_down(removal, targets, stack.pop_all(), force=force))
+        await removal.ended()
 
-    async def _take_down(self, name: str, targets: list[FunctionTarget], *, force: bool) -> None:
+    async def _take_down(
+        self,
+        removal: Removal,
+        targets: list[FunctionTarget],
+        held: contextlib.AsyncExitStack,
+        *,
+        force: bool,
+    ) -> None:
+        name = targets[0].version.name
+
         async def end(force: bool) -> None:
             grace_s = 0.0 if force else None
             await asyncio.gather(*(target.stop(grace_s=grace_s) for target in targets))
             await self._jobs.end_those_of(name, force=force)
 
-        removal = self._removals[name] = Removal(name)
-        try:
+        async with held:
             await self._stores.functions.remove(name)
             self._registry.remove(name)
             await removal.end(end, force=force)
@@ -270,10 +287,10 @@ class Deployer:
                 self._builder.forget(target.version)
             self._stores.logs.drop(name)
             self._stores.events.add("FunctionRemoved", Subject(name), f"{name} was removed")
-            removal.succeeded = True
-        finally:
-            del self._removals[name]
-            removal.has_ended()
+
+    def _not_ended(self, name: str) -> list[str]:
+        """Return the instances of a function that are still there, jobs' included."""
+        return [one.id for one in self._fleet.instances.values() if one.version.name == name]
 
 
 def node_facts(config: NodeConfig) -> NodeFacts:

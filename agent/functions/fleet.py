@@ -223,8 +223,12 @@ class Fleet:
         self.make_room(version, error)
         if self.leaving():
             return wait
-        del self._short[wait]
+        self.wait_no_more(wait)
         return None
+
+    def wait_no_more(self, one: InLine) -> None:
+        """Take somebody out of the line; safe to repeat."""
+        self._short.pop(one, None)
 
     def _offer_room(self) -> None:
         """Let those who came away empty start one instance each, in turn, until nobody can.

@@ -110,11 +110,14 @@ class JobRunner:
     ) -> None:
         """Wait until there may be room, or one of `ends`; raises the error when none will come."""
         wait = self._fleet.wait_for_room(target.version, error)
-        left_s = until - self._fleet.now()
-        if wait is None or left_s <= 0:
+        if wait is None:
             raise error
+        left_s = max(0.0, until - self._fleet.now())
         first = asyncio.FIRST_COMPLETED
-        done, _ = await asyncio.wait({wait.over, *ends}, timeout=left_s, return_when=first)
+        try:
+            done, _ = await asyncio.wait({wait.over, *ends}, timeout=left_s, return_when=first)
+        finally:
+            self._fleet.wait_no_more(wait)
         if not done:
             raise error
 

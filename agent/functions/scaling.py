@@ -277,6 +277,7 @@ class Scaling:
 
         A shorter `grace_s` also holds for those that were on their way out before.
         """
+        self._fleet.wait_no_more(self)
         await stop(*self._starts.values())
         for member in list(self._starts):  # cancelled before its first step
             del self._starts[member]

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 IDLE_S: Final = 14 * 60.0
 """The clouds close an idle connection at 15 minutes at the latest; sweeps are a minute apart."""
+MIN_STATUS: Final = 100
+MAX_STATUS: Final = 599
+"""RFC 9110, section 15: another status is invalid, and who gets one takes it for a 5xx."""
 _NO_METERS: Final = Meters()
 
 TakeSocket = Callable[[], socket.socket | None]
@@ -345,6 +348,8 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._head_done:
             if self._bytes_came > MAX_REPLY_HEAD_BYTES or len(head.headers) > MAX_HEADERS:
                 return "the answer's head does not end"
+        elif not MIN_STATUS <= head.status <= MAX_STATUS:
+            return f"the answer's status is {head.status:03}; HTTP has {MIN_STATUS} to {MAX_STATUS}"
         elif head.status == 101:  # a whole one is told by the parser as an upgrade
             return "it answered 101 and names no protocol"
         elif head.coding not in (b"", b"chunked"):

@@ -5,6 +5,7 @@ For the single-threaded loops of `supervise` and `parent`. A handler here only n
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import socket
 from contextlib import suppress
@@ -24,6 +25,8 @@ class Inbox:
         signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
         for number in _WATCHED:
             signal.signal(number, self._note)
+        # For whoever asks what hangs: the stacks go to stderr, which is the log.
+        faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
         # They may have been blocked over an exec of our own.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
 

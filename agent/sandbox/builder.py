@@ -96,7 +96,14 @@ class Builder:
         image, cached = await self._rooms.images.prepare(version.image, deadline=deadline)
         if cached:
             timings.cached.append("image")
-        blueprint = blueprint_of(version, image, self._config, self._rooms.shims.annotations)
+        annotations = self._rooms.shims.annotations
+        try:
+            async with asyncio.timeout_at(deadline):  # it looks at volumes, on any file system
+                blueprint = await asyncio.to_thread(
+                    blueprint_of, version, image, self._config, annotations
+                )
+        except TimeoutError as error:
+            raise RuntimeUnavailable(f"the volumes of {version.name} do not answer") from error
         self._blueprints[_identity(version)] = blueprint
         return blueprint
 

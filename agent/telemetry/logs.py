@@ -1,8 +1,9 @@
 """The functions' logs: the last lines of each function in memory, and whoever follows them.
 
-A log keeps at most `max_bytes` of text per function and drops the oldest lines first. A follower
-that is too slow loses lines and is told how many, the function is never slowed down for it. Nothing
-here reads from the container (`agent/sandbox/output.py`) or frames bytes (`agent/core/logtail.py`).
+A log keeps at most `max_bytes` per function and drops the oldest lines first; all logs together
+keep to one budget, for which the largest logs give first. A follower that is too slow loses lines
+and is told how many, the function is never slowed down for it. Nothing here reads from the
+container (`agent/sandbox/output.py`) or frames bytes (`agent/core/logtail.py`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from agent.telemetry.metrics import AgentMetrics
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +25,9 @@ Stream = Literal["stdout", "stderr", "platform"]
 
 FOLLOWER_LINES = 4096  # what a follower may lag behind before it loses lines
 FOLLOWER_BYTES = 4 << 20
-LINE_OVERHEAD = 64  # bytes counted per line beside its text, so that empty lines are bounded too
-TRIMMED_SHARE = 32  # of a full log that goes at once
+LINE_OVERHEAD = 192  # bytes per line beside its text: the record, its time, a string's own fields
+WIDEST = 4  # bytes a character takes at most, as soon as one of the line's is not ASCII
+TRIMMED_SHARE = 32  # of what is full that goes at once
 UNWORDED_BYTES = 288  # counted for lines that nobody has read: what is kept to word them
 
 
@@ -50,7 +55,10 @@ Entry = LogLine | Unworded
 
 
 def _size(entry: Entry) -> int:
-    return UNWORDED_BYTES if isinstance(entry, tuple) else len(entry.text) + LINE_OVERHEAD
+    if isinstance(entry, tuple):
+        return UNWORDED_BYTES
+    text = entry.text
+    return LINE_OVERHEAD + (len(text) if text.isascii() else WIDEST * len(text))
 
 
 def _lines(entry: Entry) -> Sequence[LogLine]:
@@ -105,21 +113,63 @@ class Follower:
             await self._more.wait()
 
 
-class FunctionLog:
-    """The last lines of one function, all versions and instances together."""
+class Budget:
+    """What all logs of a node hold together, and the lines that were dropped to keep to it.
+
+    Over the limit all logs are cut to one common size, the largest that fits: the small keep all
+    they have. Some room more than needed is made, so that not every line looks at every log.
+    """
+
+    __slots__ = ("dropped", "held", "logs", "max_bytes")
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self.held = 0
+        self.dropped = 0
+        self.logs: set[FunctionLog] = set()
+
+    def trim(self) -> None:
+        """Make room."""
+        level = _level(
+            [log.size_bytes for log in self.logs],
+            self.max_bytes - self.max_bytes // TRIMMED_SHARE,
+        )
+        for log in self.logs:
+            if log.size_bytes > level:
+                self.dropped += log.cut_to(level)
+
+
+def _level(sizes: list[int], total: int) -> int:
+    """Return the largest size to which all may be cut so that they fit into `total` together."""
+    sizes.sort()
+    left = total
+    for count, size in zip(range(len(sizes), 0, -1), sizes, strict=True):
+        if size * count > left:
+            return left // count
+        left -= size
+    return total
+
+
+class FunctionLog:
+    """The last lines of one function, all versions and instances together."""
+
+    def __init__(self, max_bytes: int, budget: Budget) -> None:
+        self.max_bytes = max_bytes
+        self.size_bytes = 0
+        self.dropped = 0
+        """Lines that went for the function's own limit."""
+        self._budget = budget
+        budget.logs.add(self)
         self._lines: deque[Entry] = deque()
-        self._bytes = 0
         self._followers: set[Follower] = set()
 
     def append(self, line: LogLine) -> None:
-        """Add a line, drop the oldest over the limit, wake the followers."""
+        """Add a line, drop the oldest over the limits, wake the followers."""
         self._lines.append(line)
-        self._bytes += _size(line)
-        if self._bytes > self.max_bytes:
-            self._trim()
+        size = _size(line)
+        self.size_bytes += size
+        self._budget.held += size
+        self._trim()
         for follower in self._followers:
             follower.push(line)
 
@@ -133,8 +183,10 @@ class FunctionLog:
         """
         entry = (at_ns, instance, version, words, given)
         self._lines.append(entry)
-        self._bytes += UNWORDED_BYTES
-        if self._bytes > self.max_bytes:
+        self.size_bytes += UNWORDED_BYTES
+        budget = self._budget
+        budget.held += UNWORDED_BYTES
+        if self.size_bytes > self.max_bytes or budget.held > budget.max_bytes:
             self._trim()
         if self._followers:
             self._tell(entry)
@@ -148,12 +200,20 @@ class FunctionLog:
             log.exception("words of %r", entry)
 
     def _trim(self) -> None:
-        """Drop the oldest; some more than needed, so that not every line has to."""
-        lines, held = self._lines, self._bytes
-        most = self.max_bytes - self.max_bytes // TRIMMED_SHARE
-        while held > most and len(lines) > 1:
+        """Drop the oldest over the limits."""
+        if self.size_bytes > self.max_bytes:  # some more than needed, so that not every line has to
+            self.dropped += self.cut_to(self.max_bytes - self.max_bytes // TRIMMED_SHARE, keep=1)
+        if self._budget.held > self._budget.max_bytes:
+            self._budget.trim()
+
+    def cut_to(self, most_bytes: int, *, keep: int = 0) -> int:
+        """Drop the oldest lines, but for the last `keep`, until the rest fits; return how many."""
+        lines, held, before = self._lines, self.size_bytes, len(self._lines)
+        while held > most_bytes and len(lines) > keep:
             held -= _size(lines.popleft())
-        self._bytes = held
+        self._budget.held -= self.size_bytes - held
+        self.size_bytes = held
+        return before - len(lines)
 
     def tail(self, lines: int) -> list[LogLine]:
         """Return the last `lines` lines, oldest first; 0 means all that is kept."""
@@ -201,28 +261,46 @@ class FunctionLog:
         self._followers.discard(follower)
 
     def close(self) -> None:
-        """End all followers: the function is gone."""
+        """End all followers and give the memory back: the function is gone."""
+        self.cut_to(0)
+        self._budget.logs.discard(self)
+        self._budget = Budget(self.max_bytes)  # what somebody still has to say counts nowhere
         for follower in self._followers:
             follower.end()
         self._followers.clear()
 
 
 class Logs:
-    """The logs of all functions on this node."""
+    """The logs of all functions on this node: `max_bytes` each, `total_bytes` together."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, total_bytes: int) -> None:
+        self.budget = Budget(total_bytes)
         self._max_bytes = max_bytes
         self._logs: dict[str, FunctionLog] = {}
+        self._dropped_before = 0  # by functions that are gone
 
     def of(self, function: str) -> FunctionLog:
         """Return the function's log, made on first use."""
         log = self._logs.get(function)
         if log is None:
-            log = self._logs[function] = FunctionLog(self._max_bytes)
+            log = self._logs[function] = FunctionLog(self._max_bytes, self.budget)
         return log
 
     def drop(self, function: str) -> None:
         """Forget a removed function's log and end its followers."""
         log = self._logs.pop(function, None)
         if log is not None:
+            self._dropped_before += log.dropped
             log.close()
+
+    def dropped(self) -> Mapping[tuple[str, ...], float]:
+        """Return how many lines were dropped for which limit."""
+        for_function = self._dropped_before + sum(log.dropped for log in self._logs.values())
+        return {("log_bytes",): for_function, ("logs_bytes",): self.budget.dropped}
+
+    def report_to(self, metrics: AgentMetrics) -> None:
+        """Have the metrics read what is held and what was dropped."""
+        metrics.gauge("kindling_log_bytes", "Held by all logs.", lambda: self.budget.held)
+        metrics.counter(
+            "kindling_log_lines_dropped", "Log lines dropped by limit.", self.dropped, ["limit"]
+        )

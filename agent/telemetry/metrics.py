@@ -8,6 +8,8 @@ what a call is made of, and nothing is sampled in the background but the loop's 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
@@ -23,7 +25,8 @@ from prometheus_client.registry import Collector
 
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 START_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3, 0.6, 1.2, 2.5, 5, 10, 30)
-LAG_PERIOD_S: Final = 0.5
+LAG_PERIOD_S: Final = 0.1  # a loop that is held up for less may go unseen
+MINUTE_S: Final = 60.0
 
 Reading = float | Mapping[tuple[str, ...], float]
 Read = Callable[[], Reading]
@@ -85,37 +88,45 @@ class CallCounters:
 
 
 class LoopLag:
-    """How late the event loop runs its timers, seconds: the last and the worst since read."""
+    """How late the event loop runs its timers, seconds: while it is late, every call waits.
+
+    What is told is the worst of the present and the last minute, so that whoever reads takes
+    nothing away from the next reader.
+    """
 
     def __init__(self) -> None:
-        self.last_s = 0.0
         self._worst_s = 0.0
-        self._due = 0.0
+        self._before_s = 0.0
+        self._minute_ends = 0.0
+        self._due = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin to measure on the running loop."""
-        loop = asyncio.get_running_loop()
-        self._due = loop.time() + LAG_PERIOD_S
-        self._timer = loop.call_at(self._due, self._tick, loop)
+        self._arm(asyncio.get_running_loop(), time.monotonic())
 
     def stop(self) -> None:
-        """Stop measuring."""
+        """Stop measuring; safe to repeat."""
+        self._due = math.inf
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def worst_s(self) -> float:
-        """Return the worst lag since the last question, seconds."""
-        worst, self._worst_s = self._worst_s, 0.0
-        return worst
+        """Return the worst lag lately, a timer that is late right now included."""
+        return max(self._worst_s, self._before_s, time.monotonic() - self._due)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
+        self._due = now + LAG_PERIOD_S
+        self._timer = loop.call_later(LAG_PERIOD_S, self._tick, loop)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
-        self.last_s = max(0.0, now - self._due)
-        self._worst_s = max(self._worst_s, self.last_s)
-        self._due = now + LAG_PERIOD_S
-        self._timer = loop.call_at(self._due, self._tick, loop)
+        now = time.monotonic()
+        if now >= self._minute_ends:
+            self._before_s, self._worst_s = self._worst_s, 0.0
+            self._minute_ends = now + MINUTE_S
+        self._worst_s = max(self._worst_s, now - self._due)
+        self._arm(loop, now)
 
 
 class AgentMetrics:
@@ -127,7 +138,9 @@ class AgentMetrics:
         self.lag = LoopLag()
         self.registry.register(_Calls(self.calls))
         self.gauge(
-            "kindling_loop_lag_seconds", "Worst event loop lag since read.", self.lag.worst_s
+            "kindling_loop_lag_seconds",
+            "Worst lateness of the event loop lately.",
+            self.lag.worst_s,
         )
 
     def gauge(self, name: str, text: str, read: Read, labels: Sequence[str] = ()) -> None:

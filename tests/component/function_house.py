@@ -46,6 +46,15 @@ async def until(done, *, within_s=5.0):
             await asyncio.sleep(0.001)
 
 
+async def at_rest(figure, *, for_s=0.2):
+    """Wait until a figure moves no more, and return it: nobody tells that nothing more comes."""
+    before = object()
+    while before != (now := figure()):
+        before = now
+        await asyncio.sleep(for_s)
+    return now
+
+
 class FakeContainer:
     def __init__(self, house, id, number):
         self.house = house
@@ -265,7 +274,7 @@ class House:
         self.saved = {}
         self.save_fails = []
         self.jobs = JobRunner(self.fleet, self._save)
-        self.logs = Logs(1 << 16)
+        self.logs = Logs(1 << 16, 1 << 20)
         # The kernel accepts for it: to listen is all that a function has to do here.
         self.server = socket.socket()
         self.server.bind(("127.0.0.1", 0))

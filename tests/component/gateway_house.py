@@ -23,6 +23,7 @@ from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion, Meters
 from agent.model.spec import parse_spec
 from agent.telemetry.metrics import AgentMetrics
+from tests.component.function_house import until
 
 GET = b"GET /http/f/ HTTP/1.1\r\nHost: h\r\n\r\n"
 POST = b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody"
@@ -34,6 +35,12 @@ async def within(awaitable, seconds):
     """Await something that a test must not wait for longer."""
     async with asyncio.timeout(seconds):
         return await awaitable
+
+
+async def apart():
+    """Let the other end read what was written before more is: on one loop a few turns do."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 def spec(**fields):
@@ -229,11 +236,8 @@ class Door:
 
     async def settled(self):
         """Wait until no lease is out and no exchange is open."""
-        for _ in range(500):
-            if not self.gateway.desk.open_exchanges() and not any(t.leases for t in self.targets):
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"not settled: {self.gateway.desk.open_exchanges()}")
+        desk, targets = self.gateway.desk, self.targets
+        await until(lambda: not desk.open_exchanges() and not any(t.leases for t in targets))
 
 
 def tcp_socket():

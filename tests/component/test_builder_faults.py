@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import threading
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from agent.model.failure import FailureKind
 from agent.model.records import InstanceRecord
 from agent.sandbox.builder import own_environment
 from agent.sandbox.exits import ProcessExit
+from tests.component.function_house import until
 from tests.component.sandbox_house import House, record_of, unavailable, version
 
 ID = "f-00000001"
@@ -56,6 +58,19 @@ RECORD = InstanceRecord(
     state="ready",
     created_ns=1,
 )
+
+
+class SlowVolume:
+    """Stands for the look at a volume on a file system that is slow to answer."""
+
+    def __init__(self, monkeypatch):
+        self.asked, self.answers = threading.Event(), threading.Event()
+        monkeypatch.setattr("agent.sandbox.blueprint.resolve", self.resolve)
+
+    def resolve(self, mounts, volumes):
+        self.asked.set()
+        assert self.answers.wait(5), "the loop stands still meanwhile"
+        return ()
 
 
 @pytest.fixture
@@ -463,3 +478,23 @@ async def test_a_secret_loses_its_last_newline_only_in_the_variable(house, tmp_p
     (tmp_path / "link").symlink_to("real")
     found = version(secrets=[{"name": "KEY", "file": str(tmp_path / "link")}])
     assert await own_environment(found) == {"KEY": "s3cret"}
+
+
+async def test_a_volume_that_is_slow_to_answer_holds_everybody_up(house, monkeypatch):
+    volume = SlowVolume(monkeypatch)
+    checking = spawn("check", house.builder.check(version()))
+    await until(volume.asked.is_set)
+    volume.answers.set()
+    await checking
+
+
+async def test_a_volume_that_does_not_answer_ends_a_deploy_in_time(house, monkeypatch):
+    volume = SlowVolume(monkeypatch)
+    runtime = house.builder._config.runtime.model_copy(update={"create_timeout_s": 0.05})
+    config = house.builder._config.model_copy(update={"runtime": runtime})
+    monkeypatch.setattr(house.builder, "_config", config)
+    try:
+        with pytest.raises(RuntimeUnavailable, match="do not answer"):
+            await house.builder.check(version())
+    finally:
+        volume.answers.set()

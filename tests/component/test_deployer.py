@@ -234,6 +234,7 @@ async def test_a_deploy_that_fails_leaves_no_blueprint_behind(town, step):
         await town.deploy()
     assert town.deployed() == await town.stored() == {}
     assert town.builder.forgotten == [("f", 1)]
+    assert not town.logs.budget.logs
     assert (await town.deploy(timeout_s=9)).version.version == 1
 
 
@@ -327,6 +328,7 @@ async def test_a_removal_whose_caller_goes_away_is_finished(town, step):
     task = town.points.victim = spawn("r", town.deployer.remove("f", force=False))
     await asyncio.wait({task})
     assert task.cancelled()
+    await until(lambda: not town.deployer._removals)
     assert town.deployed() == await town.stored() == {}
     assert town.held() == {}
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
+import time
 
 import pytest
 
 from agent.errors import FunctionFailed
 from agent.gateway.admin import AdminDoor
-from agent.telemetry.metrics import AgentMetrics
+from agent.telemetry.metrics import LAG_PERIOD_S, AgentMetrics, LoopLag
+from tests.component.function_house import until
 from tests.component.gateway_house import (
     FakeTarget,
     Instance,
@@ -113,13 +116,45 @@ async def test_gauges_counters_and_histograms_of_other_rooms():
     assert 'a_time_count{kind="x"} 1.0' in text
 
 
-async def test_the_loops_lag_is_measured():
+def lag_in(metrics):
+    """The loop's lag as a scrape shows it."""
+    (line,) = re.findall(rb"^kindling_loop_lag_seconds (.*)$", metrics.render(), re.MULTILINE)
+    return float(line)
+
+
+async def test_a_blocked_loop_does_not_show_in_the_metrics():
     metrics = AgentMetrics()
+    assert lag_in(metrics) == 0.0
     metrics.lag.start()
-    await asyncio.sleep(0.6)
+    blocked_s = 3 * LAG_PERIOD_S
+    time.sleep(blocked_s)  # sleeps: this is what a blocked loop is
+    # A timer was due within one period; until the loop has run it, it is as late as it is by now.
+    assert lag_in(metrics) >= blocked_s - LAG_PERIOD_S
+    ticked = asyncio.Event()
+    asyncio.get_running_loop().call_later(LAG_PERIOD_S, ticked.set)
+    await ticked.wait()
     metrics.lag.stop()
-    assert "kindling_loop_lag_seconds" in metrics.render().decode()
-    assert metrics.lag.worst_s() == 0.0
+    for _ in range(2):  # a reader takes nothing away from the next one
+        assert lag_in(metrics) >= blocked_s - LAG_PERIOD_S
+
+
+async def test_an_old_lag_is_forgotten_in_the_end(monkeypatch):
+    monkeypatch.setattr("agent.telemetry.metrics.MINUTE_S", 0.0)
+    lag = LoopLag()
+    lag.start()
+    time.sleep(4 * LAG_PERIOD_S)  # sleeps: this is what a blocked loop is
+    assert lag.worst_s() >= 3 * LAG_PERIOD_S
+    await until(lambda: lag.worst_s() < 3 * LAG_PERIOD_S)
+    lag.stop()
+
+
+async def test_what_measures_the_lag_stops_with_the_agent():
+    lag = LoopLag()
+    lag.start()
+    lag.stop()
+    lag.stop()
+    assert lag.worst_s() == 0.0
+    assert lag._timer is None
 
 
 # -- hooks

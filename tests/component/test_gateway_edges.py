@@ -15,6 +15,7 @@ from tests.component.gateway_house import (
     GET,
     FakeTarget,
     Instance,
+    apart,
     echo,
     failure_kinds,
     house,
@@ -36,7 +37,7 @@ def says(*answers):
             for piece in answer if isinstance(answer, list) else [answer]:
                 writer.write(piece)
                 await writer.drain()
-                await asyncio.sleep(0.02)
+                await apart()
 
     return serve
 
@@ -143,6 +144,70 @@ async def test_the_preface_of_http_2_is_refused():
 
 
 # -- what instances send
+
+
+STATUS_LINES = {
+    "HTTP/1.1 000 x": None,
+    "HTTP/1.1 099 x": None,
+    "HTTP/1.1 100 Continue": 200,
+    "HTTP/1.1 103 Early Hints": 200,
+    "HTTP/1.1 199 x": 200,
+    "HTTP/1.1 200 OK": 200,
+    "HTTP/1.1 200": 200,
+    "HTTP/1.0 200 OK": 200,
+    "HTTP/1.1 299 x": 299,
+    "HTTP/1.1 599 x": 599,
+    "HTTP/1.1 600 x": None,
+    "HTTP/1.1 999 x": None,
+    "HTTP/1.1 1000 x": None,
+    "HTTP/1.1 2000 x": None,
+    "HTTP/1.1 20": None,
+    "HTTP/1.1 20 x": None,
+    "HTTP/1.1 +200 x": None,
+    "HTTP/1.1 -20 x": None,
+    "HTTP/1.1 2x0 x": None,
+    "HTTP/1.1 abc x": None,
+    "HTTP/1.1  200 x": None,
+    "HTTP/1.1 200OK": None,
+    "HTTP/1.1 x": None,
+    "HTTP/1.1": None,
+    "200 OK": None,
+}
+"""What a function's status line becomes for the caller; None is 502, as the answer is no HTTP.
+
+RFC 9110, section 15: status codes are 100 to 599, and who gets another one takes it for a 5xx. An
+informational one is not the answer: the one after it is.
+"""
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("line", STATUS_LINES)
+async def test_a_status_line_that_is_none_is_relayed(line, known):
+    wanted = STATUS_LINES[line]
+    answer = http(b"hi").replace(b"HTTP/1.1 200 OK", line.encode())
+    if " 1" in line[8:10] and wanted:
+        answer = line.encode() + b"\r\n\r\n" + http(b"hi")
+    one = await served(says(*[answer] * 4))
+    async with house(FakeTarget(one.port)) as door:
+        for _ in range(4 if known and wanted else 1):  # heads that come again go another way
+            reader, writer = await door.connect()
+            writer.write(GET)
+            status, _, body = await read_reply(reader)
+            assert status == (wanted or 502)
+        if wanted:
+            assert body == b"hi"
+            assert set(failure_kinds(door)) == {None}
+        else:
+            assert failure_kinds(door) == [FailureKind.BAD_RESPONSE]
+
+
+async def test_a_status_that_is_none_is_named():
+    one = await served(says(http(b"hi", b"000 x")))
+    async with house(FakeTarget(one.port)) as door:
+        reader, writer = await door.connect()
+        writer.write(GET)
+        _, _, body = await read_reply(reader)
+        assert b"status is 000; HTTP has 100 to 599" in body
 
 
 @pytest.mark.parametrize("lines", [b"", b"Upgrade: x\r\n", b"Connection: Upgrade\r\n"])

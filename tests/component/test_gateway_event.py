@@ -16,6 +16,7 @@ from tests.component.function_house import until
 from tests.component.gateway_house import (
     FakeTarget,
     Instance,
+    apart,
     echo,
     house,
     http,
@@ -66,7 +67,8 @@ async def test_chunked_events_are_collected_and_sent_with_a_length(instance):
         assert (await read_reply(reader))[0] == 100
         for piece in (b"ab", b"cd" * 50_000):
             writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-            await asyncio.sleep(0.01)
+            await apart()
+        await until(lambda: door.gateway.desk.buffered_bytes >= 100_002)
         assert not door.target.leases
         writer.write(b"0\r\n\r\n")
         _, _, body = await read_reply(reader)
@@ -79,7 +81,7 @@ async def test_replies_in_pieces_are_collected():
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(20):
             writer.write(b"3e8\r\n" + bytes(1000) + b"\r\n")
-            await asyncio.sleep(0.001)
+            await apart()
         writer.write(b"0\r\n\r\n")
 
     one = await Instance(serve).start()
@@ -156,11 +158,11 @@ async def test_job_failures_are_told_in_the_contracts_words():
 
 
 async def test_a_caller_that_goes_away_does_not_stop_a_job():
-    started, ended = asyncio.Event(), asyncio.Event()
+    started, left, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def run(call, event):
         started.set()
-        await asyncio.sleep(0.1)
+        await left.wait()
         ended.set()
         return Reply(200, [], b"")
 
@@ -171,6 +173,8 @@ async def test_a_caller_that_goes_away_does_not_stop_a_job():
         writer.write(post(b"/invoke/f", b""))
         await within(started.wait(), 5)
         writer.close()
+        await until(lambda: not door.metrics.calls.connections)
+        left.set()
         await within(ended.wait(), 5)
         await door.settled()
 
@@ -269,19 +273,29 @@ async def test_an_enveloped_error_that_a_dialect_cannot_word_is_still_told(monke
 
 
 async def test_an_enveloped_caller_that_goes_away_gives_everything_back():
+    asked, gate = asyncio.Event(), asyncio.Event()
+
     async def serve(reader, writer):
         await read_request(reader)
-        await reader.read()
+        asked.set()
+        await gate.wait()
+        writer.write(http(b"{}"))
 
     one = await Instance(serve).start()
     async with house(FakeTarget(one.port, contract="scf-web", kind="event")) as door:
-        for raw in (envelope()[:-5], envelope()):
+        half = (envelope()[:-5], lambda: door.gateway.desk.buffered_bytes)
+        whole = (envelope(), asked.is_set)
+        for raw, came in (half, whole):
             _, writer = await door.connect()
             writer.write(raw)
-            await asyncio.sleep(0.05)
+            await until(came)
             writer.transport.abort()
-            await asyncio.sleep(0.05)
-            door.target.endpoint.idle.clear()
+            await until(lambda: not door.metrics.calls.connections)
+            if raw == envelope():  # an event goes on without its caller
+                assert door.target.leases
+                gate.set()
+            await door.settled()
+            assert not door.gateway.desk.buffered_bytes
 
 
 # -- in memory
@@ -339,7 +353,7 @@ async def test_a_streamed_http_reply_in_memory():
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(5):
             writer.write(b"3\r\nabc\r\n")
-            await asyncio.sleep(0.002)
+            await apart()
         writer.write(b"0\r\n\r\n")
 
     one = await Instance(serve).start()

@@ -249,7 +249,7 @@ async def test_a_server_of_one_connection_at_a_time_is_not_blocked_by_an_idle_on
         async with turn:
             while True:
                 line, _, _ = await read_request(reader)
-                await asyncio.sleep(0.05)
+                await until(lambda: one.connections == 2)
                 writer.write(http(line))
 
     one = await served(serve)

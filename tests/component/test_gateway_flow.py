@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.aio.tasks import spawn
 from agent.gateway.dechunk import BadChunk, Dechunker
-from tests.component.function_house import until
+from tests.component.function_house import at_rest, until
 from tests.component.gateway_house import (
     FakeTarget,
     Instance,
@@ -53,11 +53,7 @@ async def test_a_slow_reader_stops_the_instance():
         reader, writer = await door.connect(limit=65536)
         writer.write(b"GET /http/f/ HTTP/1.1\r\nHost: h\r\n\r\n")
         _, _headers, _ = await read_reply(reader, head_only=True)
-        stalled = -1
-        while stalled != sent:
-            stalled = sent
-            await asyncio.sleep(0.2)
-        assert sent < 400
+        assert await at_rest(lambda: sent) < 400
         assert held_bytes(door) < 1 << 20
         total = 0
         while total < 400 * len(PIECE):
@@ -102,11 +98,7 @@ async def test_a_slow_instance_stops_the_caller():
                 sent += 1
 
         sender = spawn("test", send())
-        stalled = -1
-        while stalled != sent:
-            stalled = sent
-            await asyncio.sleep(0.2)
-        assert sent < 400
+        assert await at_rest(lambda: sent) < 400
         assert held_bytes(door) < 1 << 20
         gate.set()
         await sender
@@ -123,8 +115,7 @@ async def test_a_body_waits_while_its_call_is_queued():
         writer.write(b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body))
         writer.write(body)
         await until(lambda: target.queue and door.gateway.desk.buffered_bytes)
-        await asyncio.sleep(0.1)  # time for more to come than may
-        assert 0 < door.gateway.desk.buffered_bytes < 1 << 20
+        assert 0 < await at_rest(lambda: door.gateway.desk.buffered_bytes) < 1 << 20
         target.closed = False
         target.open()
         _, _, got = await read_reply(reader)
@@ -143,11 +134,7 @@ async def test_a_caller_that_never_reads_pipelined_replies_is_not_served_on():
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(sock, b"GET /http/f/ HTTP/1.1\r\nHost: h\r\n\r\n" * 2000)
-        served = -1
-        while served != len(door.target.released):
-            served = len(door.target.released)
-            await asyncio.sleep(0.2)
-        assert served < 1000
+        assert await at_rest(lambda: len(door.target.released)) < 1000
         assert held_bytes(door) < 1 << 20
         total = 0
         while len(door.target.released) < 2000:

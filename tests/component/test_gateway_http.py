@@ -10,6 +10,7 @@ from agent.model.records import ColdStart
 from tests.component.gateway_house import (
     FakeTarget,
     Instance,
+    apart,
     echo,
     house,
     http,
@@ -90,7 +91,7 @@ async def test_chunked_both_ways():
             for at in range(0, len(body), 5):
                 piece = body[at : at + 5]
                 writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-                await asyncio.sleep(0.002)
+                await apart()
             writer.write(b"0\r\nX-Trailer: 1\r\n\r\n")
 
     one = await served(serve)
@@ -101,7 +102,7 @@ async def test_chunked_both_ways():
                 b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
                 b"5;ext=1\r\nhello\r\n"
             )
-            await asyncio.sleep(0.01)
+            await apart()
             writer.write(b"6\r\n world\r\n0\r\nTrailer: x\r\n\r\n")
             status, headers, body = await read_reply(reader)
             assert (status, body) == (200, b"hello world")
@@ -114,7 +115,7 @@ async def test_http_1_0_closes_and_gets_no_chunks():
     async def serve(reader, writer):
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
-        await asyncio.sleep(0.02)
+        await apart()
         writer.write(b"3\r\ndef\r\n0\r\n\r\n")
 
     one = await served(serve)
@@ -156,7 +157,7 @@ async def test_reply_without_length_ends_with_the_connection():
     async def serve(reader, writer):
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nuntil ")
-        await asyncio.sleep(0.02)
+        await apart()
         writer.write(b"close")
 
     one = await served(serve)

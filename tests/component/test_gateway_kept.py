@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 
 import pytest
@@ -21,6 +20,7 @@ from tests.component.function_house import until
 from tests.component.gateway_house import (
     FakeTarget,
     Instance,
+    apart,
     echo,
     house,
     http,
@@ -138,7 +138,7 @@ async def test_repeated_posts_keep_their_own_bodies():
         for n in range(6):
             writer.write(head)
             if n % 2:
-                await asyncio.sleep(0.01)
+                await apart()
             _, _, body = await ask(reader, writer, b"%04d" % n)
             assert body.endswith(b"\n\n%04d" % n)
         assert door.gateway.heads.get(head) is not None
@@ -156,7 +156,7 @@ async def test_known_reply_heads_with_bodies_in_pieces(cut):
             turn += 1
             stop = len(raw) - 5 + cut
             writer.write(raw[:stop])
-            await asyncio.sleep(0.01)
+            await apart()
             writer.write(raw[stop:])
 
     one = await Instance(serve).start()

@@ -22,6 +22,10 @@ class Node(House):
         self.targets.append(super().target(name, **fields))
         return self.targets[-1]
 
+    def line(self):
+        """Who waits for room."""
+        return list(self.fleet._short)
+
     async def used(self, target):
         """Have one call made; its instance is idle then."""
         lease = await self.lease(target)
@@ -42,6 +46,7 @@ async def node(path, **fields):
             for gate in house.points.hang.values():
                 gate.set()
             await gone(house, *house.targets)
+            assert house.line() == []
 
 
 async def test_the_longest_idle_instance_gives_its_slot_to_a_waiting_call(tmp_path):
@@ -168,6 +173,61 @@ async def test_a_job_whose_place_nobody_leaves_in_time_is_refused(tmp_path):
         with pytest.raises(Exception, match="MB are free"):
             await house.jobs.run(job, call("j-1"), b"")
         gate.set()
+
+
+async def end_of_wait(house, how, job, waiting):
+    """Bring the wait of a job or a function for room to its end."""
+    if how == "cancelled":
+        waiting.cancel()
+    elif how == "stopped":
+        await house.jobs.stop("j-1")
+    elif how == "removed":
+        await asyncio.gather(job.stop(grace_s=0.0), house.jobs.end_those_of("job", force=True))
+    await asyncio.wait({waiting}, timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("how", "room", "queue_s"),
+    [
+        ("timed out", {"memory_mb": 256}, 0.1),  # before it has an instance
+        ("timed out", {}, 0.1),  # when its instance finds no slot
+        ("cancelled", {"memory_mb": 256}, 20),
+        ("stopped", {}, 20),
+        ("removed", {}, 20),
+    ],
+)
+async def test_a_job_that_waits_for_room_no_more_still_stands_in_line(tmp_path, how, room, queue_s):
+    async with node(tmp_path, **room) as house:
+        house.builder.room = 1
+        await house.used(house.target("one"))
+        house.points.hang["destroy"] = asyncio.Event()
+        job = house.target(
+            "job", contract="scf-job", kind="job", memory_mb=256, queue_timeout_s=queue_s
+        )
+
+        async def run():
+            run = await house.jobs.run(job, call("j-1"), b"")
+            await run.ended
+
+        waiting = spawn("run", run())
+        await until(house.line)
+        await end_of_wait(house, how, job, waiting)
+        assert house.line() == []
+        if not waiting.cancelled():
+            waiting.exception()
+
+
+async def test_a_function_that_is_removed_still_stands_in_line_for_room(tmp_path):
+    async with node(tmp_path) as house:
+        house.builder.room = 1
+        busy = house.target("busy")
+        lease = await house.lease(busy)
+        removed = house.target("removed")
+        assert await house.lease(removed) is FailureKind.NO_CAPACITY
+        assert house.line()
+        await removed.stop(grace_s=0.0)
+        assert house.line() == []
+        busy.release(lease, call())
 
 
 async def test_instances_of_the_next_worker_are_left_alone(tmp_path):

@@ -98,7 +98,7 @@ def test_static_waits_for_a_reader_who_is_slow(static_server: str) -> None:
     with running([static_server]) as (port, _), socket.create_connection(("127.0.0.1", port)) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         s.sendall(GET * 2000)
-        time.sleep(0.1)
+        time.sleep(0.1)  # sleeps: a reader who is slow
         s.settimeout(5)
         got = b""
         while got.count(b"hello\n") < 2000:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent.aio.tasks import spawn, stop
 from agent.errors import FailedPrecondition
@@ -13,11 +15,13 @@ from agent.telemetry.logs import (
     FOLLOWER_BYTES,
     FOLLOWER_LINES,
     LINE_OVERHEAD,
+    TRIMMED_SHARE,
     UNWORDED_BYTES,
-    FunctionLog,
+    WIDEST,
     LogLine,
     Logs,
 )
+from agent.telemetry.metrics import AgentMetrics
 
 
 def line(text, instance="a", stream="stdout"):
@@ -25,7 +29,7 @@ def line(text, instance="a", stream="stdout"):
 
 
 def log_of(*texts, max_bytes=1 << 20):
-    log = FunctionLog(max_bytes)
+    log = Logs(max_bytes, 1 << 30).of("f")
     for text in texts:
         log.append(line(text))
     return log
@@ -42,6 +46,69 @@ async def turns(count=5):
 
 
 # -- logs
+
+
+def kept_bytes(logs):
+    """What all logs really hold, line by line."""
+    return sum(LINE_OVERHEAD + len(found.text) for log in logs.budget.logs for found in log.tail(0))
+
+
+async def test_the_logs_of_a_thousand_functions_together_outgrow_what_the_node_has_for_them():
+    logs = Logs(1 << 20, 4 << 20)
+    for n in range(1000):
+        logs.of(f"f{n}").append(line("x" * 30_000))
+    assert kept_bytes(logs) == logs.budget.held <= 4 << 20
+    left = sum(len(log.tail(0)) for log in logs.budget.logs)
+    assert logs.dropped()["logs_bytes",] == 1000 - left
+
+
+async def test_of_all_logs_the_largest_gives_way():
+    logs = Logs(1 << 20, 64 * 1000)
+    small, large = logs.of("small"), logs.of("large")
+    for n in range(10):
+        small.append(line(str(n)))
+    for _ in range(1000):
+        large.append(line("x" * 100))
+    assert [found.text for found in small.tail(0)] == [str(n) for n in range(10)]
+    assert logs.budget.held == small.size_bytes + large.size_bytes == kept_bytes(logs)
+    assert 64 * 1000 * (1 - 2 / TRIMMED_SHARE) < logs.budget.held <= 64 * 1000
+    dropped = 1000 - len(large.tail(0))
+    assert logs.dropped() == {("log_bytes",): 0, ("logs_bytes",): dropped}
+    metrics = AgentMetrics()
+    logs.report_to(metrics)
+    text = metrics.render().decode()
+    assert f'kindling_log_lines_dropped_total{{limit="logs_bytes"}} {dropped}.0' in text
+    assert f"kindling_log_bytes {logs.budget.held}.0" in text
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(0, 4), st.integers(0, 3000), st.booleans()),
+        st.tuples(st.just("unworded"), st.integers(0, 4), st.just(0), st.just(True)),
+        st.tuples(st.just("drop"), st.integers(0, 4), st.just(0), st.just(True)),
+    ),
+    max_size=200,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(total=st.integers(0, 20_000), each=st.integers(0, 8000), steps=steps)
+def test_the_logs_together_never_exceed_their_budget(total, each, steps):
+    logs, gone = Logs(each, total), []
+    for verb, who, size, plain in steps:
+        log = logs.of(f"f{who}")
+        if verb == "drop":
+            logs.drop(f"f{who}")
+            gone.append(log)
+            log.append(line("said after its end"))
+        elif verb == "append":
+            log.append(line(("x" if plain else "é") * size))
+        else:
+            log.append_unworded(1, "a", 1, lambda: ["y"], ())
+        sizes = [log.size_bytes for log in logs.budget.logs]
+        assert sum(sizes) == logs.budget.held <= total
+        assert all(size <= max(each, LINE_OVERHEAD + WIDEST * 3000) for size in sizes)
+        assert set(gone).isdisjoint(logs.budget.logs)
 
 
 async def test_a_log_keeps_the_newest_lines_that_fit():
@@ -96,7 +163,7 @@ async def test_the_last_text_of_an_instance_is_cut_to_size():
 
 
 async def test_lines_nobody_worded_are_bounded_too():
-    log = FunctionLog(10 * UNWORDED_BYTES)
+    log = Logs(10 * UNWORDED_BYTES, 1 << 30).of("f")
     for n in range(1000):
         log.append_unworded(n, "a", 1, lambda n: [str(n)], (n,))
     kept = [found.text for found in log.tail(0)]
@@ -117,7 +184,7 @@ async def test_quoted_lines_are_the_instances_own_and_stamped():
 
 
 async def test_a_follower_gets_the_backlog_then_everything_and_ends_with_the_function():
-    logs, got = Logs(1 << 20), []
+    logs, got = Logs(1 << 20, 1 << 30), []
     log = logs.of("f")
     log.append(line("before"))
     follower = log.follow(log.tail(0))

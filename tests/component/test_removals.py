@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
 from agent.aio.tasks import spawn
 from agent.errors import NotFound, RuntimeUnavailable
-from tests.component.function_house import call, turns
+from tests.component.function_house import call, turns, until
 from tests.component.test_deployer import Town
 
 
@@ -81,3 +82,45 @@ async def test_who_joined_a_removal_that_failed_tries_again(town):
     await second
     assert run.record.state == "Stopped"
     assert town.deployed() == await town.stored() == town.held() == {}
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Removals are late as soon as they have to wait."""
+    monkeypatch.setattr("agent.functions.deploy._longest_end_s", lambda version: 0.0)
+    monkeypatch.setattr("agent.functions.deploy.REMOVE_SLACK_S", 0.05)
+
+
+async def test_remove_answers_success_while_instances_still_drain(town, at_once):
+    run = await job(town)
+    id = run.instance.id
+    with pytest.raises(RuntimeUnavailable, match=f"but {id} did not end .* removal goes on"):
+        await town.deployer.remove("j", force=False)
+    assert run.record.state == "Running"
+    # It goes on: who asks again joins it, and hears the same as long as it is not over.
+    with pytest.raises(RuntimeUnavailable, match="goes on"):
+        await town.deployer.remove("j", force=False)
+    # Nobody gets between: what comes after is another function.
+    after = spawn("deploy", town.deploy("j"))
+    await turns()
+    assert not after.done()
+    run.instance.container.die(0)
+    async with asyncio.timeout(20):
+        assert (await after).version.version == 1
+    assert run.record.state == "Succeeded"
+    assert town.deployed() == await town.stored() == {"j": (1, [1])}
+
+
+async def test_a_late_removal_can_be_forced(town, at_once):
+    await town.deploy("j")
+    target = town.registry.find("j", "")
+    lease = await town.lease(target)
+    with pytest.raises(RuntimeUnavailable, match=lease.endpoint.id):
+        await town.deployer.remove("j", force=False)
+    assert town.held() != {}
+    with contextlib.suppress(RuntimeUnavailable):  # a kill takes a moment as well
+        await town.deployer.remove("j", force=True)
+    await until(lambda: not town.deployer._removals)
+    assert ("kill", lease.endpoint.id) in town.did
+    target.release(lease, call())
+    assert town.held() == {}

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,9 +82,8 @@ def spec(
 
 async def settle(done: Callable[[], bool], seconds: float = 5.0) -> bool:
     """Wait until `done()` holds, at most `seconds`; tells whether it does."""
-    for _ in range(int(seconds / 0.05)):
-        if done():
-            return True
+    until = time.monotonic() + seconds
+    while not done() and time.monotonic() < until:  # noqa: ASYNC110 - a process tells nobody
         await asyncio.sleep(0.05)
     return done()
 

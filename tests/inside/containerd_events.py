@@ -142,7 +142,8 @@ async def shim_killed(ct: Containerd, place: Place) -> Any:
         for shim in shims():
             os.kill(shim, signal.SIGKILL)
         await settle(lambda: not shims())
-        await asyncio.sleep(0.5)
+        await settle(lambda: bool(listener.seen))
+        await asyncio.sleep(0.5)  # sleeps: time for events of its tasks, which must not come
         results: dict[str, Any] = {"orphan_alive": pid_alive(pid)}
         results["create"] = await verdict(run(ct, place, "late", "true", sandbox="anchor-k"))
         results["kill"] = await verdict(ct.tasks.kill("orphan", signal.SIGKILL))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from typing import Any
 
 from agent.containerd.client import Containerd
@@ -107,15 +108,14 @@ async def cancelled(ct: Containerd, place: Place) -> Any:
     )
     while not await ct.leases.list():  # noqa: ASYNC110 - containerd has no event for it
         await asyncio.sleep(0.005)
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.02)  # sleeps: how far the pull has come: no step of it tells anybody
     task.cancel()
     ended = await asyncio.wait({task}, timeout=20)
-    for _ in range(50):
-        remains = await left(ct)
-        if not remains["blobs"] and not remains["leases"]:
-            break
+    until, remains = time.monotonic() + 5, await left(ct)
+    while (remains["blobs"] or remains["leases"]) and time.monotonic() < until:
         await asyncio.sleep(0.1)
-    return {"cancelled": bool(ended[0]) and task.cancelled(), "left": await left(ct)}
+        remains = await left(ct)
+    return {"cancelled": bool(ended[0]) and task.cancelled(), "left": remains}
 
 
 if __name__ == "__main__":

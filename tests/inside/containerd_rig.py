@@ -174,10 +174,9 @@ def _end(pid: int) -> None:
 
 
 def _rmdir(group: Path) -> None:
-    for _ in range(50):
-        try:
+    until = time.monotonic() + 2.5
+    while group.exists() and time.monotonic() < until:
+        with contextlib.suppress(OSError):  # busy until the kernel has collected its processes
             group.rmdir()
-        except FileNotFoundError:
             return
-        except OSError:
-            time.sleep(0.05)
+        time.sleep(0.05)

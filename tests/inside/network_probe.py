@@ -56,16 +56,15 @@ class Probe:
 
     async def settled(self) -> dict[str, int]:
         """Wait until the keeper has nothing to do, and say how many slots stand where."""
-        for _ in range(500):
-            counts = self.net.counts()
-            if (
-                not counts.making
-                and not counts.dirty
-                and counts.ready >= self.net._settings.warm_slots
-            ):
-                break
+        until = time.monotonic() + 10
+        while not self._is_settled() and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         return await self.counts()
+
+    def _is_settled(self) -> bool:
+        counts = self.net.counts()
+        stocked = counts.ready >= self.net._settings.warm_slots
+        return stocked and not counts.making and not counts.dirty
 
     async def counts(self) -> dict[str, int]:
         counts = self.net.counts()
@@ -102,7 +101,7 @@ class Probe:
             task = asyncio.get_running_loop().create_task(self.net.lease(["10.0.0.0/8"]))
             for _ in range(turns % 7):
                 await asyncio.sleep(0)
-            await asyncio.sleep(0.0004 * (turns % 5))
+            await asyncio.sleep(0.0004 * (turns % 5))  # sleeps: another moment each time
             task.cancel()
             try:
                 slot = await task

@@ -57,12 +57,11 @@ class Probe:
         }
 
     async def settled(self) -> dict[str, dict[str, int]]:
-        for _ in range(500):
-            counts = await self.counts()
-            if not any(kind["dirty"] for kind in counts.values()):
-                break
+        until, counts = time.monotonic() + 5, await self.counts()
+        while any(kind["dirty"] for kind in counts.values()) and time.monotonic() < until:
             await asyncio.sleep(0.01)
-        return await self.counts()
+            counts = await self.counts()
+        return counts
 
     async def lease(self, instance: str, disk_mb: int) -> dict[str, Any]:
         layer = await self.room.lease(instance, disk_mb)
@@ -256,7 +255,7 @@ class Probe:
             task = asyncio.get_running_loop().create_task(coroutine)
             for _ in range(number % 4):
                 await asyncio.sleep(0)
-            await asyncio.sleep(0.0001 * (number % 5))
+            await asyncio.sleep(0.0001 * (number % 5))  # sleeps: another moment each time
             task.cancel()
             try:
                 await task
@@ -269,7 +268,7 @@ class Probe:
         for number in range(count):
             coroutine = self.room.lease(f"l{number}", 64)
             task = asyncio.get_running_loop().create_task(coroutine)
-            await asyncio.sleep(0.0001 * (number % 5))
+            await asyncio.sleep(0.0001 * (number % 5))  # sleeps: another moment each time
             task.cancel()
             try:
                 layer = await task

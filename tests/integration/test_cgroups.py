@@ -87,7 +87,7 @@ def test_freezing_stops_a_process_where_it_is_and_thawing_lets_it_go_on(layout, 
         assert instance.freeze()
         wait_until(instance.is_frozen)
         before = Path(f"/proc/{process.pid}/schedstat").read_text()
-        time.sleep(0.05)
+        time.sleep(0.05)  # sleeps: time in which it would run
         assert Path(f"/proc/{process.pid}/schedstat").read_text() == before
         assert instance.thaw()
         assert not instance.is_frozen()

@@ -152,7 +152,7 @@ def test_a_stop_is_in_order_and_leaves_nothing(house, number):
 def test_a_signal_in_the_middle_of_the_start_is_neither_lost_nor_fatal(house, later_s, numbers):
     house.start(wait=False)
     house.wait_until(house.tree, 20, "rootlesskit")
-    time.sleep(later_s)  # how far the start has come by then: no step of it tells anybody
+    time.sleep(later_s)  # sleeps: how far the start has come by then: no step of it tells anybody
     for number in numbers:
         house.process.send_signal(number)
     assert house.wait() == 0

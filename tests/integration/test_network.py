@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -124,12 +124,19 @@ def host_addresses() -> list[str]:
 
 def wait_until_blocked(session: Session, *addresses: str) -> None:
     """Wait until the agent has heard of the host's new addresses."""
-    for _ in range(100):
-        blocked = json.dumps(session.call("nft")["host"])
-        if all(address in blocked for address in addresses):
-            return
+    wait_until(lambda: all(address in blocked(session) for address in addresses), "the block")
+
+
+def blocked(session: Session) -> str:
+    """What the agent closes of the host's addresses."""
+    return json.dumps(session.call("nft")["host"])
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline, f"no {what} in 10 s"
         time.sleep(0.02)
-    raise AssertionError(f"{addresses} are not all blocked: {blocked}")
 
 
 def ask(session: Session, name: str, *what: object) -> object:
@@ -231,11 +238,7 @@ def test_an_address_the_host_gets_later_does_not_answer_either(
         assert ask(session, "cidr", "tcp", fresh, host_port) in REFUSED
     finally:
         subprocess.run(["ip", "address", "delete", f"{fresh}/32", "dev", "lo"], check=True)
-    for _ in range(100):
-        if fresh not in json.dumps(session.call("nft")["host"]):
-            break
-        time.sleep(0.02)
-    assert fresh not in json.dumps(session.call("nft")["host"])
+    wait_until(lambda: fresh not in blocked(session), "end of the block")
 
 
 @pytest.mark.parametrize(

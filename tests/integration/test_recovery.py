@@ -82,6 +82,11 @@ class Caller:
                 self.broken += 1
             time.sleep(0.005)  # a caller, not a flood
 
+    def wait_for_more(self, agent: RunningAgent, calls: int) -> None:
+        """Wait until so many more calls were answered."""
+        enough = len(self.statuses) + calls
+        agent.wait_until(lambda: len(self.statuses) >= enough, 30, f"{calls} more answers")
+
     @property
     def longest_gap_s(self) -> float:
         """The longest time between two answers."""
@@ -214,7 +219,7 @@ def test_a_start_under_way_when_the_worker_dies_leaves_nothing(mortal, later_s):
         beside = pids_of(mortal)
         caller = abandoned_call(mortal, "/http/slow/echo")
         mortal.wait_until(lambda: pids_of(mortal) != beside, 10, "the container")
-        time.sleep(later_s)  # which step it is killed in: none of them tells anybody
+        time.sleep(later_s)  # sleeps: which step it is killed in: none of them tells anybody
         kill_worker(mortal)
         functions.reconnect()
         caller.close()
@@ -242,7 +247,8 @@ def test_a_swap_of_workers_loses_and_refuses_no_call(mortal):
             mortal.wait_for("worker is ready", 30, after=after)
             patient.join(30)
             mortal.wait_until(lambda: not is_alive(old), 30, "the end of the old worker")
-            time.sleep(0.3)  # calls that only the new worker serves
+            for caller in (one, two):  # calls that only the new worker serves
+                caller.wait_for_more(mortal, 20)
         for caller in (one, two):
             assert (caller.refused, caller.broken, set(caller.statuses)) == (0, 0, {200})
         assert long_call[0].json() == {"slept_s": 2}
