@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.core.anchor import ANCHOR_PREFIX
+from agent.linux.process import parent_of
 from agent.rootless import cgroup, lock, preflight, settings
-from agent.rootless.sweep import parent_of
 
 DEFAULT_RUN = Path("/run/kindling")
 # The second directory is that of setup/host.sh --dev.

@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.linux.process import ancestors, is_zombie
+from agent.linux.process import descendants as descendants  # for `ending`
 from agent.rootless import cgroup
 
 # Between two looks at the tree: long enough for the kernel to end what was killed.
@@ -69,51 +71,10 @@ def sweep(
     return Swept(tuple(sorted(ended - alive)), tuple(sorted(alive)), tuple(stayed))
 
 
-def ancestors(pid: int) -> list[int]:
-    """Return `pid` and its ancestors, as far as this process can see them."""
-    chain: list[int] = []
-    while pid > 0 and pid not in chain:
-        chain.append(pid)
-        pid = parent_of(pid)
-    return chain
-
-
-def parent_of(pid: int) -> int:
-    """Return the parent's pid, 0 if the process is gone or has none (proc(5), stat field 4)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    # The name in parentheses may itself hold blanks and parentheses.
-    return int(text.rpartition(")")[2].split()[1])
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the living processes below `pid`, zombies left out."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            children.setdefault(parent_of(int(name)), []).append(int(name))
-    found: list[int] = []
-    queue = [pid]
-    while queue:
-        below = children.get(queue.pop(), [])
-        queue += below
-        found += [child for child in below if not _is_zombie(child)]
-    return found
-
-
-def _is_zombie(pid: int) -> bool:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-        return text.rpartition(")")[2].split()[0] in ("Z", "X")
-    return True
-
-
 def _living(roots: Sequence[Path], spared: set[int]) -> set[int]:
     found = {pid for group in cgroup.subtree(roots) for pid in cgroup.processes(group)} - spared
     # v2 lists zombies too; they wait for their parent, not for us.
-    return {pid for pid in found if not _is_zombie(pid)}
+    return {pid for pid in found if not is_zombie(pid)}
 
 
 def _thaw(roots: Sequence[Path]) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import signal
-from pathlib import Path
+
+from agent.linux import process
 
 
 class ProcessExit:
@@ -47,12 +47,8 @@ class ProcessExit:
         """Send it a signal; False when it has exited or is not ours to signal."""
         if self._fd < 0:
             return False
-        try:
-            # SAFETY: by the pidfd it cannot hit a later process of the same number.
-            signal.pidfd_send_signal(self._fd, number)
-        except (ProcessLookupError, PermissionError):
-            return False
-        return True
+        # SAFETY: by the pidfd it cannot hit a later process of the same number.
+        return process.send(self._fd, number)
 
     def close(self) -> None:
         """Stop watching; safe to call twice."""
@@ -60,12 +56,3 @@ class ProcessExit:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
-
-
-def parent_of(pid: int) -> int:
-    """Return the parent of a process: for a container's init, its shim.
-
-    Field 4 of /proc/<pid>/stat, proc(5); the name before it may hold anything but ends with ")".
-    """
-    text = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
-    return int(text.rpartition(")")[2].split()[1])

@@ -26,8 +26,9 @@ from agent.containerd.containers import Container, RuntimeOptions
 from agent.containerd.tasks import TaskStatus
 from agent.core.anchor import ANCHOR_PREFIX, anchor_spec
 from agent.errors import AgentError, AlreadyExists, NotFound
+from agent.linux.process import parent_of
 from agent.sandbox import seccomp
-from agent.sandbox.exits import ProcessExit, parent_of
+from agent.sandbox.exits import ProcessExit
 
 log = logging.getLogger(__name__)
 

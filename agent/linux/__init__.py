@@ -1,0 +1,1 @@
+"""What is said to the kernel by number or read from /proc; the standard library only."""
