@@ -11,17 +11,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.linux import process
 from agent.linux.process import ancestors, is_zombie
 from agent.linux.process import descendants as descendants  # for `ending`
 from agent.rootless import cgroup
 
 # Between two looks at the tree: long enough for the kernel to end what was killed.
 _PAUSE_S = 0.01
+# Processes held by a descriptor each: far below any limit on open files.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,7 @@ def sweep(
     alive = _living(roots, spared)
     while alive:
         _thaw(roots)
-        for pid in alive:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(roots, alive)
         ended |= alive
         if time.monotonic() >= deadline:
             break
@@ -75,6 +76,29 @@ def _living(roots: Sequence[Path], spared: set[int]) -> set[int]:
     found = {pid for group in cgroup.subtree(roots) for pid in cgroup.processes(group)} - spared
     # v2 lists zombies too; they wait for their parent, not for us.
     return {pid for pid in found if not is_zombie(pid)}
+
+
+def _kill(roots: Sequence[Path], pids: Collection[int]) -> None:
+    """Kill those of `pids` that are still in a group at or below `roots`."""
+    for group in cgroup.subtree(roots):
+        listed = [pid for pid in cgroup.processes(group) if pid in pids]
+        for first in range(0, len(listed), _AT_ONCE):
+            _kill_members(group, listed[first : first + _AT_ONCE])
+
+
+def _kill_members(group: Path, pids: Sequence[int]) -> None:
+    with ExitStack() as held:
+        opened: dict[int, int] = {}
+        for pid in pids:
+            descriptor = process.open_pid(pid)
+            if descriptor is not None:
+                held.callback(os.close, descriptor)
+                opened[pid] = descriptor
+        # SAFETY: read again now that the pidfds are open. If a pidfd's process lives, the number
+        # listed here is its own, so it is in the group; if it has ended, the signal goes nowhere,
+        # whoever has the number by now (pidfd_open(2)).
+        for pid in opened.keys() & set(cgroup.processes(group)):
+            process.send(opened[pid], signal.SIGKILL)
 
 
 def _thaw(roots: Sequence[Path]) -> None:
