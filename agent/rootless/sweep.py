@@ -9,10 +9,9 @@ Whether an agent is alive is decided by `lock`, before this is called.
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from agent.rootless import cgroup
 
 # Between two looks at the tree: long enough for the kernel to end what was killed.
 _PAUSE_S = 0.01
-# Processes held by a descriptor each: far below any limit on open files.
-_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,32 +70,17 @@ def sweep(
 
 
 def _living(roots: Sequence[Path], spared: set[int]) -> set[int]:
-    found = {pid for group in cgroup.subtree(roots) for pid in cgroup.processes(group)} - spared
     # v2 lists zombies too; they wait for their parent, not for us.
-    return {pid for pid in found if not is_zombie(pid)}
+    return {pid for pid in _members(roots) - spared if not is_zombie(pid)}
 
 
-def _kill(roots: Sequence[Path], pids: Collection[int]) -> None:
+def _members(roots: Sequence[Path]) -> set[int]:
+    return {pid for group in cgroup.subtree(roots) for pid in cgroup.processes(group)}
+
+
+def _kill(roots: Sequence[Path], pids: set[int]) -> None:
     """Kill those of `pids` that are still in a group at or below `roots`."""
-    for group in cgroup.subtree(roots):
-        listed = [pid for pid in cgroup.processes(group) if pid in pids]
-        for first in range(0, len(listed), _AT_ONCE):
-            _kill_members(group, listed[first : first + _AT_ONCE])
-
-
-def _kill_members(group: Path, pids: Sequence[int]) -> None:
-    with ExitStack() as held:
-        opened: dict[int, int] = {}
-        for pid in pids:
-            descriptor = process.open_pid(pid)
-            if descriptor is not None:
-                held.callback(os.close, descriptor)
-                opened[pid] = descriptor
-        # SAFETY: read again now that the pidfds are open. If a pidfd's process lives, the number
-        # listed here is its own, so it is in the group; if it has ended, the signal goes nowhere,
-        # whoever has the number by now (pidfd_open(2)).
-        for pid in opened.keys() & set(cgroup.processes(group)):
-            process.send(opened[pid], signal.SIGKILL)
+    process.kill_members(lambda: pids & _members(roots))
 
 
 def _thaw(roots: Sequence[Path]) -> None:
