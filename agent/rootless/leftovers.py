@@ -11,8 +11,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from agent.linux import trees
-from agent.rootless import kernel
+from agent.linux import mount, trees
 
 # The parts of a slot an instance writes to (setup/slots.sh makes them).
 _SLOT_PARTS = ("upper", "work")
@@ -38,7 +37,7 @@ def unmount_below(directory: Path, keep: Collection[str] = ()) -> None:
         point = line.split()[4].encode().decode("unicode_escape")
         if point.startswith(prefix) and point.removeprefix(prefix).split("/")[0] not in keep:
             with suppress(OSError):
-                kernel.unmount(point)
+                mount.unmount(point)
 
 
 def clear_slots(slots: Path, *, within_s: float) -> int:

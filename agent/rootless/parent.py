@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.errors import AgentError, FailedPrecondition
+from agent.linux import prctl
 from agent.rootless import (
     cgroup,
     child,
     installed,
-    kernel,
     leftovers,
     lock,
     mounts,
@@ -277,7 +277,7 @@ def main(arguments: list[str]) -> int:
     if held is None or len(arguments) != 1:
         notice.say("run", "is started by 'kindling run'")
         return 2
-    kernel.set_process_name("kindling-run")
+    prctl.set_process_name("kindling-run")
     house = settings.read(Path(arguments[0]))
     try:
         return Parent(house, held).run()
