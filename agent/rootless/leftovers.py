@@ -11,7 +11,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from agent.linux import mount, trees
+from agent.linux import mount, mountinfo, trees
 
 # The parts of a slot an instance writes to (setup/slots.sh makes them).
 _SLOT_PARTS = ("upper", "work")
@@ -31,10 +31,8 @@ def unmount_below(directory: Path, keep: Collection[str] = ()) -> None:
     Mounts on or below the names in `keep` stay.
     """
     prefix = f"{directory}/"
-    text = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
-    for line in reversed(text.splitlines()):
-        # Blanks and the like stand as octal escapes (proc(5)).
-        point = line.split()[4].encode().decode("unicode_escape")
+    for mounted in reversed(mountinfo.parse(mountinfo.text())):
+        point = mounted.point
         if point.startswith(prefix) and point.removeprefix(prefix).split("/")[0] not in keep:
             with suppress(OSError):
                 mount.unmount(point)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.linux import mount, namespaces, prctl, process, trees
+from agent.linux import mount, mountinfo, namespaces, prctl, process, trees
+from agent.rootless import cgroup, leftovers
 
 NO_NAMESPACES = 77
 WITHIN_S = 60.0
@@ -87,6 +88,26 @@ def a_mount_made_while_its_place_is_emptied(place: Path) -> None:
     assert (late / "canary").exists()
 
 
+def mount_points_that_are_no_text(place: Path) -> None:
+    names = [
+        b"blank and\ttab",
+        b"l\nine",
+        b"back\\134slash",
+        "\u00fc".encode(),
+        b"\xff",
+        b"\x0b\x1c",
+    ]
+    points = [Path(os.fsdecode(os.path.join(os.fsencode(place), name))) for name in names]
+    for point in points:
+        point.mkdir()
+        mount.mount("tmpfs", point, "tmpfs", mount.NODEV)
+    assert cgroup.layout_of(mountinfo.text(), "") == cgroup.detect()
+    mounted = {each.point for each in mountinfo.parse(mountinfo.text())}
+    assert set(map(str, points)) <= mounted, mounted
+    leftovers.unmount_below(place, keep=(points[0].name,))
+    assert [point.is_mount() for point in points] == [True] + [False] * 5
+
+
 def calls_that_fail_name_the_place(place: Path) -> None:
     for call in (
         lambda: mount.mount("tmpfs", place / "none", "tmpfs", 0),
@@ -146,6 +167,7 @@ CASES = {
         tree_on_a_full_disk,
         mounts_in_a_tree,
         a_mount_made_while_its_place_is_emptied,
+        mount_points_that_are_no_text,
         calls_that_fail_name_the_place,
         a_thread_in_a_network_of_its_own,
         a_process_with_a_name_and_orphans,
