@@ -40,7 +40,7 @@ CONCURRENT_RPCS = 1024
 # keep its connection for as long as it remembers a finished call.
 SETTLE_S = 0.25
 STEP_S = 0.01
-REMOVE_S = 1.0  # two sockets
+REMOVE_S = 5.0  # a socket or two
 # struct sockaddr_un holds 108 bytes with the NUL (unix(7)).
 _MAX_UNIX_PATH = 107
 

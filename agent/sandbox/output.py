@@ -20,7 +20,7 @@ from agent.linux import trees
 
 READ_BYTES = 64 * 1024
 DRAIN_READS = 16  # a pipe can be set to hold 1 MB (fcntl(2), F_SETPIPE_SZ)
-REMOVE_S = 0.1  # two FIFOs in memory, on the loop
+REMOVE_S = 5.0  # two FIFOs in memory, on the loop: microseconds, unless the host is stuck
 STREAMS = ("stdout", "stderr")
 
 Sink = Callable[[Line], None]

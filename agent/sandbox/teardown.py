@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 WITHIN_S = 30.0  # more than all the bounds below together
 CALL_S = 5.0  # one answer of containerd's
 AT_ONCE = 16  # a few shims serve all: hundreds of calls at once only stand in line there
-FILES_S = 2.0  # a handful of the agent's and the runtime's own files
+FILES_S = 5.0  # a handful of the agent's and the runtime's own files
 SCRUB_TRIES = 40
 SCRUB_PAUSE_S = 0.05
 
