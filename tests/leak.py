@@ -371,7 +371,8 @@ def networks(agent: Agent) -> list[str]:
     worker = pids(agent).get("worker", 0)
     held = set()
     for entry in Path(f"/proc/{worker}/fd").glob("*"):
-        with suppress(FileNotFoundError):
+        # One may be closed meanwhile, or a directory deeper than a path may be long.
+        with suppress(OSError):
             target = os.readlink(entry)
             if target.startswith("net:"):
                 held.add(target)

@@ -8,11 +8,10 @@ waits. A group that does not exist, or no longer does, reads as 0.
 from __future__ import annotations
 
 import os
-import signal
-from contextlib import suppress
 from pathlib import Path
 
 from agent.cgroups.figures import V1, V2, Figure, value
+from agent.linux import process
 from agent.rootless.cgroup import Layout, processes
 
 # The longest file read here, memory.events and cpu.stat, has a few hundred bytes.
@@ -77,12 +76,7 @@ class InstanceCgroup:
         """Thaw it and kill every process in it; return how many were signalled."""
         # v1: a frozen process does not take its SIGKILL.
         self.thaw()
-        killed = 0
-        for pid in self.pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
-        return killed
+        return process.kill_members(self.pids)
 
     def pids(self) -> list[int]:
         """Return the processes in it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import socket
 import tempfile
 from contextlib import AsyncExitStack
@@ -26,6 +25,7 @@ from agent.control.pump import Pump
 from agent.control.readonly import ReadOnly
 from agent.control.service import NAME, WorkerService
 from agent.errors import FailedPrecondition
+from agent.linux import trees
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ CONCURRENT_RPCS = 1024
 # keep its connection for as long as it remembers a finished call.
 SETTLE_S = 0.25
 STEP_S = 0.01
+REMOVE_S = 5.0  # a socket or two
 # struct sockaddr_un holds 108 bytes with the NUL (unix(7)).
 _MAX_UNIX_PATH = 107
 
@@ -115,7 +116,7 @@ class ControlServer:
         await asyncio.gather(*(server.stop(0.0) for server in servers))
         await asyncio.gather(*(pump.close() for pump in pumps))
         if self._private is not None:
-            shutil.rmtree(self._private, ignore_errors=True)
+            trees.remove(self._private, within_s=REMOVE_S)
             self._private = None
 
     async def _calm(self, pumps: list[Pump], within_s: float) -> None:
@@ -169,7 +170,7 @@ def sweep(run: Path) -> None:
     for left in run.glob(f"{PREFIX}*"):
         if left.is_dir() and not any(_answers(path) for path in left.iterdir()):
             log.info("removing %s of a worker that is gone", left)
-            shutil.rmtree(left, ignore_errors=True)
+            trees.remove(left, within_s=REMOVE_S)
 
 
 def _answers(path: Path) -> bool:

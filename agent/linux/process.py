@@ -10,13 +10,16 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 # Fields of /proc/<pid>/stat behind the name in parentheses, which is the second (proc(5)).
 _STATE, _PARENT, _START = 3 - 3, 4 - 3, 22 - 3
 _DEAD = ("Z", "X")
+# Processes held by a descriptor each: far below any limit on open files.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,26 @@ def send(pidfd: int, number: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+def kill_members(members: Callable[[], Collection[int]]) -> int:
+    """Kill whom `members` lists, asked again before each kill; return how many were signalled."""
+    killed = 0
+    listed = list(members())
+    for first in range(0, len(listed), _AT_ONCE):
+        with ExitStack() as held:
+            opened: dict[int, int] = {}
+            for pid in listed[first : first + _AT_ONCE]:
+                descriptor = open_pid(pid)
+                if descriptor is not None:
+                    held.callback(os.close, descriptor)
+                    opened[pid] = descriptor
+            # SAFETY: listed again now that the pidfds are open. If a pidfd's process lives, the
+            # number listed is its own, so it is a member; if it has ended, the signal goes
+            # nowhere, whoever has the number by now (pidfd_open(2)).
+            for pid in opened.keys() & set(members()):
+                killed += send(opened[pid], signal.SIGKILL)
+    return killed
 
 
 def start_time(pid: int) -> int | None:

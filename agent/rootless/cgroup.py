@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from agent.linux import mountinfo
+
 # The directory setup gives to the user below each v1 controller, and on v2 without systemd.
 DELEGATED = "/kindling"
 # Group of the agent's own processes below the node. Instance ids always contain a hyphen.
@@ -64,22 +66,17 @@ class Layout:
         return f"{self.base}/{node}"
 
 
-def layout_of(mountinfo: str, own_groups: str, *, delegated: str = DELEGATED) -> Layout | None:
+def layout_of(mounts: str, own_groups: str, *, delegated: str = DELEGATED) -> Layout | None:
     """Read the layout out of /proc/self/mountinfo and /proc/self/cgroup; None without cgroups."""
     v1: dict[str, str] = {}
     v2_mount = ""
-    for line in mountinfo.splitlines():
-        left, separator, right = line.partition(" - ")
-        if not separator:
-            continue
-        kind, _, options = right.partition(" ")
-        point = left.split()[4]
-        if kind == "cgroup":
-            for option in options.split()[-1].split(","):
+    for mounted in mountinfo.parse(mounts):
+        if mounted.kind == "cgroup":
+            for option in mounted.options:
                 if option in _V1:
-                    v1.setdefault(option, point)
-        elif kind == "cgroup2" and not v2_mount:
-            v2_mount = point
+                    v1.setdefault(option, mounted.point)
+        elif mounted.kind == "cgroup2" and not v2_mount:
+            v2_mount = mounted.point
     if "memory" in v1:
         return Layout(1, bool(v2_mount), delegated, v1)
     if v2_mount:
@@ -99,8 +96,8 @@ def _v2_base(own_groups: str, delegated: str) -> str:
 def detect() -> Layout | None:
     """Return the layout of this host as this process sees it."""
     return layout_of(
-        Path("/proc/self/mountinfo").read_text("utf-8"),
-        Path("/proc/self/cgroup").read_text("utf-8"),
+        mountinfo.text(),
+        Path("/proc/self/cgroup").read_text("utf-8", "surrogateescape"),
     )
 
 

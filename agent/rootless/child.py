@@ -13,7 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.rootless import cgroup, kernel
+from agent.linux import prctl
+from agent.rootless import cgroup
 
 # A daemon that stayed up this long was healthy: its next death starts the series anew.
 _HEALTHY_S = 10.0
@@ -69,7 +70,7 @@ def start(
         for descriptor in keep:
             os.set_inheritable(descriptor, True)
         if dies_with_parent:
-            kernel.die_with_parent(dies_with_parent)
+            prctl.die_with_parent(dies_with_parent)
             # The parent may have ended before the request: then nobody would send the signal.
             if os.getppid() != parent:
                 os._exit(127)

@@ -6,28 +6,23 @@ rest by `run` (outside). Removes files and our own mounts only; ending processes
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from agent.rootless import kernel
+from agent.linux import mount, mountinfo, trees
 
 # The parts of a slot an instance writes to (setup/slots.sh makes them).
 _SLOT_PARTS = ("upper", "work")
+# The run directory holds a few small files for each instance.
+_CLEAR_S = 30.0
 
 
 def clear_directory(directory: Path, keep: Collection[str] = ()) -> list[Path]:
     """Remove everything in `directory` but the names in `keep`; return what could not go."""
-    stayed: list[Path] = []
-    with suppress(FileNotFoundError), os.scandir(directory) as entries:
-        for entry in list(entries):
-            path = Path(entry.path)
-            if entry.name not in keep and not _remove(path):
-                stayed.append(path)
-    return stayed
+    # An operator may have made a link of the directory; of what is in it none is followed.
+    return trees.empty(directory.resolve(), keep, within_s=_CLEAR_S)
 
 
 def unmount_below(directory: Path, keep: Collection[str] = ()) -> None:
@@ -36,13 +31,11 @@ def unmount_below(directory: Path, keep: Collection[str] = ()) -> None:
     Mounts on or below the names in `keep` stay.
     """
     prefix = f"{directory}/"
-    text = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
-    for line in reversed(text.splitlines()):
-        # Blanks and the like stand as octal escapes (proc(5)).
-        point = line.split()[4].encode().decode("unicode_escape")
+    for mounted in reversed(mountinfo.parse(mountinfo.text())):
+        point = mounted.point
         if point.startswith(prefix) and point.removeprefix(prefix).split("/")[0] not in keep:
             with suppress(OSError):
-                kernel.unmount(point)
+                mount.unmount(point)
 
 
 def clear_slots(slots: Path, *, within_s: float) -> int:
@@ -54,19 +47,6 @@ def clear_slots(slots: Path, *, within_s: float) -> int:
     dirty = 0
     for part in sorted(slots.glob("*/*/")):
         for name in _SLOT_PARTS:
-            if time.monotonic() >= deadline:
-                dirty += any((part / name).glob("*"))
-            else:
-                dirty += bool(clear_directory(part / name))
+            left_s = max(0.0, deadline - time.monotonic())
+            dirty += bool(trees.empty(part / name, within_s=left_s))
     return dirty
-
-
-def _remove(path: Path) -> bool:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return not path.exists()
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agent.errors import RuntimeUnavailable
-from agent.rootless import kernel
+from agent.linux import mount
 from agent.rootless.cgroup import UNIFIED, Layout
 from agent.rootless.settings import House
 
@@ -49,7 +49,7 @@ def prepare(house: House, layout: Layout, expected: str) -> None:
     if layout.hybrid and not os.path.samefile(UNIFIED, NAMED):
         # An empty tmpfs would do for crun's check, but crun also makes its group there and cannot
         # remove it; in a hierarchy without controllers it makes and removes it like any other.
-        kernel.mount(NAMED, UNIFIED, "", kernel.MS_BIND)
+        mount.mount(NAMED, UNIFIED, "", mount.BIND)
     for name in RUNTIMES:
         _make_read_only(shutil.which(name))
     compare(json.loads(expected))
@@ -66,7 +66,7 @@ def pin(path: Path) -> None:
             original = os.path.realpath(ancestor)
             ancestor.unlink()
             ancestor.mkdir()
-            kernel.mount(original, str(ancestor), "", kernel.MS_BIND | kernel.MS_REC)
+            mount.mount(original, ancestor, "", mount.BIND | mount.REC)
             return
 
 
@@ -103,12 +103,12 @@ def _make_read_only(program: str | None) -> None:
     if flags & os.ST_RDONLY:
         return
     # What the host's mount forbids stays forbidden; statvfs has the numbers of mount(2) for these.
-    kept = flags & (kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
-    kernel.mount(binary, binary, "", kernel.MS_BIND)
+    kept = flags & (mount.NOSUID | mount.NODEV | mount.NOEXEC)
+    mount.mount(binary, binary, "", mount.BIND)
     try:
-        kernel.mount("", binary, "", kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY | kept)
+        mount.mount("", binary, "", mount.BIND | mount.REMOUNT | mount.RDONLY | kept)
     except OSError:
-        kernel.unmount(binary)
+        mount.unmount(binary)
 
 
 def _private_directory(path: Path) -> None:

@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.errors import AgentError, FailedPrecondition
+from agent.linux import mountinfo, prctl
 from agent.rootless import (
     cgroup,
     child,
     installed,
-    kernel,
     leftovers,
     lock,
     mounts,
@@ -150,11 +150,11 @@ class Parent:
         cgroup.save(groups, house.run / settings.CGROUP_NAME)
         leftovers.clear_directory(house.rootlesskit_state)
         environment = _environment(house)
-        mountinfo = Path("/proc/self/mountinfo").read_text("utf-8")
+        shared = root_is_shared(mountinfo.text())
         self.held.listening = False
         # A session of its own: Ctrl-C reaches the whole foreground group, and must arrive once.
         self.held.rootlesskit = child.start(
-            command(house, supervise_command(house.config), shared_root=root_is_shared(mountinfo)),
+            command(house, supervise_command(house.config), shared_root=shared),
             environment,
             dies_with_parent=signal.SIGTERM,
             new_session=True,
@@ -301,7 +301,7 @@ def main(arguments: list[str]) -> int:
     if held is None or len(arguments) != 1:
         notice.say("run", "is started by 'kindling run'")
         return 2
-    kernel.set_process_name("kindling-run")
+    prctl.set_process_name("kindling-run")
     house = settings.read(Path(arguments[0]))
     try:
         return Parent(house, held).run()

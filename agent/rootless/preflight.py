@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from agent.linux import mountinfo
+
 USER = "kindling"
 # Overlay mounts in a user namespace came with 5.11 (fs/overlayfs, FS_USERNS_MOUNT).
 LEAST_KERNEL = (5, 11)
@@ -189,13 +191,13 @@ def cgroups(description: str, problems: Sequence[str], mend: str) -> Check:
     return Check("cgroups", not problems, detail, mend)
 
 
-def cgroup_moves(mountinfo: str, release: str) -> Check:
+def cgroup_moves(mounts: str, release: str) -> Check:
     """Judge whether moving a process into a group waits for RCU (10 ms and more of every start)."""
-    mounts = [line.split() for line in mountinfo.splitlines() if " - cgroup2 " in line]
-    if version_of(release) < (6, 0) or not mounts:
+    groups = [mounted for mounted in mountinfo.parse(mounts) if mounted.kind == "cgroup2"]
+    if version_of(release) < (6, 0) or not groups:
         return Check("cgroup moves", True, "as the kernel has them", required=False)
-    quick = any("favordynmods" in words[-1].split(",") for words in mounts)
-    mend = f"mount -o remount,favordynmods {mounts[0][4]}"
+    quick = any("favordynmods" in mounted.options for mounted in groups)
+    mend = f"mount -o remount,favordynmods {groups[0].point}"
     detail = "favoured" if quick else "slow: every start waits about 10 ms for them"
     return Check("cgroup moves", quick, detail, mend, required=False)
 

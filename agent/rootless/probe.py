@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import FailedPrecondition
+from agent.linux import mountinfo
 from agent.rootless import cgroup, lock, preflight, sockets
 from agent.rootless.preflight import Check
 from agent.rootless.settings import House
@@ -40,7 +41,7 @@ def checks(house: House, *, starting: bool) -> list[Check]:
         preflight.device("/dev/net/tun", _open_error("/dev/net/tun"), required=True),
         preflight.device("/dev/fuse", _open_error("/dev/fuse"), required=False),
         _cgroups(starting),
-        preflight.cgroup_moves(_read("/proc/self/mountinfo"), os.uname().release),
+        preflight.cgroup_moves(mountinfo.text(), os.uname().release),
         _swap_limit(),
         _slots(house),
         _sysctls(house),
@@ -211,10 +212,9 @@ def _directory_error(path: Path) -> str:
 
 def _filesystem(path: Path) -> str:
     best, kind = "", "unknown"
-    for line in _read("/proc/self/mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        point = left.split()[4]
+    for mounted in mountinfo.parse(mountinfo.text()):
+        point = mounted.point
         inside = point == "/" or f"{path}/".startswith(f"{point}/")
         if inside and len(point) >= len(best):
-            best, kind = point, right.split()[0]
+            best, kind = point, mounted.kind
     return kind

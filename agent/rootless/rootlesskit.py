@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agent.linux import mountinfo
 from agent.rootless.settings import House
 
 
@@ -32,8 +33,7 @@ def command(house: House, inner: Sequence[str], *, shared_root: bool) -> list[st
     ]
 
 
-def root_is_shared(mountinfo: str) -> bool:
-    """Return whether / propagates its mounts, from /proc/self/mountinfo (optional fields)."""
-    lines = [line.split() for line in mountinfo.splitlines()]
-    roots = [fields for fields in lines if len(fields) > 6 and fields[4] == "/"]
-    return bool(roots) and any(field.startswith("shared:") for field in roots[-1][6:])
+def root_is_shared(mounts: str) -> bool:
+    """Return whether / propagates its mounts, by the text of /proc/self/mountinfo."""
+    roots = [mounted for mounted in mountinfo.parse(mounts) if mounted.point == "/"]
+    return bool(roots) and roots[-1].shared

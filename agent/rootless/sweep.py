@@ -9,13 +9,13 @@ Whether an agent is alive is decided by `lock`, before this is called.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.linux import process
 from agent.linux.process import ancestors, is_zombie
 from agent.linux.process import descendants as descendants  # for `ending`
 from agent.rootless import cgroup
@@ -59,9 +59,7 @@ def sweep(
     alive = _living(roots, spared)
     while alive:
         _thaw(roots)
-        for pid in alive:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(roots, alive)
         ended |= alive
         if time.monotonic() >= deadline:
             break
@@ -72,9 +70,17 @@ def sweep(
 
 
 def _living(roots: Sequence[Path], spared: set[int]) -> set[int]:
-    found = {pid for group in cgroup.subtree(roots) for pid in cgroup.processes(group)} - spared
     # v2 lists zombies too; they wait for their parent, not for us.
-    return {pid for pid in found if not is_zombie(pid)}
+    return {pid for pid in _members(roots) - spared if not is_zombie(pid)}
+
+
+def _members(roots: Sequence[Path]) -> set[int]:
+    return {pid for group in cgroup.subtree(roots) for pid in cgroup.processes(group)}
+
+
+def _kill(roots: Sequence[Path], pids: set[int]) -> None:
+    """Kill those of `pids` that are still in a group at or below `roots`."""
+    process.kill_members(lambda: pids & _members(roots))
 
 
 def _thaw(roots: Sequence[Path]) -> None:

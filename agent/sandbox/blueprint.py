@@ -15,6 +15,7 @@ from agent.config import NodeConfig
 from agent.core.job import check_exec_sizes
 from agent.core.oci import Bind, SpecTemplate, VersionPlan, argv_of
 from agent.core.users import resolve_user
+from agent.linux import mountinfo
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion
 from agent.sandbox.images import PreparedImage
@@ -28,7 +29,6 @@ FUNCTION_OOM_SCORE = 900  # functions go first when the host runs out of memory
 
 # cgroup v1 counts swap only where the kernel was built and booted with it.
 V1_MEMORY = Path("/sys/fs/cgroup/memory")
-MOUNTS = Path("/proc/self/mountinfo")
 
 
 def limits_swap() -> bool:
@@ -36,13 +36,13 @@ def limits_swap() -> bool:
     return not V1_MEMORY.is_dir() or (V1_MEMORY / "memory.memsw.limit_in_bytes").exists()
 
 
-def mounted_in_sys(mountinfo: str) -> tuple[str, ...]:
-    """Return what a host has mounted in its /sys, by its /proc/self/mountinfo (proc(5)).
+def mounted_in_sys(mounts: str) -> tuple[str, ...]:
+    """Return what a host has mounted in its /sys, by the text of its mountinfo.
 
     systemd mounts debugfs, tracefs, securityfs, bpf and others there, and a bind of /sys brings
     them all along. No function has business with them; cgroups are covered in any case.
     """
-    points = {line.split(" ", 5)[4] for line in mountinfo.splitlines()}
+    points = {mounted.point for mounted in mountinfo.parse(mounts)}
     below = (point for point in points if point.startswith("/sys/"))
     return tuple(sorted(point for point in below if not point.startswith("/sys/fs/cgroup")))
 
@@ -91,7 +91,7 @@ def blueprint_of(
             for bind in resolve(spec.mounts, config.volumes)
         ),
         limit_swap=limits_swap(),
-        masked=mounted_in_sys(MOUNTS.read_text("utf-8")),
+        masked=mounted_in_sys(mountinfo.text()),
         annotations=annotations,
     )
     search = next((e[5:] for e in facts.env if e.startswith("PATH=")), DEFAULT_PATH)

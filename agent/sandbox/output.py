@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.core.logtail import Framer, Line
+from agent.linux import trees
 
 READ_BYTES = 64 * 1024
 DRAIN_READS = 16  # a pipe can be set to hold 1 MB (fcntl(2), F_SETPIPE_SZ)
+REMOVE_S = 5.0  # two FIFOs in memory, on the loop: microseconds, unless the host is stuck
 STREAMS = ("stdout", "stderr")
 
 Sink = Callable[[Line], None]
@@ -110,7 +111,7 @@ class Output:
         """Hand on what is left, even without a newline, and remove the FIFOs."""
         for stream in STREAMS:
             self._finish(stream)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        trees.remove(self.directory, within_s=REMOVE_S)
 
     def _finish(self, stream: str) -> None:
         """Hand on the stream's last line even without a newline, and read it no more."""

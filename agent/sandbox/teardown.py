@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from agent.aio.tasks import finish
 from agent.core.anchor import ANCHOR_PREFIX
 from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
+from agent.linux import trees
 from agent.model.records import InstanceRecord
 from agent.sandbox.container import Container
 from agent.sandbox.rooms import Rooms
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 WITHIN_S = 30.0  # more than all the bounds below together
 CALL_S = 5.0  # one answer of containerd's
 AT_ONCE = 16  # a few shims serve all: hundreds of calls at once only stand in line there
+FILES_S = 5.0  # a handful of the agent's and the runtime's own files
 SCRUB_TRIES = 40
 SCRUB_PAUSE_S = 0.05
 
@@ -108,7 +109,7 @@ class Teardown:
         rooms.shims.removed(id)
         if left:
             raise RuntimeUnavailable(f"{id}: {', '.join(left)} could not be removed")
-        await asyncio.to_thread(shutil.rmtree, self._fifos / id, ignore_errors=True)
+        await asyncio.to_thread(trees.remove, self._fifos / id, within_s=FILES_S)
         rooms.forget(id)
         await self.unreserve(id)
 
@@ -179,7 +180,7 @@ class Teardown:
         try:
             for _ in range(SCRUB_TRIES):
                 if self._rooms.cgroups.remove(id):
-                    shutil.rmtree(self._state / id, ignore_errors=True)
+                    trees.remove(self._state / id, within_s=FILES_S)
                     return
                 group.kill()
                 time.sleep(SCRUB_PAUSE_S)

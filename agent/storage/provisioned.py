@@ -19,7 +19,7 @@ from agent.aio import tasks
 from agent.aio.line import Line
 from agent.core.slots import SlotCounts, Slots, SlotState
 from agent.errors import Bug, FailedPrecondition, NotFound, Overloaded
-from agent.storage import wipe
+from agent.linux import trees
 from agent.storage.layer import WritableLayer
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ _PARTS = ("upper", "work")
 _KIND = re.compile(r"slot(\d{1,6})")
 # What mke2fs puts into a slot and only root may remove.
 _KEPT = ("lost+found",)
+# Far above what as many files as a large slot can hold take on a slow disk.
+_WIPE_S = 600.0
 # How long a start waits for a slot that is being wiped.
 _WAIT_S = 5.0
 
@@ -199,10 +201,10 @@ def _renew(place: Path) -> None:
     Emptied first, for a full slot has no room for a new directory; one at a time, so that a slot
     whose wiping was cut short is still known as one.
     """
-    wipe.empty(place, keep=(*_PARTS, *_KEPT))
+    trees.empty_or_raise(place, (*_PARTS, *_KEPT), within_s=_WIPE_S)
     for name in _PARTS:
         with suppress(FileNotFoundError):
-            wipe.empty(place / name)
+            trees.empty_or_raise(place / name, within_s=_WIPE_S)
             (place / name).rmdir()
         (place / name).mkdir(0o755)
 

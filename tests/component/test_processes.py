@@ -85,6 +85,21 @@ def test_ancestors_and_descendants_follow_the_process_table(sleeper, zombie):
     assert zombie.pid not in below
 
 
+def test_only_those_who_are_listed_still_are_killed(sleeper):
+    with subprocess.Popen(["/bin/sleep", "1000"]) as other:
+        lists = [[NOBODY, sleeper.pid, other.pid], [NOBODY, other.pid]]
+        assert process.kill_members(lambda: lists.pop(0)) == 1
+        assert other.wait() == -signal.SIGKILL
+    assert sleeper.poll() is None
+
+
+def test_more_members_than_are_held_at_once(monkeypatch):
+    monkeypatch.setattr(process, "_AT_ONCE", 2)
+    sleepers = [subprocess.Popen(["/bin/sleep", "1000"]) for _ in range(5)]
+    assert process.kill_members(lambda: [one.pid for one in sleepers]) == 5
+    assert [one.wait() for one in sleepers] == [-signal.SIGKILL] * 5
+
+
 def test_signals_leave_no_descriptor_open(sleeper, zombie):
     before = len(os.listdir("/proc/self/fd"))
     for pid in (sleeper.pid, zombie.pid, NOBODY):

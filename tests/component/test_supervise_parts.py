@@ -13,6 +13,7 @@ import time
 import pytest
 
 from agent.errors import AlreadyExists, FailedPrecondition, RuntimeUnavailable
+from agent.linux import process
 from agent.rootless import (
     cgroup,
     child,
@@ -70,6 +71,22 @@ def test_a_sweep_spares_itself_its_ancestors_and_whom_it_is_told(group, sleeper)
     (group / "cgroup.procs").write_text("\n".join(map(str, pids)))
     swept = sweep([group], within_s=1, spare=[sleeper.pid])
     assert swept.ended == swept.alive == ()
+    assert sleeper.poll() is None
+
+
+def test_a_pid_that_is_given_to_another_before_its_kill_is_spared(group, sleeper, monkeypatch):
+    listed = group / "hello-1" / "cgroup.procs"
+    listed.write_text(f"{sleeper.pid}\n")
+    real = process.open_pid
+
+    def opened(pid):
+        # What had the number has ended by now: the group lists it no more.
+        listed.write_text("")
+        return real(pid)
+
+    monkeypatch.setattr(process, "open_pid", opened)
+    sweep([group], within_s=0)
+    assert listed.read_text() == ""
     assert sleeper.poll() is None
 
 
