@@ -184,19 +184,7 @@ class App:
         connector = UpstreamConnector(machine.network.take_socket, machine.network.socket)
         undo.callback(connector.close)
         watcher = Watcher(metrics, events)
-        doors = Doors(
-            builder=machine.builder,
-            connector=connector,
-            open_socket=machine.network.socket,
-            save=files.save,
-            forget=files.remove,
-            worker=ledger.generation,
-            row=ledger.row,
-            mode=self._mode,
-            observe=watcher.state_left,
-        )
-        memory_bytes = memory_for_functions(config.limits.memory_mb)
-        self._fleet = Fleet(config, doors, self._mode, (watcher,), memory_bytes)
+        self._fleet = self._new_fleet(machine, connector, files, ledger, watcher)
         self._jobs = JobRunner(self._fleet, calls.save)
         self._registry = Registry()
         runners = Runners(self._fleet, self._jobs, machine.builder)
@@ -237,6 +225,28 @@ class App:
             features=_features(machine, config),
         )
         await self._open_doors(LocalNode(node_rooms), node_rooms, metrics, sockets)
+
+    def _new_fleet(
+        self,
+        machine: Machine,
+        connector: UpstreamConnector,
+        files: InstanceFiles,
+        ledger: Ledger,
+        watcher: Watcher,
+    ) -> Fleet:
+        doors = Doors(
+            builder=machine.builder,
+            connector=connector,
+            open_socket=machine.network.socket,
+            save=files.save,
+            forget=files.remove,
+            worker=ledger.generation,
+            row=ledger.row,
+            mode=self._mode,
+            observe=watcher.state_left,
+        )
+        memory_bytes = memory_for_functions(self._config.limits.memory_mb)
+        return Fleet(self._config, doors, self._mode, (watcher,), memory_bytes)
 
     async def _open_machine(self, files: InstanceFiles) -> Machine:
         """Open the doors to network, storage and cgroups."""

@@ -18,14 +18,13 @@ from agent.contracts.base import CallReport, Headers, Reply
 from agent.contracts.failures import from_error
 from agent.errors import AgentError, FunctionFailed
 from agent.gateway.answer import failure_reply, mark, response_too_large, server_timing
+from agent.gateway.connecting import Connecting
 from agent.gateway.state import (
     COLLECTING,
-    CONNECTING,
     DONE,
     EXPLAINING,
     QUEUED,
     RUNNING,
-    State,
 )
 from agent.gateway.template import first_request, reply_template
 from agent.gateway.wire import LAST_CHUNK, chunk
@@ -42,14 +41,10 @@ log = logging.getLogger(__name__)
 
 WAITING_BODY_BYTES: Final = 65536
 """Of a body that streams, kept while its call waits for an instance; then the caller is paused."""
-CONNECT_S: Final = 5.0
-"""A connect inside this host's own bridge that takes longer will not come."""
-UNBLOCK_S: Final = 1.0
-"""How long a new connection may stay without an answer before idle ones beside it are closed."""
 NO_METERS: Final = Meters()
 
 
-class Exchange(State):
+class Exchange(Connecting):
     """One HTTP call. The caller's side fills in what it knows, then calls `start`."""
 
     # -- from the caller
@@ -107,12 +102,8 @@ class Exchange(State):
             return None
         if self.stage == QUEUED:
             self.view.target.abandon(self)
-        self.stage = DONE
         self.caller = None
-        self.desk.waiting.discard(self)
-        if self._held_bytes:
-            self.desk.unreserve(self._held_bytes)
-            self._held_bytes = 0
+        self._settle(None)
         self.view.counters.inflight -= 1
         return self.pieces or [], self.waited_s + perf_counter() - self._started_at
 
@@ -308,45 +299,6 @@ class Exchange(State):
         self.pieces.append(data)
         if self.stage != COLLECTING and self.body_bytes > WAITING_BODY_BYTES:
             self.upstream_full()
-
-    def _connect(self) -> None:
-        self.stage = CONNECTING
-        self._reused = False
-        self.desk.counters.upstream_connects += 1
-        _ = spawn(f"connect {self.call.instance}", self._open())
-
-    async def _open(self) -> None:
-        lease = self.lease
-        if lease is None or self.stage != CONNECTING:
-            return
-        endpoint = lease.endpoint
-        deadline = min(self.deadline, self.desk.time() + CONNECT_S)
-        try:
-            conn = await self.desk.connector.open(endpoint.address, endpoint.port, deadline)
-            if self.stage != CONNECTING:
-                conn.close()
-            elif self.caller is None:
-                conn.rest(endpoint)
-                self._end(Failure(FailureKind.CLIENT_CANCELLED))
-            else:
-                self._send(conn)
-                self.desk.loop.call_later(UNBLOCK_S, self._unblock)
-        except OSError:  # TimeoutError is one
-            if self.stage == CONNECTING:
-                self._explain()
-        except Exception:  # the top of a task: a call that it left alone would wait for its limit
-            log.exception("call %s of %s", self.call.request_id, self.view.target.version.name)
-            if self.stage != DONE:
-                self._end(Failure(FailureKind.INTERNAL))
-
-    def _unblock(self) -> None:
-        """Free a server that serves one connection only and waits on one of our idle ones."""
-        lease, conn = self.lease, self.conn
-        if self.stage != RUNNING or lease is None or conn is None or not conn.silent:
-            return
-        for idle in lease.endpoint.idle[:]:
-            idle.close()
-        self.desk.loop.call_later(UNBLOCK_S, self._unblock)
 
     def _send(self, conn: UpstreamConnection) -> None:
         """Write the head and what there is of the body in one go."""

@@ -1,13 +1,15 @@
 """containerd's configuration: only what the agent uses, all of it in places of our own.
 
-A pure function from places to TOML text (version 3, read by containerd >= 2.0). Plugins that are
-not listed as disabled keep containerd's defaults.
+A pure function from places to TOML text (version 3, read by containerd >= 2.0), and what a start
+makes of it. Plugins that are not listed as disabled keep containerd's defaults.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+from agent.rootless.settings import House
 
 # Each of these costs start time, wants root or paths outside our own, or answers to nobody here.
 DISABLED_PLUGINS = (
@@ -70,3 +72,15 @@ disabled_plugins = [
 def _quoted(value: object) -> str:
     # A JSON string is a TOML basic string for every text without control characters above ASCII.
     return json.dumps(str(value), ensure_ascii=False)
+
+
+def prepare(house: House) -> list[str]:
+    """Write the file and what belongs to it; return the argv of this house's containerd."""
+    state = house.containerd_socket.parent
+    (state / "tmp").mkdir(parents=True, exist_ok=True)
+    config = state / "config.toml"
+    root, sock = house.data / "containerd", house.containerd_socket
+    config.write_text(text(root=root, state=state, socket=sock))
+    # A socket of a killed containerd would look like a living one that does not answer.
+    sock.unlink(missing_ok=True)
+    return [str(house.lib / "bin" / "containerd"), "--config", str(config), "--log-level=warn"]

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import AgentError
+from agent.linux import prctl
 from agent.rootless import (
     cgroup,
     child,
     containerd_config,
     ending,
     installed,
-    kernel,
     leftovers,
     mounts,
     notice,
@@ -173,18 +173,7 @@ class Supervisor:
     # Starting
 
     def _start_containerd(self, now: float) -> None:
-        house = self.house
-        state = house.containerd_socket.parent
-        (state / "tmp").mkdir(parents=True, exist_ok=True)
-        config = state / "config.toml"
-        config.write_text(
-            containerd_config.text(
-                root=house.data / "containerd", state=state, socket=house.containerd_socket
-            )
-        )
-        # A socket of a killed containerd would look like a living one that does not answer.
-        house.containerd_socket.unlink(missing_ok=True)
-        argv = [str(house.lib / "bin" / "containerd"), "--config", str(config), "--log-level=warn"]
+        argv = containerd_config.prepare(self.house)
         # It must not outlive us: its database would stay locked. Its shims do outlive it.
         pid = child.start(argv, self._environment(), dies_with_parent=signal.SIGKILL)
         self.containerd.started(pid, now)
@@ -198,9 +187,8 @@ class Supervisor:
         self._write_pids()
 
     def _spawn_worker(self, command: list[str], config: Path, held: sockets.Held) -> Worker:
-        worker = start_worker(
-            command, self._environment(), config, {**held, **self.passing}, signal.SIGKILL
-        )
+        given = {**held, **self.passing}
+        worker = start_worker(command, self._environment(), config, given)
         self._listen(worker)
         return worker
 
@@ -294,18 +282,16 @@ class Supervisor:
         how = child.how_ended(status)
         self._write_pids()
         if not daemon.was_ready and daemon.backoff.failures >= _HOPELESS_AFTER:
-            notice.say(
-                "supervise", f"{daemon.name} ended {_HOPELESS_AFTER} times ({how}): giving up"
-            )
+            text = f"{daemon.name} ended {_HOPELESS_AFTER} times ({how}): giving up"
+            notice.say("supervise", text)
             self.hopeless = True
             return
         when = f"in {delay_s:g} s" if delay_s else "at once"
         notice.say("supervise", f"{daemon.name} ended with {how}: starting it again {when}")
 
     def _kill_late(self, daemon: Daemon) -> None:
-        notice.say(
-            "supervise", f"{daemon.name} was not ready in {daemon.ready_within_s:g} s: killed"
-        )
+        text = f"{daemon.name} was not ready in {daemon.ready_within_s:g} s: killed"
+        notice.say("supervise", text)
         daemon.give_up_waiting()
         ending.kill(daemon.pid, signal.SIGKILL)
 
@@ -503,11 +489,11 @@ def main(arguments: list[str]) -> int:
         house = settings.read(Path(arguments[0]))
         if arguments[1:]:
             return 0
-        kernel.become_subreaper()
+        prctl.become_subreaper()
         # Callers' connections count; the usual soft limit of 1024 is for programs with select().
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        kernel.set_process_name("kindling-house")
+        prctl.set_process_name("kindling-house")
         return _start(house).run()
     except (AgentError, OSError, ValueError, KeyError) as error:
         notice.say("supervise", f"cannot go on: {error}")

@@ -68,9 +68,8 @@ def start(
     environment: Mapping[str, str],
     config: Path,
     held: Held,
-    signal_at_our_end: int,
 ) -> Worker:
-    """Start a worker with the sockets it is to serve on."""
+    """Start a worker with the sockets it is to serve on; it dies with this process."""
     heard, its_telling = os.pipe()
     its_hearing, telling = os.pipe()
     os.set_blocking(heard, False)
@@ -83,9 +82,7 @@ def start(
     }
     keep: Collection[int] = (its_telling, its_hearing, *descriptors.values())
     try:
-        pid = child.start(
-            command, {**environment, **given}, keep=keep, dies_with_parent=signal_at_our_end
-        )
+        pid = child.start(command, {**environment, **given}, keep=keep)
     finally:
         os.close(its_telling)
         os.close(its_hearing)

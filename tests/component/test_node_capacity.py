@@ -51,6 +51,7 @@ def capacity_of(house):
             registry=house.registry,
             runners=SimpleNamespace(fleet=house.fleet),
             layers=SimpleNamespace(counts=counts),
+            mode=house.mode,
         )
     )
 
@@ -83,7 +84,7 @@ async def test_a_disk_that_does_not_answer_holds_the_watchers_up(house, monkeypa
     try:
         async with asyncio.timeout(10), aclosing(capacity.watch(0.0)) as views:
             assert (await anext(views)).image_free_bytes == 1
-            house.fleet.draining = True
+            house.mode.drain()
             assert (await anext(views)).draining
         assert len(disk.asked) <= 2  # who is asked already is not asked again
     finally:
@@ -101,7 +102,7 @@ async def test_watchers_each_count_everything(house, monkeypatch):
             assert not (await anext(watcher)).draining
         house.counted = 0
         began = asyncio.get_running_loop().time()
-        house.fleet.draining = True
+        house.mode.drain()
         views = await asyncio.gather(*(anext(watcher) for watcher in watchers))
         steps = (asyncio.get_running_loop().time() - began) / LEAST_INTERVAL_S
         assert all(view.draining for view in views)
