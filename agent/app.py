@@ -18,7 +18,8 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ import uvloop
 
 from agent.aio import stacks
 from agent.aio.tasks import spawn, stop
+from agent.calls.job import JobRunner
 from agent.cgroups.tree import CgroupTree
 from agent.config import NodeConfig
 from agent.containerd import scratch
@@ -36,21 +38,27 @@ from agent.containerd.containers import RuntimeOptions
 from agent.contracts.bind import bind
 from agent.control.server import ControlServer
 from agent.core.mode import NodeMode
+from agent.core.room import Idle
+from agent.deployments.catalog import Catalog
+from agent.deployments.deploy import Deployer, Runners, Stores, node_facts
 from agent.errors import AgentError
-from agent.functions.deploy import Deployer, Runners, Stores, node_facts
-from agent.functions.fleet import Fleet
-from agent.functions.instance import Doors
-from agent.functions.job import JobRunner
-from agent.functions.reconcile import Reconciler
-from agent.functions.registry import Registry
 from agent.gateway.admin import AdminDoor
 from agent.gateway.server import Gateway
 from agent.gateway.upstream import UpstreamConnector
+from agent.instances.admission import Admission, Bounds
+from agent.instances.eviction import Eviction, Retire
+from agent.instances.fleet import Fleet
+from agent.instances.handover import hand_over, starts_have_slots, unsettled
+from agent.instances.ports import InstancePorts
+from agent.instances.room import RoomQueue
+from agent.instances.timer import Timer
 from agent.network.room import Network
-from agent.node import LocalNode
-from agent.node import Rooms as NodeRooms
-from agent.node_facts import NodeFactsView, Watcher, components, memory_for_functions
-from agent.node_images import IMPORTS
+from agent.node.facts import NodeFactsView, Watcher, components, memory_for_functions
+from agent.node.images import IMPORTS
+from agent.node.local import LocalNode
+from agent.node.local import Rooms as NodeRooms
+from agent.node.supervisor import Supervisor
+from agent.recovery.reconcile import Reconciler
 from agent.rootless import protocol
 from agent.sandbox.blueprint import INIT
 from agent.sandbox.builder import Builder
@@ -64,7 +72,6 @@ from agent.store.functions import FunctionStore
 from agent.store.instances import InstanceFiles
 from agent.store.ledger import Ledger
 from agent.store.orders import Orders
-from agent.supervisor import Supervisor
 from agent.telemetry.events import Events
 from agent.telemetry.logs import Logs
 from agent.telemetry.metrics import AgentMetrics
@@ -184,25 +191,36 @@ class App:
         connector = UpstreamConnector(machine.network.take_socket, machine.network.socket)
         undo.callback(connector.close)
         watcher = Watcher(metrics, events)
-        self._fleet = self._new_fleet(machine, connector, files, ledger, watcher)
+        self._catalog = Catalog()
+        ports = InstancePorts(
+            builder=machine.builder,
+            connector=connector,
+            open_socket=machine.network.socket,
+            save=files.save,
+            forget=files.remove,
+            worker=ledger.generation,
+            row=ledger.row,
+            mode=self._mode,
+            observe=watcher.state_left,
+        )
+        self._fleet = self._new_fleet(ports, watcher)
         self._jobs = JobRunner(self._fleet, calls.save)
-        self._registry = Registry()
         runners = Runners(self._fleet, self._jobs, machine.builder)
         stores = Stores(functions, calls, machine.containerd, logs, events)
-        deployer = Deployer(config, self._registry, runners, stores)
-        self._gateway = Gateway(config, self._registry, connector, metrics.calls)
-        reconciler = Reconciler(self._registry, deployer, runners, stores, files, ledger)
+        deployer = Deployer(config, self._catalog, runners, stores)
+        self._gateway = Gateway(config, self._catalog, connector, metrics.calls)
+        reconciler = Reconciler(self._catalog, deployer, runners, stores, files, ledger)
         await reconciler.load()
         with machine.builder.outputs_held():
             await machine.shims.start()
             self._machine = machine
             await reconciler.adopt()
             await reconciler.clear()
-        await machine.rootfs.sweep(machine.builder.known(self._fleet.instances))
+        await machine.rootfs.sweep(machine.builder.known(self._fleet.admission.instances))
         await machine.network.ready()
         await machine.layers.ready()
         await asyncio.to_thread(scratch.sweep, config.paths.data / IMPORTS)
-        timer = spawn("timer", self._fleet.run_timer(self._registry.targets))
+        timer = spawn("timer", self._fleet.timer.run(self._catalog.targets))
         self._cycle = spawn("control cycle", reconciler.run())
         undo.push_async_callback(stop, timer, self._cycle)
         node_rooms = NodeRooms(
@@ -210,7 +228,7 @@ class App:
             containerd=machine.containerd,
             images=machine.images,
             layers=machine.layers,
-            registry=self._registry,
+            catalog=self._catalog,
             deployer=deployer,
             runners=runners,
             reconciler=reconciler,
@@ -226,27 +244,18 @@ class App:
         )
         await self._open_doors(LocalNode(node_rooms), node_rooms, metrics, sockets)
 
-    def _new_fleet(
-        self,
-        machine: Machine,
-        connector: UpstreamConnector,
-        files: InstanceFiles,
-        ledger: Ledger,
-        watcher: Watcher,
-    ) -> Fleet:
-        doors = Doors(
-            builder=machine.builder,
-            connector=connector,
-            open_socket=machine.network.socket,
-            save=files.save,
-            forget=files.remove,
-            worker=ledger.generation,
-            row=ledger.row,
-            mode=self._mode,
-            observe=watcher.state_left,
-        )
-        memory_bytes = memory_for_functions(self._config.limits.memory_mb)
-        return Fleet(self._config, doors, self._mode, (watcher,), memory_bytes)
+    def _new_fleet(self, ports: InstancePorts, watcher: Watcher) -> Fleet:
+        config, now = self._config, time.monotonic  # the loop's own clock ticks in whole ms
+        bounds = Bounds(config.runtime.max_instances, memory_for_functions(config.limits.memory_mb))
+        room = RoomQueue(now)
+        admission = Admission(bounds, ports, room, (watcher,))
+        eviction = Eviction(admission, room, self._mode, now, self._idle)
+        permits = asyncio.Semaphore(config.runtime.parallel_starts)
+        return Fleet(now, self._mode, admission, eviction, Timer(now), permits)
+
+    def _idle(self, now: float) -> Iterator[Idle[Retire]]:
+        for target in self._catalog.targets():
+            yield from target.scaling.idle(now)
 
     async def _open_machine(self, files: InstanceFiles) -> Machine:
         """Open the doors to network, storage and cgroups."""
@@ -308,7 +317,7 @@ class App:
             log.warning("%d calls are cut off: they did not end in time", left)
         await self._gateway.close()
         grace_s = limit_s * GRACE_SHARE
-        ends = [target.stop(grace_s=grace_s) for target in self._registry.targets()]
+        ends = [target.stop(grace_s=grace_s) for target in self._catalog.targets()]
         done = await asyncio.gather(
             self._jobs.stop_all(grace_s=grace_s), *ends, return_exceptions=True
         )
@@ -323,10 +332,10 @@ class App:
         self._gateway.hand_over(passing)
         # From now on what nobody here starts or ends is the next worker's to judge.
         await stop(self._cycle)
-        if not await self._fleet.starts_have_slots(SLOTS_S):
-            for target in self._registry.targets():
+        if not await starts_have_slots(self._fleet, SLOTS_S):
+            for target in self._catalog.targets():
                 target.scaling.give_up_starts()
-        self._fleet.hand_over(self._jobs.kept())
+        hand_over(self._fleet, self._jobs.kept())
         machine = self._machine
         machine.shims.leave()
         await machine.layers.close()
@@ -337,8 +346,8 @@ class App:
 
     async def _finish_calls(self) -> None:
         """Wait for the end of all that is left here, each within its own limit, or for TERM."""
-        gateway, fleet = self._gateway, self._fleet
-        while gateway.connections or gateway.calls_running or fleet.unsettled:
+        gateway = self._gateway
+        while gateway.connections or gateway.calls_running or unsettled(self._fleet):
             gateway.pass_on()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FINISH_LOOK_S):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from agent.calls.ports import Endpoint, Lease, Target, Waiter
 from agent.config import NodeConfig
 from agent.contracts.base import Call, CallReport, NodeFacts, Reply
 from agent.contracts.bind import bind
 from agent.errors import NotFound
-from agent.functions.ports import Endpoint, Lease, Target, Waiter
 from agent.gateway.server import Gateway
 from agent.gateway.upstream import UpstreamConnector
 from agent.model.failure import Failure

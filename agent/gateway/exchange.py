@@ -32,7 +32,7 @@ from agent.model.failure import Failure, FailureKind
 from agent.model.records import Meters
 
 if TYPE_CHECKING:
-    from agent.functions.ports import Lease
+    from agent.calls.ports import Lease
     from agent.gateway.caller import Caller
     from agent.gateway.head import ReplyHead
     from agent.gateway.upstream import UpstreamConnection

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from agent.aio.tasks import launch
+from agent.calls.ports import Target, TargetFinder
 from agent.config import NodeConfig
 from agent.contracts.base import Call, CallKind, Reply
 from agent.contracts.doors import (
@@ -28,7 +29,6 @@ from agent.contracts.doors import (
 )
 from agent.contracts.own_errors import own_error
 from agent.errors import NotFound
-from agent.functions.ports import Catalog, Target
 from agent.gateway.client import ClientConnection
 from agent.gateway.desk import TICK_S, Desk, View
 from agent.gateway.envelope import EnvelopedCall
@@ -65,7 +65,7 @@ class Gateway:
     def __init__(
         self,
         config: NodeConfig,
-        catalog: Catalog,
+        catalog: TargetFinder,
         connector: UpstreamConnector,
         counters: CallCounters,
     ) -> None:

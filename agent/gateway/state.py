@@ -13,7 +13,7 @@ from agent.contracts.base import Call, CallReport
 from agent.model.failure import Failure
 
 if TYPE_CHECKING:
-    from agent.functions.ports import Lease
+    from agent.calls.ports import Lease
     from agent.gateway.caller import Caller
     from agent.gateway.desk import Desk, Line, View
     from agent.gateway.head import RequestHead

@@ -25,7 +25,7 @@ from agent.model.failure import Failure, FailureKind
 from agent.model.records import Meters
 
 if TYPE_CHECKING:
-    from agent.functions.ports import Connection, Endpoint
+    from agent.instances.endpoint import Connection, Endpoint
 
 IDLE_S: Final = 14 * 60.0
 """The clouds close an idle connection at 15 minutes at the latest; sweeps are a minute apart."""

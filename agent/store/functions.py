@@ -2,7 +2,7 @@
 
 Registry credentials are never written (`model.spec.canonical` leaves them out). A version that
 cannot be read back comes as Failed, with the reason: one bad row neither takes the node down nor
-makes another version LATEST. `agent/functions/registry.py` holds the same in memory.
+makes another version LATEST. `agent/deployments/catalog.py` holds the same in memory.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from collections import deque
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
+from agent.calls.ports import Endpoint, Lease
 from agent.config import Invoke, Limits, NodeConfig
 from agent.contracts.base import Call, CallReport, NodeFacts, Reply
 from agent.contracts.bind import bind
 from agent.errors import Bug, FunctionFailed, NotFound
-from agent.functions.ports import Endpoint, Lease
 from agent.gateway.server import Gateway
 from agent.gateway.upstream import UpstreamConnector
 from agent.model.failure import Failure, FailureKind

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from agent.calls.job import JobRunner
+from agent.deployments.catalog import Catalog
 from agent.errors import AlreadyExists
-from agent.functions.job import JobRunner
-from agent.functions.registry import Registry
-from agent.node import LocalNode
+from agent.node.local import LocalNode
 from agent.store.calls import CallStore
 from tests.component.function_house import House
 
@@ -21,7 +21,7 @@ async def house(tmp_path):
     async with House(tmp_path) as found:
         found.calls = await CallStore.open(tmp_path / "calls.db", kept=10)
         found.jobs = JobRunner(found.fleet, found.calls.save)
-        found.registry = Registry()
+        found.catalog = Catalog()
         yield found
         await found.calls.close()
 
@@ -32,7 +32,7 @@ def node_of(house):
             config=SimpleNamespace(paths=SimpleNamespace(data=Path("/nowhere"))),
             containerd=None,
             images=None,
-            registry=house.registry,
+            catalog=house.catalog,
             runners=SimpleNamespace(jobs=house.jobs, fleet=house.fleet),
             calls=house.calls,
         )
@@ -40,7 +40,7 @@ def node_of(house):
 
 
 async def test_the_id_of_a_job_names_one_run_also_after_its_end(house):
-    house.registry.put(house.target("j", contract="scf-job", kind="job"), latest=True)
+    house.catalog.put(house.target("j", contract="scf-job", kind="job"), latest=True)
     house.on_start = lambda container: container.die(3)
     node = node_of(house)
     async with asyncio.timeout(10):

@@ -1,7 +1,7 @@
 """What is deployed: functions, their versions, and where LATEST points. In memory, asked per call.
 
 `find` is on the warm path: two dictionary look-ups. The store on disk is
-`agent/store/functions.py`, the deploy that changes both is `agent/functions/deploy.py`.
+`agent/store/functions.py`, the deploy that changes both is `agent/deployments/deploy.py`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from agent.calls.target import FunctionTarget
 from agent.core.deploy import LATEST, pick
+from agent.deployments.image import ImageUse
 from agent.errors import NotFound
-from agent.functions.image import ImageUse
-from agent.functions.target import FunctionTarget
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(slots=True)
-class Deployed:
+class DeployedFunction:
     """One function with the targets of its versions."""
 
     name: str
@@ -35,17 +35,17 @@ class Deployed:
         return [target for number, target in self.versions.items() if number != self.latest]
 
 
-class Registry:
-    """All deployed functions by name; the gateway's catalog."""
+class Catalog:
+    """All deployed functions by name."""
 
     def __init__(self) -> None:
-        self._functions: dict[str, Deployed] = {}
+        self._functions: dict[str, DeployedFunction] = {}
         self.generation = 0
         """Another number whenever `find` may answer differently than before."""
         self.image_use = ImageUse()
 
     def __repr__(self) -> str:
-        return f"<Registry {len(self._functions)} functions>"
+        return f"<Catalog {len(self._functions)} functions>"
 
     def find(self, name: str, qualifier: str) -> FunctionTarget:
         """Return the target of a call; raises NotFound naming what is there instead."""
@@ -54,7 +54,7 @@ class Registry:
             return function.versions[function.latest]
         return function.versions[pick(name, function.versions, function.latest, qualifier)]
 
-    def get(self, name: str) -> Deployed:
+    def get(self, name: str) -> DeployedFunction:
         """Return a function; raises NotFound."""
         function = self._functions.get(name)
         if function is None:
@@ -72,20 +72,20 @@ class Registry:
         name, number = target.version.key
         function = self._functions.get(name)
         if function is None:
-            function = self._functions[name] = Deployed(name, number)
+            function = self._functions[name] = DeployedFunction(name, number)
         function.versions[number] = target
         if latest:
             function.latest = number
         self.generation += 1
 
-    def remove(self, name: str) -> Deployed:
+    def remove(self, name: str) -> DeployedFunction:
         """Take a function out: calls no longer find it. Raises NotFound."""
         function = self.get(name)
         del self._functions[name]
         self.generation += 1
         return function
 
-    def functions(self) -> list[Deployed]:
+    def functions(self) -> list[DeployedFunction]:
         """Return all functions."""
         return list(self._functions.values())
 

@@ -1,56 +1,18 @@
-"""What the gateway sees of the functions room, and what the functions room needs from above.
+"""What the doors see of a function version.
 
 The warm path is synchronous: `Target.acquire` returns a lease at once when an instance has room.
-Otherwise the waiter is queued and told by callback; no task exists per waiting call. Connections to
-instances are made by whoever composes the agent (`Connector`), so that this room needs no HTTP.
+Otherwise the waiter is queued and told by callback; no task exists per waiting call.
 """
 
 from __future__ import annotations
 
-import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from agent.contracts.base import Call, CallReport, Contract, Headers, Reply
+from agent.contracts.base import Call, CallReport, Contract, Reply
+from agent.instances.endpoint import Endpoint
 from agent.model.failure import Failure
 from agent.model.records import ColdStart, FunctionVersion
-
-
-class Connection(Protocol):
-    """A keep-alive HTTP/1.1 connection to one instance, idle or in a call."""
-
-    @property
-    def usable(self) -> bool:
-        """False once either side has closed it."""
-
-    def close(self) -> None:
-        """Close it; safe to call twice."""
-
-    async def roundtrip(
-        self, head: bytes, body: bytes, deadline: float
-    ) -> tuple[int, Headers, bytes]:
-        """Send one request and return status, headers and the whole body (bounded).
-
-        Used for hooks. `deadline` is absolute loop time. Raises FunctionFailed(BAD_RESPONSE) when
-        the connection breaks or the answer is no HTTP, TimeoutError past the deadline.
-        """
-
-
-class Connector(Protocol):
-    """Makes connections out of sockets that live in the functions' network."""
-
-    async def adopt(self, sock: socket.socket) -> Connection:
-        """Take over a connected, non-blocking socket."""
-
-
-@dataclass(slots=True)
-class Endpoint:
-    """An instance as the gateway uses it. `idle` holds its idle connections, newest last."""
-
-    id: str
-    address: str
-    port: int
-    idle: list[Connection] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +86,7 @@ class Target(Protocol):
         """
 
 
-class Catalog(Protocol):
+class TargetFinder(Protocol):
     """Finds what is deployed. `generation` changes whenever an answer may have changed."""
 
     generation: int

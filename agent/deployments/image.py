@@ -25,7 +25,7 @@ from agent.model.spec import FunctionSpec
 if TYPE_CHECKING:
     from agent.containerd.images import Image, ImageRecord
     from agent.containerd.registry import Resolved
-    from agent.functions.registry import Registry
+    from agent.deployments.catalog import Catalog
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +77,9 @@ class ImageUse:
 class ImageSource:
     """Where deploys get their images from."""
 
-    def __init__(self, containerd: Containerd, registry: Registry) -> None:
+    def __init__(self, containerd: Containerd, catalog: Catalog) -> None:
         self._door = containerd
-        self._registry = registry
+        self._catalog = catalog
 
     async def fetch(self, spec: FunctionSpec) -> ImageFacts:
         """Return the image that a spec names, pulled if it is not here.
@@ -127,11 +127,11 @@ class ImageSource:
 
     async def _take_back(self, name: str, image: Image, before: ImageRecord | None) -> None:
         """Let a name stand for what it stood for before a pull, or for nothing."""
-        if self._registry.using(image.digest):
+        if self._catalog.using(image.digest):
             return
         door = self._door.images
         try:
-            with self._registry.image_use.removing(name, deploys=1):
+            with self._catalog.image_use.removing(name, deploys=1):
                 if before is None:
                     await door.delete(name)
                 elif before.target.digest != image.digest:

@@ -2,7 +2,7 @@
 
 Decisions are `agent/core/pool.py`'s; instances come and go in `scaling.py`. `acquire` and `release`
 are the warm path and touch neither gRPC nor disk nor tasks. Every waiter is told exactly once, here
-and nowhere else. Jobs are `agent/functions/job.py`'s.
+and nowhere else. Jobs are `agent/calls/job.py`'s.
 """
 
 from __future__ import annotations
@@ -11,25 +11,22 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from time import time_ns
-from typing import TYPE_CHECKING
 
+from agent.calls.job import JobRunner
+from agent.calls.ports import Lease, Waiter
 from agent.contracts.base import Call, CallReport, Contract, Reply
 from agent.contracts.failures import from_error
 from agent.core.billing import gb_s
 from agent.core.pool import Member, Policy, Pool, Stage
 from agent.errors import Bug, FunctionFailed, Overloaded
-from agent.functions.instance import EXIT_S, Instance
-from agent.functions.ports import Lease, Waiter
-from agent.functions.scaling import Scaling
-from agent.functions.why import bad_response
+from agent.instances.failures import bad_response
+from agent.instances.fleet import Fleet
+from agent.instances.instance import EXIT_S, Instance
+from agent.instances.scaling import Answers, Scaling
 from agent.model.failure import Failure, FailureKind
 from agent.model.limits import LOG_TAIL_BYTES
 from agent.model.records import ColdStart, FunctionVersion, Meters
 from agent.telemetry.logs import FunctionLog
-
-if TYPE_CHECKING:
-    from agent.functions.fleet import Fleet
-    from agent.functions.job import JobRunner
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +80,8 @@ class FunctionTarget:
                 idle_s=spec.scaling.idle_s,
             )
         )
-        self.scaling = Scaling(version, contract, fleet, self.pool, out)
-        self.scaling.tell(self._serve, self._refuse)
+        answers = Answers(self._serve, self._refuse)
+        self.scaling = Scaling(version, contract, fleet, self.pool, answers, out)
         self._fleet = fleet
         self._jobs = jobs
         self._number = version.version
@@ -107,7 +104,7 @@ class FunctionTarget:
         member = self.pool.take(now)
         if member is not None:
             return self._lease(member, now, waiter)
-        self.check_whole()
+        self.check_runnable()
         # What it waited elsewhere, before it was passed on to this worker, counts as well.
         until = now + self.version.spec.queue_timeout_s - waiter.waited_s
         try:
@@ -116,7 +113,7 @@ class FunctionTarget:
             raise FunctionFailed(from_error(error)) from error
         if self.pool.waiting > self.pool.starting * self.pool.policy.concurrency:
             self._causing.add(waiter)
-        self._fleet.waiting(self)
+        self._fleet.timer.visit(self)
         self.scaling.scale(now)
         return None
 
@@ -212,7 +209,7 @@ class FunctionTarget:
             return await instance.explain_exit(FailureKind.EXITED, waited_s)
         return bad_response(instance.scene(waited_s))
 
-    def check_whole(self) -> None:
+    def check_runnable(self) -> None:
         """Raise FunctionFailed when the version cannot run, as its state says."""
         if self.version.state == "Failed":
             raise FunctionFailed(Failure(FailureKind.IMAGE_UNAVAILABLE, self.version.reason))
@@ -220,7 +217,7 @@ class FunctionTarget:
     def mended(self, version: FunctionVersion) -> None:
         """Let a Failed version run again: what it lacked is there."""
         self.version = self.scaling.version = version
-        self._fleet.waiting(self)
+        self._fleet.timer.visit(self)
 
     async def run_job(self, call: Call, event: bytes) -> tuple[Reply, CallReport]:
         """See `ports.Target.run_job`."""
@@ -262,6 +259,16 @@ class FunctionTarget:
     def keep_no_minimum(self) -> None:
         """Let idle instances go: LATEST is another version."""
         self.pool.policy = replace(self.pool.policy, min=0)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether calls wait."""
+        return bool(self.pool.waiting)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is being removed and takes nothing new."""
+        return self.pool.closed
 
     # -- on the timer
 

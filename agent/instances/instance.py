@@ -3,7 +3,7 @@
 Unit of concurrency: `start` runs in a task of its owner; every end, wanted or not, runs in one task
 of the instance's own, which nobody's cancellation reaches and for which every `stop` waits. All
 else is synchronous. The states are `agent/core/instance.py`'s, containers are built by
-`agent/sandbox`, calls go through `agent/functions/target.py`. Whoever calls `start` owns the
+`agent/sandbox`, calls go through `agent/calls/target.py`. Whoever calls `start` owns the
 failure: it raises FunctionFailed with what the contract needs, and nothing is left behind.
 """
 
@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.aio.patience import Patience
@@ -23,22 +22,19 @@ from agent.contracts.base import Contract
 from agent.core.instance import BEFORE_READY, Event, Lifecycle, State
 from agent.core.logtail import Line
 from agent.core.metering import InstanceMeter
-from agent.core.mode import NodeMode
 from agent.errors import AgentError, FunctionFailed
-from agent.functions import readiness, why
-from agent.functions.ending import Ending
-from agent.functions.hooks import NO_ANSWER, Hooks
-from agent.functions.ports import Connector, Endpoint
+from agent.instances import failures, readiness
+from agent.instances.end import Ending
+from agent.instances.endpoint import Endpoint
+from agent.instances.hooks import NO_ANSWER, Hooks
+from agent.instances.ports import InstancePorts
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord
-from agent.sandbox.builder import Builder
 from agent.sandbox.order import Laps, Order
-from agent.store.ledger import Row, no_row
+from agent.store.ledger import no_row
 from agent.telemetry.logs import FunctionLog, LogLine, Stream
 
 if TYPE_CHECKING:
-    import socket
-
     from agent.sandbox.container import Container
 
 log = logging.getLogger(__name__)
@@ -48,30 +44,16 @@ BROKEN_S = 60.0  # more than a kill and a teardown take
 EXIT_S = 0.5  # how long after its connection broke a process may take to be seen as ended
 
 
-@dataclass(frozen=True, slots=True)
-class Doors:
-    """What an instance needs from the rooms below and above, the same for all."""
-
-    builder: Builder
-    connector: Connector
-    open_socket: Callable[[], Awaitable[socket.socket]]
-    save: Callable[[InstanceRecord], None]
-    forget: Callable[[str], None]
-    worker: int
-    """Our generation: who starts and ends what records name."""
-    row: Callable[[int], Row]
-    """Gives the count of calls in the in-flight ledger of a network slot's number."""
-    mode: NodeMode
-    """Says whether what serves is still ours; else the next worker is to have it."""
-    observe: Callable[[State, float], None]
-    """Told the state that was left and the seconds spent in it."""
-
-
 class Instance:
     """One container of a version, with its state and its idle connections."""
 
     def __init__(
-        self, id: str, version: FunctionVersion, contract: Contract, doors: Doors, out: FunctionLog
+        self,
+        id: str,
+        version: FunctionVersion,
+        contract: Contract,
+        ports: InstancePorts,
+        out: FunctionLog,
     ) -> None:
         self.id = id
         self.version = version
@@ -83,10 +65,10 @@ class Instance:
         self.meter = InstanceMeter()
         self.calls = no_row()
         """Its row in the in-flight ledger: that of its network slot, once it has one."""
-        self._doors = doors
+        self._ports = ports
         self._log = out
         self._life = Lifecycle(asyncio.get_running_loop().time())
-        self._hooks = Hooks(self.endpoint, contract, doors, self.note)
+        self._hooks = Hooks(self.endpoint, contract, ports, self.note)
         self._patience = Patience()
         self.handed_over = False
         """Whether another worker has it: it started it, or was left it."""
@@ -131,7 +113,7 @@ class Instance:
             cold_start = await self._start(environment, Laps(asked_at), permit)
             self.cold_start = replace(cold_start, total_ms=(time.monotonic() - asked_at) * 1000)
             self._happened(Event.INITIALIZED)
-            if self._doors.mode.owns_instances:
+            if self._ports.mode.owns_instances:
                 self._remember()
         except BaseException:
             broken = self.stop(grace_s=0.0, event=Event.BROKE)
@@ -148,11 +130,11 @@ class Instance:
         listen_ms = init_ms = 0.0
         async with permit:
             queue_ms = laps.ms()
-            container, timings = await self._doors.builder.build(
+            container, timings = await self._ports.builder.build(
                 Order(self.id, self.version, environment, self.sink, self._leased, laps)
             )
             self._happened(Event.CREATED)
-            await self._doors.builder.start(container)
+            await self._ports.builder.start(container)
         self._happened(Event.STARTED)
         self._remember()
         start_ms = laps.ms()
@@ -179,7 +161,7 @@ class Instance:
         address, port = container.address, self.contract.port
         try:
             sock = await readiness.connect(
-                self._doors.open_socket,
+                self._ports.open_socket,
                 address,
                 port,
                 deadline=began + limit_s,
@@ -187,12 +169,12 @@ class Instance:
             )
         except TimeoutError as error:
             waited_s = asyncio.get_running_loop().time() - began
-            raise FunctionFailed(why.nobody_listens(self.scene(waited_s), limit_s)) from error
+            raise FunctionFailed(failures.nobody_listens(self.scene(waited_s), limit_s)) from error
         if sock is None:
             waited_s = asyncio.get_running_loop().time() - began
             raise FunctionFailed(await self.explain_exit(FailureKind.EXITED_AT_START, waited_s))
         try:
-            self.endpoint.idle.append(await self._doors.connector.adopt(sock))
+            self.endpoint.idle.append(await self._ports.connector.adopt(sock))
         except BaseException:
             sock.close()
             raise
@@ -208,7 +190,7 @@ class Instance:
         waited_s = asyncio.get_running_loop().time() - began
         if status == NO_ANSWER and await self.exits_within(EXIT_S):
             raise FunctionFailed(await self.explain_exit(FailureKind.EXITED_AT_START, waited_s))
-        raise FunctionFailed(why.hook_failed(self.scene(waited_s), hook, status))
+        raise FunctionFailed(failures.hook_failed(self.scene(waited_s), hook, status))
 
     async def exits_within(self, seconds: float) -> bool:
         """Wait a moment for the process to end; says whether it has."""
@@ -219,13 +201,13 @@ class Instance:
     def _leased(self, container: Container) -> None:
         """Note the slots before the container is made: a successor must find what to give back."""
         self._has(container)
-        self._doors.save(self.record_of(container))
+        self._ports.save(self.record_of(container))
 
     def _has(self, container: Container) -> None:
         self.container = container
         self.meter.figures = container.cgroup
         self.endpoint.address = container.address
-        self.calls = self._doors.row(container.slot.number)
+        self.calls = self._ports.row(container.slot.number)
 
     # -- down
 
@@ -269,9 +251,9 @@ class Instance:
         calls.clear()  # before its number can be another instance's
         if self.container is not None:
             # The record goes when all of it is gone, which may be later than this.
-            await self._doors.builder.destroy(self.container)
+            await self._ports.builder.destroy(self.container)
         left, spent_s = self.state, self._life.clear(asyncio.get_running_loop().time())
-        self._doors.observe(left, spent_s)
+        self._ports.observe(left, spent_s)
 
     def _close_idle(self) -> None:
         idle, self.endpoint.idle = self.endpoint.idle, []
@@ -329,11 +311,11 @@ class Instance:
         """Say how the process ended; it has, or is about to. `waited_s` is the call's so far."""
         assert self.container is not None
         how = await asyncio.shield(self.container.exit)
-        return why.exited(self.scene(waited_s), kind, how, self.version.spec.memory_mb)
+        return failures.exited(self.scene(waited_s), kind, how, self.version.spec.memory_mb)
 
-    def scene(self, waited_s: float) -> why.Scene:
+    def scene(self, waited_s: float) -> failures.Scene:
         """Return what a failure of this instance tells of it."""
-        return why.Scene(self.endpoint, waited_s, self.quote())
+        return failures.Scene(self.endpoint, waited_s, self.quote())
 
     def cpu_ns(self) -> int:
         """Return the CPU time its cgroup has used so far, nanoseconds; one read of a kept file."""
@@ -363,7 +345,7 @@ class Instance:
     def _happened(self, event: Event) -> None:
         left = self.state
         spent_s = self._life.happened(event, asyncio.get_running_loop().time())
-        self._doors.observe(left, spent_s)
+        self._ports.observe(left, spent_s)
 
     def record_of(self, container: Container) -> InstanceRecord:
         """Return what the next worker needs to adopt this instance."""
@@ -381,13 +363,13 @@ class Instance:
             state=self.state.value,
             created_ns=self.created_ns,
             cold_start=self.cold_start,
-            owner=self._doors.worker,
+            owner=self._ports.worker,
             kept=self._kept,
         )
 
     def _remember(self) -> None:
         if self.container is not None:
-            self._doors.save(self.record_of(self.container))
+            self._ports.save(self.record_of(self.container))
 
     def _disown(self) -> None:
         """Have no successor take it over any more, also when nothing can be written."""
@@ -395,4 +377,4 @@ class Instance:
             self._remember()
         except AgentError as error:
             log.warning("%s; a successor will end it as an orphan", error)
-            self._doors.forget(self.id)
+            self._ports.forget(self.id)

@@ -33,24 +33,24 @@ from agent.control.node import (
     NodeView,
 )
 from agent.core.deploy import pick
+from agent.deployments.catalog import DeployedFunction
+from agent.deployments.deploy import Deployer
 from agent.errors import AlreadyExists, InvalidSpec, NotFound, Problem
-from agent.functions.deploy import Deployer
-from agent.functions.instance import Instance
-from agent.functions.registry import Deployed as RegisteredFunction
+from agent.instances.instance import Instance
 from agent.model.records import CallRecord, Meters
 from agent.model.spec import FunctionSpec
-from agent.node_capacity import NodeCapacity
-from agent.node_images import IMPORTS, NodeImages
+from agent.node.capacity import NodeCapacity
+from agent.node.images import IMPORTS, NodeImages
 from agent.telemetry.logs import LogLine
 
 if TYPE_CHECKING:
     from agent.config import NodeConfig
     from agent.containerd.client import Containerd
     from agent.core.mode import NodeMode
-    from agent.functions.deploy import Runners
-    from agent.functions.reconcile import Reconciler
-    from agent.functions.registry import Registry
+    from agent.deployments.catalog import Catalog
+    from agent.deployments.deploy import Runners
     from agent.gateway.server import Gateway
+    from agent.recovery.reconcile import Reconciler
     from agent.sandbox.images import Images
     from agent.storage.slots import WritableLayers
     from agent.store.calls import CallStore
@@ -69,7 +69,7 @@ class Rooms:
     containerd: Containerd
     images: Images
     layers: WritableLayers
-    registry: Registry
+    catalog: Catalog
     deployer: Deployer
     runners: Runners
     reconciler: Reconciler
@@ -90,7 +90,7 @@ class LocalNode:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         scratch = rooms.config.paths.data / IMPORTS
-        self._images = NodeImages(rooms.containerd, rooms.images, rooms.registry, scratch)
+        self._images = NodeImages(rooms.containerd, rooms.images, rooms.catalog, scratch)
         self._capacity = NodeCapacity(rooms)
         self._started_ns = time.time_ns()
         self._set_serving: Callable[[bool], Awaitable[None]] | None = None
@@ -116,7 +116,7 @@ class LocalNode:
 
     async def get(self, name: str, qualifier: str) -> FunctionView:
         """See `control.node.Node.get`."""
-        function = self._rooms.registry.get(name)
+        function = self._rooms.catalog.get(name)
         view = self._view(function)
         if not qualifier:
             return view
@@ -130,9 +130,9 @@ class LocalNode:
 
     async def functions(self) -> Sequence[FunctionView]:
         """See `control.node.Node.functions`."""
-        return [self._view(function) for function in self._rooms.registry.functions()]
+        return [self._view(function) for function in self._rooms.catalog.functions()]
 
-    def _view(self, function: RegisteredFunction) -> FunctionView:
+    def _view(self, function: DeployedFunction) -> FunctionView:
         return FunctionView(
             name=function.name,
             latest=function.current.version,
@@ -143,19 +143,19 @@ class LocalNode:
     def _instances(self, function: str) -> Sequence[InstanceView]:
         inflight = {
             member.instance.id: member.inflight
-            for target in self._rooms.registry.targets()
+            for target in self._rooms.catalog.targets()
             for member in target.pool.members
         }
         return [
             _instance_view(instance, inflight.get(instance.id, 0))
-            for instance in self._rooms.runners.fleet.instances.values()
+            for instance in self._rooms.runners.fleet.admission.instances.values()
             if not function or instance.version.name == function
         ]
 
     async def instances(self, function: str) -> Sequence[InstanceView]:
         """See `control.node.Node.instances`."""
         if function:
-            self._rooms.registry.get(function)
+            self._rooms.catalog.get(function)
         return self._instances(function)
 
     # -- images
@@ -208,7 +208,7 @@ class LocalNode:
         self, name: str, qualifier: str, event: bytes, *, wait: bool, request_id: str
     ) -> CallRecord:
         """See `control.node.Node.run_job`."""
-        target = self._rooms.registry.find(name, qualifier)
+        target = self._rooms.catalog.find(name, qualifier)
         if target.version.spec.kind != "job":
             raise InvalidSpec([Problem("name", f"{name} is no job; call it with Invoke")])
         if request_id:
@@ -240,7 +240,7 @@ class LocalNode:
 
     async def logs(self, name: str, query: LogQuery) -> AsyncIterator[LogEntry | None]:
         """See `control.node.Node.logs`."""
-        self._rooms.registry.get(name)
+        self._rooms.catalog.get(name)
         log = self._rooms.logs.of(name)
         wanted = await self._filter(query)
         # Lines are worded when read: no more than asked for, if all are wanted.
@@ -331,7 +331,7 @@ class LocalNode:
 
     def _inflight(self) -> int:
         """Return the calls that run or wait for an instance, jobs included."""
-        pools = [target.pool for target in self._rooms.registry.targets()]
+        pools = [target.pool for target in self._rooms.catalog.targets()]
         calls = sum(pool.inflight + pool.waiting for pool in pools)
         return self._rooms.runners.jobs.running + calls
 

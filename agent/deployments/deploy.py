@@ -2,8 +2,8 @@
 
 One deploy of a name at a time; different names do not wait for each other. The image's tag becomes
 a digest here and the digest is what runs. What a deploy means for versions is
-`agent/core/deploy.py`'s decision. Removing takes the function out of store and registry first, so
-that no call finds it any more, then drains. Store and registry change together: once that has
+`agent/core/deploy.py`'s decision. Removing takes the function out of store and catalog first, so
+that no call finds it any more, then drains. Store and catalog change together: once that has
 begun it goes on to its end, whether or not the caller still waits.
 """
 
@@ -20,11 +20,16 @@ from operator import attrgetter
 from weakref import WeakValueDictionary
 
 from agent.aio.tasks import finish
+from agent.calls.job import JobRunner
+from agent.calls.target import FunctionTarget
 from agent.config import NodeConfig
 from agent.containerd.client import Containerd
 from agent.contracts.base import NodeFacts
 from agent.contracts.bind import bind
 from agent.core.deploy import decide
+from agent.deployments.catalog import Catalog
+from agent.deployments.image import ImageSource
+from agent.deployments.removal import Removal
 from agent.errors import (
     FailedPrecondition,
     FunctionFailed,
@@ -32,12 +37,7 @@ from agent.errors import (
     Overloaded,
     RuntimeUnavailable,
 )
-from agent.functions.fleet import Fleet
-from agent.functions.image import ImageSource
-from agent.functions.job import JobRunner
-from agent.functions.registry import Registry
-from agent.functions.removal import Removal
-from agent.functions.target import FunctionTarget
+from agent.instances.fleet import Fleet
 from agent.model.failure import Failure, FailureKind
 from agent.model.image_ref import parse_image_ref
 from agent.model.limits import LIMITS
@@ -102,16 +102,16 @@ class Deployer:
     def __init__(
         self,
         config: NodeConfig,
-        registry: Registry,
+        catalog: Catalog,
         runners: Runners,
         stores: Stores,
     ) -> None:
-        self._registry = registry
+        self._catalog = catalog
         self._fleet = runners.fleet
         self._jobs = runners.jobs
         self._builder = runners.builder
         self._stores = stores
-        self._images = ImageSource(stores.containerd, registry)
+        self._images = ImageSource(stores.containerd, catalog)
         self._max_functions = config.limits.max_functions
         self._facts = node_facts(config)
         # A lock lives as long as somebody holds it or waits for it.
@@ -130,7 +130,7 @@ class Deployer:
         """
         name = parse_image_ref(spec.image).full
         async with self._lock(spec.name):
-            with self._registry.image_use.deploying(name), self._counted(spec.name):
+            with self._catalog.image_use.deploying(name), self._counted(spec.name):
                 outcome, target = await self._deploy(spec)
         if wait:
             await self._settled(target)
@@ -140,7 +140,7 @@ class Deployer:
     @contextlib.contextmanager
     def _counted(self, name: str) -> Iterator[None]:
         """Count a function from its first deploy's begin on; raises FailedPrecondition."""
-        there = self._coming | {function.name for function in self._registry.functions()}
+        there = self._coming | {function.name for function in self._catalog.functions()}
         if name not in there and len(there) >= self._max_functions:
             raise FailedPrecondition(
                 f"{self._max_functions} functions are deployed (limits.max_functions); "
@@ -160,7 +160,7 @@ class Deployer:
 
     async def _deploy(self, spec: FunctionSpec) -> tuple[Outcome, FunctionTarget]:
         try:
-            function = self._registry.get(spec.name)
+            function = self._catalog.get(spec.name)
             existing = {n: t.version for n, t in function.versions.items()}
             latest: int | None = function.latest
         except NotFound:
@@ -170,7 +170,7 @@ class Deployer:
         decision = decide(known, latest, _identity(spec, facts), spec.version)
         warnings = _advice(spec, facts)
         if not decision.changed:
-            target = self._registry.find(spec.name, str(decision.version))
+            target = self._catalog.find(spec.name, str(decision.version))
             if target.version.state != "Ready":  # its image had vanished, and is here again
                 whole = replace(target.version, image=facts, state="Ready", reason="")
                 await self._builder.check(whole)
@@ -190,7 +190,7 @@ class Deployer:
             if not await finish(f"deploy {spec.name}", self._publish(target), within_s=STORE_S):
                 raise RuntimeUnavailable(f"{spec.name}: the store does not answer")
         finally:
-            if self._registry.target(version.key) is not target:
+            if self._catalog.target(version.key) is not target:
                 self._builder.forget(version)
                 if not existing:  # its log was made for nothing
                     self._stores.logs.drop(spec.name)
@@ -217,10 +217,10 @@ class Deployer:
 
     def install(self, target: FunctionTarget, *, latest: bool) -> None:
         """Let calls find a target; the version that was LATEST keeps no minimum any more."""
-        self._registry.put(target, latest=latest)
-        for other in self._registry.get(target.version.name).others():
+        self._catalog.put(target, latest=latest)
+        for other in self._catalog.get(target.version.name).others():
             other.keep_no_minimum()
-        self._fleet.waiting(target)
+        self._fleet.timer.visit(target)
 
     async def _settled(self, target: FunctionTarget) -> None:
         """Wait until `scaling.min` instances serve, or one of them fails to start."""
@@ -239,7 +239,7 @@ class Deployer:
 
     def _gets_room(self, failure: Failure) -> bool:
         """Say whether a start failed for want of room, and others are about to give way to it."""
-        return failure.kind is FailureKind.NO_CAPACITY and self._fleet.leaving()
+        return failure.kind is FailureKind.NO_CAPACITY and self._fleet.admission.leaving()
 
     # -- removing
 
@@ -254,7 +254,7 @@ class Deployer:
             return
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._lock(name))
-            targets = list(self._registry.get(name).versions.values())
+            targets = list(self._catalog.get(name).versions.values())
             slowest_s = max(_longest_end_s(target.version) for target in targets)
             left = partial(self._not_ended, name)
             removal = Removal(name, slowest_s + REMOVE_SLACK_S, left)
@@ -281,7 +281,7 @@ class Deployer:
 
         async with held:
             await self._stores.functions.remove(name)
-            self._registry.remove(name)
+            self._catalog.remove(name)
             await removal.end(end, force=force)
             for target in targets:
                 self._builder.forget(target.version)
@@ -290,7 +290,9 @@ class Deployer:
 
     def _not_ended(self, name: str) -> list[str]:
         """Return the instances of a function that are still there, jobs' included."""
-        return [one.id for one in self._fleet.instances.values() if one.version.name == name]
+        return [
+            one.id for one in self._fleet.admission.instances.values() if one.version.name == name
+        ]
 
 
 def node_facts(config: NodeConfig) -> NodeFacts:

@@ -17,7 +17,7 @@ from agent.aio.patience import Patience
 from agent.aio.tasks import spawn, stop
 from agent.contracts.base import Contract
 from agent.errors import AgentError
-from agent.functions.hooks import Hooks
+from agent.instances.hooks import Hooks
 
 if TYPE_CHECKING:
     from agent.sandbox.container import Container

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.core.instance import BEFORE_READY, SERVING
-from agent.functions.fleet import Fleet
+from agent.instances.fleet import Fleet
 
 if TYPE_CHECKING:
+    from agent.calls.target import FunctionTarget
     from agent.core.pool import Member
-    from agent.functions.instance import Instance
-    from agent.functions.target import FunctionTarget
+    from agent.instances.instance import Instance
     from agent.model.records import InstanceRecord
     from agent.store.ledger import Ledger
 
@@ -106,9 +106,11 @@ class OtherWorkers:
         theirs = self._theirs[record.id] = Theirs(record.owner, target)
         if target is None:
             return
-        instance = self._fleet.make(record.id, target.version, target.contract, target.log)
+        instance = self._fleet.admission.make(
+            record.id, target.version, target.contract, target.log
+        )
         instance.expected(record)
-        self._fleet.adopt(instance)
+        self._fleet.admission.adopt(instance)
         theirs.instance = instance
         if instance.state in BEFORE_READY and target.version.spec.kind != "job":
             theirs.member = target.scaling.expect(instance)
@@ -186,6 +188,6 @@ class OtherWorkers:
 
     def _uncount(self, theirs: Theirs) -> None:
         if theirs.instance is not None:
-            self._fleet.ended(theirs.instance, None)
+            self._fleet.admission.ended(theirs.instance, None)
         if theirs.member is not None and theirs.target is not None:
             theirs.target.scaling.failed_to_arrive(theirs.member)

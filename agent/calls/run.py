@@ -8,26 +8,39 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from agent.aio.patience import Patience
-from agent.contracts.base import Call, CallReport
+from agent.contracts.base import Call, CallReport, Contract
 from agent.core.billing import gb_s
 from agent.core.job import JobEvent, JobState, next_job_state
 from agent.errors import FunctionFailed
-from agent.functions.instance import Instance
+from agent.instances.instance import Instance
 from agent.model.failure import Failure, FailureKind
-from agent.model.records import CallRecord, Exit, Meters
+from agent.model.records import CallRecord, Exit, FunctionVersion, Meters
+from agent.telemetry.logs import FunctionLog
 
-if TYPE_CHECKING:
-    from agent.functions.target import FunctionTarget
+
+class JobTarget(Protocol):
+    """A function version as its jobs see it."""
+
+    version: FunctionVersion
+    contract: Contract
+    log: FunctionLog
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is being removed and takes nothing new."""
+
+    def check_runnable(self) -> None:
+        """Raise FunctionFailed when the version cannot run, as its state says."""
 
 
 class Run:
     """One job under way. `started` and `ended` are resolved, never failed."""
 
     def __init__(
-        self, record: CallRecord, target: FunctionTarget, instance: Instance, call: Call
+        self, record: CallRecord, target: JobTarget, instance: Instance, call: Call
     ) -> None:
         loop = asyncio.get_running_loop()
         self.record = record

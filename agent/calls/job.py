@@ -15,23 +15,19 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish, launch
+from agent.calls.run import JobTarget, Run
 from agent.contracts.base import Call, CallReport, Reply
 from agent.core.instance import Event, State
 from agent.core.job import JobState
 from agent.errors import AgentError, AlreadyExists, FunctionFailed, NotFound, Overloaded
-from agent.functions.instance import BROKEN_S, Instance
-from agent.functions.run import Run
+from agent.instances.fleet import Fleet
+from agent.instances.instance import BROKEN_S, Instance
 from agent.model.failure import Failure, FailureKind
 from agent.model.limits import LOG_TAIL_BYTES
 from agent.model.records import CallRecord, Exit
 from agent.sandbox.container import UNKNOWN
-
-if TYPE_CHECKING:
-    from agent.functions.fleet import Fleet
-    from agent.functions.target import FunctionTarget
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +49,7 @@ class JobRunner:
         """How many jobs run now."""
         return len(self._runs)
 
-    async def answer(
-        self, target: FunctionTarget, call: Call, event: bytes
-    ) -> tuple[Reply, CallReport]:
+    async def answer(self, target: JobTarget, call: Call, event: bytes) -> tuple[Reply, CallReport]:
         """Run a job for a call; return its answer in the contract's words, and its report."""
         run = await self.run(target, call, event)
         waits = target.contract.waits_for_job()
@@ -65,13 +59,13 @@ class JobRunner:
         code = run.record.exit_code if waits else None
         return target.contract.job_reply(call, code, run.output, run.report), run.report
 
-    async def run(self, target: FunctionTarget, call: Call, event: bytes) -> Run:
+    async def run(self, target: JobTarget, call: Call, event: bytes) -> Run:
         """Begin a job and return it; `started` and `ended` are resolved, never failed.
 
         Raises InvalidSpec or FunctionFailed for an event that does not fit, AlreadyExists when the
         call's id is in use, Overloaded when nothing more fits on the node or in `scaling.max`.
         """
-        target.check_whole()
+        target.check_runnable()
         extra = target.contract.job_input(event, call.request_id).environment
         instance = await self._admitted(target, call)
         record = CallRecord(
@@ -84,20 +78,22 @@ class JobRunner:
         )
         return self._enter(Run(record, target, instance, call), extra, self._fleet.now())
 
-    async def _admitted(self, target: FunctionTarget, call: Call) -> Instance:
+    async def _admitted(self, target: JobTarget, call: Call) -> Instance:
         """Return a counted instance for a job; others may have to give way first."""
         until = self._fleet.now() + target.version.spec.queue_timeout_s
         while True:
             self._check(target, call)
             try:
-                return self._fleet.new_instance(target.version, target.contract, target.log)
+                return self._fleet.admission.new_instance(
+                    target.version, target.contract, target.log
+                )
             except Overloaded as error:
                 await self._room(target, error, until)
 
-    def _check(self, target: FunctionTarget, call: Call) -> None:
+    def _check(self, target: JobTarget, call: Call) -> None:
         if call.request_id in self._runs:
             raise AlreadyExists(f"call {call.request_id} runs already")
-        if not self._fleet.mode.takes_calls or target.pool.closed:
+        if not self._fleet.mode.takes_calls or target.closed:
             raise Overloaded("no new calls are taken", reason="draining")
         most = target.version.spec.scaling.max
         if self._of[target.version.key] >= most:
@@ -106,10 +102,10 @@ class JobRunner:
             )
 
     async def _room(
-        self, target: FunctionTarget, error: Overloaded, until: float, *ends: asyncio.Future[None]
+        self, target: JobTarget, error: Overloaded, until: float, *ends: asyncio.Future[None]
     ) -> None:
         """Wait until there may be room, or one of `ends`; raises the error when none will come."""
-        wait = self._fleet.wait_for_room(target.version, error)
+        wait = self._fleet.eviction.wait_for_room(target.version, error)
         if wait is None:
             raise error
         left_s = max(0.0, until - self._fleet.now())
@@ -117,11 +113,11 @@ class JobRunner:
         try:
             done, _ = await asyncio.wait({wait.over, *ends}, timeout=left_s, return_when=first)
         finally:
-            self._fleet.wait_no_more(wait)
+            self._fleet.eviction.queue.leave(wait)
         if not done:
             raise error
 
-    def adopt(self, target: FunctionTarget, instance: Instance, record: CallRecord) -> None:
+    def adopt(self, target: JobTarget, instance: Instance, record: CallRecord) -> None:
         """Go on with a job that the worker before had started; its time began with that start."""
         call = Call(record.id, "job", b"POST", b"/", [], instance=instance.id)
         run = Run(replace(record, state=JobState.RUNNING.value), target, instance, call)
@@ -165,7 +161,7 @@ class JobRunner:
         if not self._of[key]:
             del self._of[key]
         del self._runs[run.record.id]
-        self._fleet.ended(run.instance, run.failure)
+        self._fleet.admission.ended(run.instance, run.failure)
         for future in (run.started, run.ended):
             if not future.done():
                 future.set_result(None)
@@ -184,8 +180,8 @@ class JobRunner:
                 break
             except Overloaded as error:
                 await self._room(run.target, error, until, run.patience.over)
-                run.instance = self._fleet.again(run.instance, run.target.log)
-        self._fleet.started(run.instance)
+                run.instance = self._fleet.admission.again(run.instance, run.target.log)
+        self._fleet.admission.started(run.instance)
         run.has_started()
         await self._note(run)
         if not self._fleet.mode.owns_instances:
@@ -198,7 +194,7 @@ class JobRunner:
     @asynccontextmanager
     async def _permit(self, run: Run) -> AsyncIterator[None]:
         """Return the fleet's permit; a job that was stopped while it waited for it never begins."""
-        async with self._fleet.start_permit():
+        async with self._fleet.permits:
             run.may_begin()
             yield
 

@@ -10,14 +10,11 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from agent.contracts.base import Contract, Hook
 from agent.errors import AgentError
-from agent.functions.ports import Connection, Endpoint
-
-if TYPE_CHECKING:
-    from agent.functions.instance import Doors
+from agent.instances.endpoint import Connection, Endpoint
+from agent.instances.ports import InstancePorts
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +26,15 @@ class Hooks:
     """The hooks of one instance; `note` takes the platform's lines for the function's log."""
 
     def __init__(
-        self, endpoint: Endpoint, contract: Contract, doors: Doors, note: Callable[[str], None]
+        self,
+        endpoint: Endpoint,
+        contract: Contract,
+        ports: InstancePorts,
+        note: Callable[[str], None],
     ) -> None:
         self._endpoint = endpoint
         self._contract = contract
-        self._doors = doors
+        self._ports = ports
         self._note = note
 
     async def run(self, hook: Hook) -> int:
@@ -71,12 +72,12 @@ class Hooks:
             connection = idle.pop()
             if connection.usable:
                 return connection
-        sock = await self._doors.open_socket()
+        sock = await self._ports.open_socket()
         try:
             async with asyncio.timeout_at(deadline):
                 loop = asyncio.get_running_loop()
                 await loop.sock_connect(sock, (self._endpoint.address, self._endpoint.port))
-                return await self._doors.connector.adopt(sock)
+                return await self._ports.connector.adopt(sock)
         except BaseException:
             sock.close()
             raise

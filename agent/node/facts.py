@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.core.instance import State
-from agent.functions.instance import Instance
+from agent.instances.instance import Instance
 from agent.model.failure import Failure
 from agent.telemetry.events import Events, Subject
 from agent.telemetry.metrics import AgentMetrics
 
 if TYPE_CHECKING:
-    from agent.node import Rooms
+    from agent.node.local import Rooms
 
 MB = 1 << 20
 FUNCTION_SHARE = 0.9  # of the host's memory, when the config does not say
@@ -105,7 +105,7 @@ class NodeFactsView:
             "fleet": repr(rooms.runners.fleet),
             "shims": repr(rooms.runners.builder.shims),
             "jobs": repr(rooms.runners.jobs),
-            "targets": [repr(target) for target in rooms.registry.targets()],
+            "targets": [repr(target) for target in rooms.catalog.targets()],
             "layers": {kind: repr(counts) for kind, counts in rooms.layers.counts().items()},
             "gateway": rooms.gateway.state(),
         }
@@ -113,11 +113,12 @@ class NodeFactsView:
     def status(self) -> list[tuple[str, str]]:
         """Return the rows of the status page."""
         rooms = self._rooms
-        use = rooms.runners.fleet.use
+        admission = rooms.runners.fleet.admission
+        use, most = admission.use, admission.bounds.memory_bytes
         return [
             ("node", rooms.config.node.name),
             ("summary", rooms.reconciler.sentence),
-            ("functions", str(len(rooms.registry.functions()))),
+            ("functions", str(len(rooms.catalog.functions()))),
             ("instances", str(use.instances)),
-            ("memory", f"{use.memory_bytes // MB} of {rooms.runners.fleet.memory_bytes // MB} MB"),
+            ("memory", f"{use.memory_bytes // MB} of {most // MB} MB"),
         ]

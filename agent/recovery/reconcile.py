@@ -32,14 +32,14 @@ from agent.core.reconcile import (
     Wanted,
     World,
 )
+from agent.deployments.catalog import Catalog
+from agent.deployments.deploy import Deployer, Runners, Stores
+from agent.deployments.image import LOCAL_HOST
 from agent.errors import AgentError, NotFound
-from agent.functions.deploy import Deployer, Runners, Stores
-from agent.functions.image import LOCAL_HOST
-from agent.functions.other_workers import OtherWorkers, Theirs
-from agent.functions.registry import Registry
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import CallRecord, FunctionVersion, InstanceRecord
 from agent.network.room import Egress
+from agent.recovery.other_workers import OtherWorkers, Theirs
 from agent.sandbox.shims import KIND_LABEL
 from agent.store.instances import InstanceFiles
 from agent.store.ledger import Ledger
@@ -70,14 +70,14 @@ class Reconciler:
 
     def __init__(
         self,
-        registry: Registry,
+        catalog: Catalog,
         deployer: Deployer,
         runners: Runners,
         stores: Stores,
         files: InstanceFiles,
         ledger: Ledger,
     ) -> None:
-        self._registry = registry
+        self._catalog = catalog
         self._deployer = deployer
         self._fleet = runners.fleet
         self._builder = runners.builder
@@ -90,7 +90,7 @@ class Reconciler:
         self.sentence = "the node has just started"
 
     async def load(self) -> None:
-        """Put every stored function into the registry.
+        """Put every stored function into the catalog.
 
         A version that cannot run stays what it is, LATEST or not, and tells everybody why.
         """
@@ -116,7 +116,7 @@ class Reconciler:
         for effect in effects:
             if isinstance(effect, LeaveToOwner):
                 record = found.records[effect.id]
-                self.others.leave(record, self._registry.target((record.function, record.version)))
+                self.others.leave(record, self._catalog.target((record.function, record.version)))
         adopted = {effect.id for effect in effects if isinstance(effect, Adopt)}
         # What stays another's, or cannot be cleared, keeps its slots.
         for record in found.records.values():
@@ -133,7 +133,7 @@ class Reconciler:
 
     def _egress_of(self, record: InstanceRecord) -> Egress:
         """Return what an instance may reach; nothing, when its version is not deployed any more."""
-        target = self._registry.target((record.function, record.version))
+        target = self._catalog.target((record.function, record.version))
         return target.version.spec.egress if target is not None else "none"
 
     async def _note_calls(self) -> None:
@@ -185,7 +185,7 @@ class Reconciler:
                 await self._adopt(found.records[effect.id])
         await asyncio.gather(*(self._act(effect) for effect in effects))
         await self._settle_lost_calls()
-        await self._builder.tidy(self._fleet.instances)
+        await self._builder.tidy(self._fleet.admission.instances)
         self.sentence = reconcile.sentence(effects)
         if effects:
             log.info("cycle: %s", self.sentence)
@@ -197,13 +197,13 @@ class Reconciler:
         what was read of it in between is neither here nor there.
         """
         door = self._stores.containerd
-        ours = frozenset(self._fleet.instances)
+        ours = frozenset(self._fleet.admission.instances)
         listed, damaged = self._files.load()
         for file in damaged:
             log.warning("%s", file)
         containers = await door.containers.list([f'labels."{KIND_LABEL}"==instance'])
         statuses = {task.id: STATUS.get(task.status, "none") for task in await door.tasks.list()}
-        instances = self._fleet.instances.values()
+        instances = self._fleet.admission.instances.values()
         rows = {record.row: record.id for record in listed}
         world = World(
             wanted={
@@ -212,7 +212,7 @@ class Reconciler:
                     t.version.spec.concurrency,
                     t.version.spec.kind,
                 )
-                for t in self._registry.targets()
+                for t in self._catalog.targets()
                 if t.version.image is not None  # else it could not be read: what it ran is unknown
             },
             records=listed,
@@ -221,7 +221,7 @@ class Reconciler:
             taken=_by_instance(rows, self.others.calls(alive=True)),
             lost=_by_instance(rows, self.others.calls(alive=False)),
             held={i.id: i.version.key for i in instances if i.state in SERVING},
-            busy=(ours | self._fleet.instances.keys() | self.others.instances)
+            busy=(ours | self._fleet.admission.instances.keys() | self.others.instances)
             - {i.id for i in instances if i.state in SERVING},
             starting=Counter(i.version.key for i in instances if i.state in BEFORE_READY),
         )
@@ -232,7 +232,7 @@ class Reconciler:
 
     async def _adopt(self, record: InstanceRecord, theirs: Theirs | None = None) -> bool:
         """Take one instance over, or remove it; never fails, for the others must be taken too."""
-        target = self._registry.target((record.function, record.version))
+        target = self._catalog.target((record.function, record.version))
         call = self._calls.get(record.id)
         if target is None or (target.version.spec.kind == "job" and call is None):
             log.warning("%s is nobody's any more: ended", record.id)
@@ -240,7 +240,9 @@ class Reconciler:
             return False
         instance = theirs.instance if theirs is not None else None
         if instance is None:
-            instance = self._fleet.make(record.id, target.version, target.contract, target.log)
+            instance = self._fleet.admission.make(
+                record.id, target.version, target.contract, target.log
+            )
         try:
             container = await self._builder.adopt(record, instance.sink, target.version.spec.egress)
         except Exception as error:
@@ -251,7 +253,7 @@ class Reconciler:
             return False
         instance.adopted(container, record)
         if theirs is None or theirs.instance is None:
-            self._fleet.adopt(instance)
+            self._fleet.admission.adopt(instance)
         if target.version.spec.kind == "job" and call is not None:
             self._jobs.adopt(target, instance, call)
             return True
@@ -285,7 +287,7 @@ class Reconciler:
                 await self._remove(id)
             case StartMin(function, version, _):
                 try:
-                    target = self._registry.find(function, str(version))
+                    target = self._catalog.find(function, str(version))
                 except NotFound:
                     return
                 target.scaling.scale(self._fleet.now())
@@ -294,7 +296,7 @@ class Reconciler:
 
     async def _remove(self, id: str) -> None:
         """Remove what nobody here owns; what serves under us is its target's to end."""
-        if id in self._fleet.instances:
+        if id in self._fleet.admission.instances:
             return
         try:
             await self._builder.remove_foreign(id)

@@ -20,7 +20,7 @@ from agent.aio.tasks import spawn
 from agent.control.node import CapacityView
 
 if TYPE_CHECKING:
-    from agent.node import Rooms
+    from agent.node.local import Rooms
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +78,11 @@ class NodeCapacity:
 
     def _count(self, free_bytes: int) -> CapacityView:
         rooms = self._rooms
-        fleet, use = rooms.runners.fleet, rooms.runners.fleet.use
-        targets = rooms.registry.targets()
+        fleet, use = rooms.runners.fleet, rooms.runners.fleet.admission.use
+        targets = rooms.catalog.targets()
         return CapacityView(
             at_ns=time.time_ns(),
-            memory_bytes=fleet.memory_bytes,
+            memory_bytes=fleet.admission.bounds.memory_bytes,
             memory_used_bytes=use.memory_bytes,
             cpu_millis=(os.cpu_count() or 1) * 1000,
             cpu_used_millis=use.cpu_millis,

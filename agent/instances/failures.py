@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.contracts.base import Hook
-from agent.functions.ports import Endpoint
+from agent.instances.endpoint import Endpoint
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Exit
 from agent.sandbox.container import UNKNOWN

@@ -1,6 +1,6 @@
 """Images on this node, as the scheduler's door asks for them: list, pull, import, remove.
 
-The work is `agent/containerd`'s; which functions use an image is the registry's to know. A removed
+The work is `agent/containerd`'s; which functions use an image is the catalog's to know. A removed
 image takes its View with it when no other name has the same layers.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agent.containerd.client import Containerd
     from agent.containerd.images import Image, ImageRecord
     from agent.containerd.transfer import Progress
-    from agent.functions.registry import Registry
+    from agent.deployments.catalog import Catalog
     from agent.sandbox.images import Images
 
 IMPORTS = "import"  # below the agent's data
@@ -42,11 +42,11 @@ class NodeImages:
     """The images of one node; below `scratch` archives are kept while they are imported."""
 
     def __init__(
-        self, containerd: Containerd, prepared: Images, registry: Registry, scratch: Path
+        self, containerd: Containerd, prepared: Images, catalog: Catalog, scratch: Path
     ) -> None:
         self._containerd = containerd
         self._prepared = prepared
-        self._registry = registry
+        self._catalog = catalog
         self._scratch = scratch
 
     async def list(self) -> Sequence[ImageView]:
@@ -57,7 +57,7 @@ class NodeImages:
         image = await self._inspected(record.name)
         digest = image.digest if image is not None else record.target.digest
         size = image.compressed_bytes if image is not None else 0
-        used_by = tuple(self._registry.using(digest))
+        used_by = tuple(self._catalog.using(digest))
         return ImageView(record.name, digest, size, record.created_ns, used_by)
 
     async def _inspected(self, name: str) -> Image | None:
@@ -124,7 +124,7 @@ class NodeImages:
         with it.
         """
         full = parse_image_ref(name).full
-        with self._registry.image_use.removing(full):
+        with self._catalog.image_use.removing(full):
             await self._remove(full)
 
     async def _remove(self, full: str) -> None:
@@ -134,7 +134,7 @@ class NodeImages:
         if image is None:
             await door.delete(full)
             return
-        users = self._registry.using(image.digest)
+        users = self._catalog.using(image.digest)
         if users:
             raise FailedPrecondition(
                 f"image {full} is in use by {', '.join(users)}; remove the function first"
@@ -142,7 +142,7 @@ class NodeImages:
         await door.delete(record.name)
         others = [await self._inspected(other.name) for other in await door.list()]
         named = any(other is not None and other.chain_id == image.chain_id for other in others)
-        if not named and not self._registry.holds_layers(image.chain_id):
+        if not named and not self._catalog.holds_layers(image.chain_id):
             await self._prepared.forget(image.chain_id)
 
 

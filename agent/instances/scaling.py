@@ -13,7 +13,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Generic, TypeVar
 
 from agent.aio.patience import Patience
 from agent.aio.tasks import launch, spawn, stop
@@ -23,22 +24,19 @@ from agent.core.instance import Event, State
 from agent.core.pool import Member, Pool
 from agent.core.room import Idle
 from agent.errors import AgentError, FunctionFailed, InvalidSpec, Overloaded
-from agent.functions.ending import KILL_S
-from agent.functions.instance import Instance
-from agent.functions.ports import Waiter
+from agent.instances.end import KILL_S
+from agent.instances.eviction import Retire
+from agent.instances.fleet import Fleet
+from agent.instances.instance import Instance
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion
 from agent.telemetry.logs import FunctionLog
-
-if TYPE_CHECKING:
-    from agent.functions.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
 NO_ROOM_PAUSE_S = 1.0  # slots may get free without an instance's end: look again after this
 
-Served = Callable[[Member[Instance], list[Waiter]], None]
-Refused = Callable[[list[Waiter], Failure], None]
+W = TypeVar("W")
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +50,15 @@ class End:
     task: asyncio.Task[None] | None = None
 
 
-class Scaling:
+@dataclass(frozen=True, slots=True)
+class Answers(Generic[W]):
+    """Who is told of waiters: that they have a place on an instance, or that they get none."""
+
+    served: Callable[[Member[Instance], list[W]], None]
+    refused: Callable[[list[W], Failure], None]
+
+
+class Scaling(Generic[W]):
     """Starts and ends the instances of one version."""
 
     def __init__(
@@ -60,7 +66,8 @@ class Scaling:
         version: FunctionVersion,
         contract: Contract,
         fleet: Fleet,
-        pool: Pool[Instance, Waiter],
+        pool: Pool[Instance, W],
+        answers: Answers[W],
         out: FunctionLog,
     ) -> None:
         self.last_failure: Failure | None = None
@@ -73,15 +80,11 @@ class Scaling:
         self._starts: dict[Member[Instance], asyncio.Task[None]] = {}
         self._ends: dict[Member[Instance], End] = {}
         self._look_again = 0.0
-        self._served: Served = lambda member, waiters: None
-        self._refused: Refused = lambda waiters, failure: None
+        self._served = answers.served
+        self._refused = answers.refused
 
     def __repr__(self) -> str:
         return f"<Scaling starts={len(self._starts)} ends={len(self._ends)}>"
-
-    def tell(self, served: Served, refused: Refused) -> None:
-        """Say who is told of the waiters that have a place now, and of those that get none."""
-        self._served, self._refused = served, refused
 
     # -- up
 
@@ -100,7 +103,7 @@ class Scaling:
         if not self._pool.starts_wanted(now):
             return False
         try:
-            instance = self._fleet.new_instance(self.version, self._contract, self._out)
+            instance = self._fleet.admission.new_instance(self.version, self._contract, self._out)
         except Overloaded as error:
             self._no_room(error, now)
             return False
@@ -118,13 +121,15 @@ class Scaling:
 
     def _some_hope(self) -> bool:
         """Say whether those who wait may yet get a place without a start of their own."""
-        return bool(self._pool.ready_count or self._pool.starting or self._fleet.leaving())
+        return bool(
+            self._pool.ready_count or self._pool.starting or self._fleet.admission.leaving()
+        )
 
     def _no_room(self, error: Overloaded, now: float) -> None:
         self.last_failure = from_error(error)
         self._look_again = now + NO_ROOM_PAUSE_S
-        self._fleet.tell_of_room(self)
-        self._fleet.make_room(self.version, error)
+        self._fleet.eviction.queue.join(self)
+        self._fleet.eviction.make_room(self.version, error)
         if not self._some_hope():
             self._refused(self._pool.expired(float("inf")), self.last_failure)
 
@@ -132,14 +137,14 @@ class Scaling:
         instance, fleet = member.instance, self._fleet
         try:
             environment = self._contract.environment(instance.id)
-            await instance.start(environment, asked_at, fleet.start_permit())
+            await instance.start(environment, asked_at, fleet.permits)
         except asyncio.CancelledError:
             self._pool.gone(member)
-            fleet.ended(instance, None)
+            fleet.admission.ended(instance, None)
             raise
         except Overloaded as error:
             self._pool.gone(member)
-            fleet.ended(instance, from_error(error), gives_room=False)
+            fleet.admission.ended(instance, from_error(error), gives_room=False)
             self._no_room(error, fleet.now())
         except AgentError as error:
             self._failed(member, _why(error))
@@ -155,14 +160,14 @@ class Scaling:
         self.last_failure = failure
         log.info("%s did not start: %s", member.instance.id, failure.message)
         refused = self._pool.failed(member, self._fleet.now())
-        self._fleet.ended(member.instance, failure)
+        self._fleet.admission.ended(member.instance, failure)
         self._refused(refused, failure)
 
     def _serve(self, member: Member[Instance]) -> None:
         self.last_failure = None
         self._watch(member)
         self._served(member, self._pool.ready(member, self._fleet.now()))
-        self._fleet.started(member.instance)
+        self._fleet.admission.started(member.instance)
         if not self._fleet.mode.owns_instances:  # only now: those who waited here come first
             member.instance.hand_over()
 
@@ -197,13 +202,19 @@ class Scaling:
 
     # -- down
 
-    def idle(self, now: float) -> list[Idle[tuple[Scaling, Member[Instance]]]]:
+    def idle(self, now: float) -> list[Idle[Retire]]:
         """Return the instances that could give their room to another version."""
         spec = self.version.spec
         return [
-            Idle((self, member), member.idle_since, spec.memory_bytes, spec.disk_mb)
+            Idle(
+                partial(self._give_way, member), member.idle_since, spec.memory_bytes, spec.disk_mb
+            )
             for member in self._pool.idle(now, 0.0)
         ]
+
+    def _give_way(self, member: Member[Instance]) -> str:
+        self.retire(member)
+        return member.instance.id
 
     def _watch(self, member: Member[Instance]) -> None:
         container = member.instance.container
@@ -270,19 +281,19 @@ class Scaling:
         finally:
             del self._ends[member]
             self._pool.gone(member)
-            self._fleet.ended(instance, failure)
+            self._fleet.admission.ended(instance, failure)
 
     async def stop(self, *, grace_s: float | None) -> None:
         """Start and keep nothing any more; returns when every instance is gone.
 
         A shorter `grace_s` also holds for those that were on their way out before.
         """
-        self._fleet.wait_no_more(self)
+        self._fleet.eviction.queue.leave(self)
         await stop(*self._starts.values())
         for member in list(self._starts):  # cancelled before its first step
             del self._starts[member]
             self._pool.gone(member)
-            self._fleet.ended(member.instance, None)
+            self._fleet.admission.ended(member.instance, None)
         for member in self._pool.members:
             self.retire(member, grace_s=grace_s)
         for end in list(self._ends.values()):
