@@ -125,11 +125,15 @@ if libc.renameat2(here, os.fsencode(sys.argv[1]), here, os.fsencode(sys.argv[2])
 }
 
 # unused DIR…: those that no process was started from. Every process of the agent, and rootlesskit
-# before them, has the interpreter's path in its arguments.
+# before them, has the interpreter's path in its arguments. These are any user's words: they can keep
+# a directory that would go, and name none that would stay.
 unused() {
-  local dir
-  # cat fails for those that end meanwhile, and tells of all others.
-  cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' >"$TMP/arguments" || true
+  local dir read=0
+  # cat fails for those that end meanwhile, and tells of all others. A process whose arguments lie in
+  # memory that it serves itself can make the reader wait: nothing is known then, and all stays.
+  timeout 20 cat /proc/[0-9]*/cmdline 2>/dev/null >"$TMP/cmdlines" || read=$?
+  if [ "$read" -gt 1 ]; then return 0; fi
+  tr '\0' '\n' <"$TMP/cmdlines" >"$TMP/arguments"
   for dir in "$@"; do
     if [ -d "$dir" ] && ! grep -qF "$dir/" "$TMP/arguments"; then printf '%s\n' "$dir"; fi
   done
