@@ -110,9 +110,9 @@ host_packages() {
 mirror() {
   local codename
   if [ -n "${KINDLING_MIRROR:-}" ]; then printf '%s\n' "$KINDLING_MIRROR"; return 0; fi
-  # shellcheck disable=SC1091
+  # shellcheck disable=SC1091  # the host's
   codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-stable}")
-  # shellcheck disable=SC2016
+  # shellcheck disable=SC2016  # apt's own placeholders
   apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
     awk -v name="$codename" '($1 == name || $1 == "stable") && $2 == "main" {if (!found) print $3; found = 1}'
 }
@@ -266,7 +266,7 @@ fetch_protos() {
 record_host_versions() {
   local name version
   for name in crun runc slirp4netns nftables catatonit; do
-    # shellcheck disable=SC2016
+    # shellcheck disable=SC2016  # dpkg's own placeholder
     version=$(dpkg-query -W -f '${Version}' "$name" 2>/dev/null) || continue
     if ! grep -qsx "$name $version host" "$VERSIONS"; then record "$name" "$version" host; fi
   done

@@ -81,7 +81,7 @@ dependencies() {
 # package DIR DEPENDENCIES, whose name was made of the code before this copies it: a file changed
 # meanwhile is installed the next time.
 package() {
-  local source=$TMP/source site
+  local source=$TMP/source site file
   environment "$1" --without-pip
   site=$(site_packages "$1")
   site_packages "$2" >"$site/kindling-dependencies.pth"
@@ -89,7 +89,9 @@ package() {
   # A copy: building in the tree would leave build/ and egg-info there, and the tree may be root's alone.
   (cd "$REPO" && find agent -name __pycache__ -prune -o -type f -print0 | copy_to "$source")
   cp "$REPO/pyproject.toml" "$source/"
-  if [ -e "$REPO/README.md" ]; then cp "$REPO/README.md" "$source/"; else : >"$source/README.md"; fi
+  for file in README.md LICENSE; do
+    if [ -e "$REPO/$file" ]; then cp "$REPO/$file" "$source/"; else : >"$source/$file"; fi
+  done
   chmod -R u+rwX,go+rX,go-w "$source"
   quietly pip "$2" --python "$1/bin/python" install --no-deps --no-index --no-build-isolation "$source" ||
     die "the package does not build: see the lines above"

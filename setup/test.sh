@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything there is, in stages; each stage's time is printed at the end. The first red stage ends
-# the run. Needs root for the host's set-up and for the integration stage.
+# Everything there is, in stages; each stage's time is printed at the end, and how many lines of agent/
+# the stages before integration ran. The first red stage ends the run. Needs root for the host's set-up and for the integration stage.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 # shellcheck disable=SC2034  # used by agent.sh
@@ -11,10 +11,18 @@ AGENT_USER=kindling RUNDIR=/run/kindling
 declare -a names=() times=()
 began=$SECONDS
 
+# lines_run: of what runs inside the tests' own processes; the integration stage's agents do not.
+lines_run() {
+  .venv/bin/coverage report --format=total 2>/dev/null |
+    sed 's/.*/line coverage of agent\/ by unit, component and conformance tests: & %/' ||
+    echo 'line coverage: not measured'
+}
+
 report() {
   printf '\n%-14s %8s\n' stage seconds
   for i in "${!names[@]}"; do printf '%-14s %8d\n' "${names[$i]}" "${times[$i]}"; done
   printf '%-14s %8d\n' total $((SECONDS - began))
+  lines_run
 }
 
 stage() {
@@ -58,10 +66,11 @@ fi
 
 stage setup "${as_root[@]}" setup/host.sh --dev
 stage tools make --no-print-directory .venv/.locked
+rm -f .coverage
 stage check make --no-print-directory check
-stage unit make --no-print-directory unit
-stage component make --no-print-directory component
-stage conformance make --no-print-directory conformance
+stage unit make --no-print-directory COVERAGE=1 unit
+stage component make --no-print-directory COVERAGE=1 component
+stage conformance make --no-print-directory COVERAGE=1 conformance
 stage images make --no-print-directory images
 stage integration "${as_root[@]}" .venv/bin/python -m pytest -q tests/integration
 # Every integration test has looked for leaks already; this looks at the host as a whole, where nothing
