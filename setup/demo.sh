@@ -135,7 +135,7 @@ wait_ready() {
     fi
     if [ "$SECONDS" -ge "$deadline" ]; then
       last_words >&2
-      cat "$TMP/status.err" >&2
+      plain <"$TMP/status.err" >&2
       failed "the agent is not ready after $READY_S s; its last words are above"
     fi
     sleep 0.2

@@ -198,6 +198,7 @@ JSON
 
 # slot_room DIR COUNT_512 COUNT_10240
 slot_room() {
+  if [ -e "$1" ] || [ -L "$1" ]; then roots_own "$1"; fi
   slots_of "$1" 512 "$2"
   slots_of "$1" 10240 "$3"
   describe_slots "$1" 512 "$2" 10240 "$3"
@@ -206,6 +207,7 @@ slot_room() {
 # take_back DIR: unmounts what is below it, frees the loop devices with that, and removes it.
 take_back() {
   local dir=$1 path
+  roots_own "${dir%/*}"
   while read -r path; do
     umount "$path" || die "$path is in use: end what uses it ('fuser -vm $path'), then run --undo again"
   done < <(mounted "$dir" | sort -r)

@@ -84,6 +84,25 @@ def test_a_slots_directory_below_one_of_the_users_is_refused():
     assert "state/images belongs to kindling" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "root_does", ['slot_room "$state/slots" 0 0', 'take_back "$state/way/slots"']
+)
+def test_nothing_is_removed_by_way_of_a_link_of_the_users(root_does):
+    done = hostile(
+        f"""
+        mkdir -p "$TMP/disk/other/512/0" "$TMP/disk/other/slots"
+        touch "$TMP/disk/other/512/0.img" "$TMP/disk/other/slots/file"
+        as_kindling ln -s "$TMP/disk/other" "$state/slots"
+        as_kindling ln -s "$TMP/disk/other" "$state/way"
+        ({root_does}) || true
+        [ -e "$TMP/disk/other/512/0.img" ] && [ -d "$TMP/disk/other/512/0" ]
+        [ -e "$TMP/disk/other/slots/file" ]
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert "belongs to kindling" in done.stderr
+
+
 def test_taking_back_follows_no_link_of_the_users():
     done = hostile(
         """
