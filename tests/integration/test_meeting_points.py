@@ -171,19 +171,24 @@ def test_a_signal_reaches_the_agent_itself():
     assert done.stdout == "ended with 137\n"
 
 
-def test_what_runs_as_the_user_has_neither_roots_terminal_nor_setups_lock():
-    script = f"""
+def test_what_runs_as_the_user_has_neither_roots_terminal_nor_setups_lock(tmp_path):
+    # script(1) gives it a terminal, as root's shell has one; descriptor 9 is setup's lock.
+    asks = tmp_path / "asks"
+    asks.write_text(
+        f"""
         . {REPO}/setup/lib.sh; . {REPO}/setup/agent.sh
-        exec 9>/dev/null
-        as_agent sh -c 'ls -l /proc/self/fd; : </dev/tty && echo terminal'
-    """
-    # script(1) gives it a terminal, as root's shell has one.
-    done = run("script", "-qec", f"bash -c {json.dumps(script.replace(chr(10), ';'))}", "/dev/null")
-    assert "9 ->" not in done.stdout
-    assert "/dev/pts" not in "".join(
-        line for line in done.stdout.splitlines() if not line.rpartition(" ")[0].endswith("1 ->")
+        exec 9>/dev/full
+        : </dev/tty && echo terminal >{tmp_path}/roots
+        as_agent sh -c 'for n in 0 1 2 9; do readlink /proc/self/fd/$n; done
+          if : </dev/tty; then echo terminal; fi' | cat >{tmp_path}/users
+        """
     )
-    assert "terminal" not in done.stdout.split()
+    done = run("script", "-qec", f"bash -eu {asks}", "/dev/null")
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "roots").read_text() == "terminal\n"
+    first, *others = (tmp_path / "users").read_text().splitlines()
+    assert first == "/dev/null"
+    assert [name for name in others if not name.startswith("pipe:")] == ["/dev/null"]
 
 
 def test_setups_lock_is_not_where_the_user_can_put_a_link():
