@@ -349,7 +349,7 @@ async def test_a_socket_that_cannot_be_made_ends_the_call(error):
 
 
 async def test_a_socket_that_never_comes_ends_the_call(monkeypatch):
-    monkeypatch.setattr("agent.gateway.exchange.CONNECT_S", 0.2)
+    monkeypatch.setattr("agent.gateway.connecting.CONNECT_S", 0.2)
 
     async def make():
         await asyncio.get_running_loop().create_future()
