@@ -75,7 +75,7 @@ class Network:
         packet_filter = await self._thread.call(PacketFilter)
         stack.push_async_callback(self._thread.call, packet_filter.close)
         # The rules come before anything that they guard against.
-        await self._thread.call(packet_filter.load, self._plan)
+        await self._thread.call(packet_filter.load, self._plan, self._settings.deny)
         wiring = await self._thread.call(self._wire)
         stack.push_async_callback(self._thread.call, wiring.close)
         return packet_filter, wiring
