@@ -12,7 +12,6 @@ import asyncio
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 
 from agent.aio import tasks
 from agent.aio.line import Line
@@ -22,6 +21,7 @@ from agent.errors import Bug, Overloaded, RuntimeUnavailable
 from agent.network import egress as rules
 from agent.network import wire
 from agent.network.egress import Egress, PacketFilter, Verb
+from agent.network.slot import NetworkSlot
 from agent.network.thread import NetworkThread
 from agent.network.wire import Condition
 
@@ -32,26 +32,12 @@ _KEEP_FACTOR = 4
 # How long a start waits for a slot being made or restored (each takes 1 to 8 ms).
 _WAIT_S = 5.0
 # So many slots are restored in one go: about 10 ms of the thread, during which no socket is made.
-_BATCH = 16
+_BATCH = 10
 # A slot with sockets left is looked at again after this, then twice this, …: 1.3 s in all.
 _BUSY_S = 0.02
 _BUSY_TRIES = 6
 # The kernel refused a slot: try again after this.
 _RETRY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NetworkSlot:
-    """One instance's network, leased until `Network.release`.
-
-    `netns_path` opens the namespace for as long as this worker lives; a runtime joins it by that.
-    """
-
-    number: int
-    address: str
-    netns_path: str
-    fd: int
-    egress: Egress
 
 
 class NetworkSlots:

@@ -11,18 +11,20 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+
+from pyroute2.netlink.rtnl.ndmsg import NUD_PERMANENT
 
 from agent.core.addresses import AddressPlan
 from agent.errors import NotFound
 from agent.network import conntrack, namespace, rtnetlink, sockets
 from agent.network.netlink import Netlink, NetlinkError
+from agent.network.rtnetlink import Link, Route
+from agent.network.stencil import ETH0, LO, Stencil
 
-# Device numbers are ours to choose; these leave room for tap0, the bridge and what else comes.
-_FIRST_INDEX = 10_000
-_LO, _ETH0 = 1, 2
+Looks = tuple[set[Link], set[tuple[int, str]], set[Route], set[tuple[int, str, int]]]
+_LO_MTU = 65536  # what the kernel gives it
 
 
 class Condition(Enum):
@@ -44,7 +46,6 @@ class Wire:
     fd: int
     sockets: int = -1
     """Sockets the kernel itself holds in a fresh namespace; -1: unknown, so never used again."""
-    looks: tuple[object, ...] = field(default=(), repr=False)
 
 
 class Wiring:
@@ -55,6 +56,7 @@ class Wiring:
         self._mtu = mtu
         self._home = home
         self._bridge = bridge
+        self._stencil = Stencil(plan, mtu, bridge)
         self._route = rtnetlink.open_route()
         self._netfilter = conntrack.open_netfilter()
         self._settings = {
@@ -81,8 +83,8 @@ class Wiring:
         try:
             with inner:
                 self._join(number, fd)
-                self._furnish(number, inner)
-                return Wire(number, fd, held, _looks(inner))
+                inner.send(f"furnish network slot {number}", self._stencil.inside(number))
+            return Wire(number, fd, held)
         except BaseException:
             os.close(fd)
             raise
@@ -102,7 +104,7 @@ class Wiring:
         except BaseException:
             os.close(fd)
             raise
-        if macs.get(_ETH0) != self._plan.mac(number):
+        if macs.get(ETH0) != self._plan.mac(number):
             os.close(fd)
             raise NotFound(f"process {pid} is not in network slot {number}")
         return Wire(number, fd)
@@ -124,7 +126,8 @@ class Wiring:
             if held > wire.sockets or waiting:
                 return Condition.BUSY
             with rtnetlink.open_route() as inner:
-                return Condition.CLEAN if _looks(inner) == wire.looks else Condition.SPOILED
+                as_new = _looks(inner) == self._looks_as_new(wire.number)
+                return Condition.CLEAN if as_new else Condition.SPOILED
 
     def forget(self, numbers: Collection[int]) -> None:
         """Drop what the kernel still tracks of the outward connections of these slots."""
@@ -132,21 +135,8 @@ class Wiring:
 
     def cut(self, numbers: Collection[int]) -> None:
         """Remove the devices of slots at once, even if something still holds their namespaces."""
-        found = 0
-        for number in numbers:
-            try:
-                self._route.send(rtnetlink.condemn(self._plan.veth(number)))
-            except NetlinkError as error:
-                if error.errno != errno.ENODEV:
-                    raise
-                continue
-            found += 1
-        if found:
-            self._route.send(rtnetlink.delete_condemned())
-        for number in numbers:
-            with suppress(NetlinkError):
-                address = self._plan.address(number)
-                self._route.send(rtnetlink.delete_neighbour(self._bridge, address))
+        rtnetlink.delete_links(self._route, map(self._plan.veth, numbers))
+        rtnetlink.forget_neighbours(self._route, self._bridge, map(self._plan.address, numbers))
 
     def sweep(self, keep: Collection[int]) -> int:
         """Remove the devices of all slots but `keep`; return how many there were."""
@@ -157,41 +147,26 @@ class Wiring:
         return len(strays)
 
     def _join(self, number: int, fd: int) -> None:
-        plan, index = self._plan, _FIRST_INDEX + number
-        pair = rtnetlink.VethPair(
-            name=plan.veth(number),
-            index=index,
-            master=self._bridge,
-            mtu=self._mtu,
-            netns_fd=fd,
-            peer_name="eth0",
-            peer_index=_ETH0,
-            peer_mac=plan.mac(number),
-        )
-        batch = (
-            rtnetlink.new_veth(pair),
-            rtnetlink.isolate_port(index, pair.name),
-            rtnetlink.new_neighbour(self._bridge, plan.address(number), pair.peer_mac),
-            rtnetlink.new_forwarding(index, pair.peer_mac),
-        )
+        what, batch = f"make network slot {number}", self._stencil.outside(number, fd)
         try:
-            self._route.send(*batch)
+            self._route.send(what, batch)
         except NetlinkError as error:
             if error.errno not in {errno.EEXIST, errno.EBUSY}:
                 raise
             # The number's last device is still there, because the kernel has not come to it yet.
             self.cut([number])
-            self._route.send(*batch)
+            self._route.send(what, batch)
 
-    def _furnish(self, number: int, inner: Netlink) -> None:
-        plan = self._plan
-        inner.send(
-            rtnetlink.set_up(_LO, "lo"),
-            rtnetlink.new_address(_ETH0, plan.address(number), 32),
-            rtnetlink.set_up(_ETH0, "eth0"),
-            rtnetlink.new_route(_ETH0, plan.bridge_address, None),
-            rtnetlink.new_route(_ETH0, None, plan.bridge_address),
-            rtnetlink.new_neighbour(_ETH0, plan.bridge_address, plan.bridge_mac),
+    def _looks_as_new(self, number: int) -> Looks:
+        """What `_looks` sees in a slot of which nothing has been changed."""
+        plan, gateway = self._plan, self._plan.bridge_address
+        lo = Link(LO, "lo", True, _LO_MTU, "00:00:00:00:00:00")
+        eth0 = Link(ETH0, "eth0", True, self._mtu, plan.mac(number))
+        return (
+            {lo, eth0},
+            {(LO, "127.0.0.1/8"), (ETH0, f"{plan.address(number)}/32")},
+            {Route(f"{gateway}/32", "0.0.0.0", ETH0), Route("0.0.0.0/0", gateway, ETH0)},
+            {(ETH0, gateway, NUD_PERMANENT)},
         )
 
 
@@ -200,10 +175,10 @@ def drop(wire: Wire) -> None:
     os.close(wire.fd)
 
 
-def _looks(inner: Netlink) -> tuple[object, ...]:
+def _looks(inner: Netlink) -> Looks:
     return (
-        tuple(rtnetlink.links(inner)),
-        tuple(rtnetlink.addresses(inner)),
-        tuple(rtnetlink.routes(inner)),
-        tuple(rtnetlink.neighbours(inner)),
+        set(rtnetlink.links(inner)),
+        set(rtnetlink.addresses(inner)),
+        set(rtnetlink.routes(inner)),
+        set(rtnetlink.neighbours(inner)),
     )
