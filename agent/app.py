@@ -114,7 +114,6 @@ class App:
 
     async def _start(self, sockets: Mapping[str, socket.socket]) -> None:
         config, undo, run = self._config, self._undo, self._config.paths.run
-        network = Network(config.network, run)  # first: it imports while other doors open
         metrics = AgentMetrics()
         events, logs = Events(), Logs(config.limits.log_bytes)
         functions = await FunctionStore.open(config.paths.data / "kindling.db")
@@ -124,7 +123,7 @@ class App:
         ledger = Ledger.open(run / "ledger", LEDGER_ROWS)
         undo.callback(ledger.close)
         files = InstanceFiles(run / "instances")
-        machine = await self._open_machine(network)
+        machine = await self._open_machine()
         connector = UpstreamConnector(machine.network.take_socket, machine.network.socket)
         undo.callback(connector.close)
         watcher = Watcher(metrics, events)
@@ -177,12 +176,13 @@ class App:
         )
         await self._open_doors(LocalNode(node_rooms), node_rooms, metrics, sockets)
 
-    async def _open_machine(self, network: Network) -> Machine:
+    async def _open_machine(self) -> Machine:
         """Open the doors to containerd, network, storage and cgroups."""
         config, undo, run = self._config, self._undo, self._config.paths.run
         containerd = Containerd(run / "containerd" / "containerd.sock")
         undo.push_async_callback(containerd.close)
         await containerd.ready(asyncio.get_running_loop().time() + CONTAINERD_S)
+        network = Network(config.network, run)
         undo.push_async_callback(network.close)
         await network.open()
         layers = WritableLayers(config.storage, config.paths.slots, run)

@@ -11,7 +11,6 @@ from operator import methodcaller
 from typing import Any
 
 from agent.core.addresses import AddressPlan
-from agent.errors import RuntimeUnavailable
 from agent.network import namespace, rtnetlink
 from agent.network.netlink import Netlink, NetlinkError
 
@@ -19,8 +18,7 @@ from agent.network.netlink import Netlink, NetlinkError
 def ensure(netlink: Netlink, plan: AddressPlan, mtu: int) -> int:
     """Bring the bridge up in the calling thread's namespace and return its device number.
 
-    Raises RuntimeUnavailable when a device of that name is something else, OSError when the
-    kernel refuses.
+    One that is there already is the plan's own (`wire.check_bridge`). Raises OSError.
     """
     # No device here has IPv6: functions are IPv4 only, and no rule would look at link-locals.
     namespace.set_kernel({"ipv6/conf/default/disable_ipv6": "1"})
@@ -39,11 +37,6 @@ def ensure(netlink: Netlink, plan: AddressPlan, mtu: int) -> int:
         if error.errno != errno.EEXIST:
             raise
     bridge = next(link for link in rtnetlink.links(netlink) if link.name == plan.bridge)
-    if bridge.mac != plan.bridge_mac:
-        raise RuntimeUnavailable(
-            f"bridge {plan.bridge} stands for another subnet (its MAC is {bridge.mac}, not "
-            f"{plan.bridge_mac}): a changed network.subnet needs a stop and start of the agent"
-        )
     address = {"address": plan.bridge_address, "prefixlen": plan.subnet.prefixlen}
 
     def bring_up(ip: Any) -> None:

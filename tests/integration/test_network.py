@@ -456,6 +456,25 @@ def test_what_the_operator_denies_holds_for_all_and_changes_with_a_reload(outsid
         session.end()
 
 
+def test_a_changed_subnet_is_refused_and_changes_nothing(outside) -> None:
+    """A reload that names another subnet: what runs keeps its network and its rules."""
+    session = Session("network_probe")
+    try:
+        session.call("open")
+        slot = session.call("lease", name="f", egress="none")
+        session.call("start", name="f")
+        session.call("close")
+        with pytest.raises(ProbeFailed) as caught:
+            session.call("open", subnet="10.99.0.0/24")
+        assert caught.value.kind == "RuntimeUnavailable"
+        assert "needs a stop and start of the agent" in caught.value.message
+        assert ask(session, "f", "tcp", OUTSIDE, outside) == "No route to host"
+        session.call("open", ready=False)
+        assert session.call("adopt", name="f", number=slot["number"], egress="none") == slot
+    finally:
+        session.end()
+
+
 def test_a_full_node_says_so() -> None:
     session = Session("network_probe")
     try:
