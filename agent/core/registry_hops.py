@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
+from agent.core.clouds import METADATA, METADATA_IPV6
+
 Address = IPv4Address | IPv6Address
 
 # Docker Hub and the clouds' registries need one.
