@@ -548,7 +548,7 @@ async def test_a_job_whose_caller_waits_elsewhere_is_left_there_until_that_worke
 ):
     node.deploy("j", kind="job", contract="scf-job")
     node.left("j-kept", function="j", owner=before.generation, kept=True)
-    node.unfinished.append(CallRecord("c-1", "j", 1, "j-kept", "Running", 1))
+    node.unfinished.append(CallRecord("c-1", "j", 1, "j-kept", "Running", time.time_ns()))
     await settled(node)
     following()
     await turns()

@@ -95,7 +95,8 @@ class Storm:
             if n % int(per_s) == 0:
                 extra(n // int(per_s))
             self._one()
-            await asyncio.sleep(max(0.0, began + (n + 1) / per_s - loop.time()))
+            pause_s = max(0.0, began + (n + 1) / per_s - loop.time())
+            await asyncio.sleep(pause_s)  # sleeps: a steady rate
 
     def _one(self) -> None:
         dice = self._random.random()
@@ -151,7 +152,7 @@ class Storm:
             head = f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n"
             half = len(body) // 2
             writer.write(head.encode() + body[:half])
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # sleeps: a body that comes in two pieces
             writer.write(body[half:])
             _, back = await self._reply(reader)
             assert back == body, f"{len(back)} of {len(body)} bytes came back"
