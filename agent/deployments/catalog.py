@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from agent.calls.target import FunctionTarget
 from agent.core.deploy import LATEST, pick
-from agent.deployments.image import ImageUse
+from agent.deployments.image_use import ImageUse
 from agent.errors import NotFound
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")

@@ -42,7 +42,8 @@ from agent.model.failure import Failure, FailureKind
 from agent.model.image_ref import parse_image_ref
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import FunctionSpec, digest, parse_spec
+from agent.model.spec import FunctionSpec, digest
+from agent.model.spec_parse import parse_spec
 from agent.sandbox.builder import Builder
 from agent.store.calls import CallStore
 from agent.store.functions import FunctionStore

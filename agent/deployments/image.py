@@ -1,6 +1,6 @@
 """The image that a deploy runs: fetched if it is not here, and refused if it is too large.
 
-While a deploy relies on an image's name nobody removes it, and the other way round (`ImageUse`). A
+While a deploy relies on an image's name nobody removes it, nor the other way round (`image_use`). A
 pull that brought more than the contract takes is taken back. How large is too large is
 `agent/core/image_size.py`'s to say, pulling and unpacking are `agent/containerd`'s.
 """
@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish
 from agent.containerd.client import Containerd
 from agent.core.image_size import check_image_size, packed_bytes
+from agent.deployments.catalog import Catalog
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import ImageFacts
@@ -25,53 +24,12 @@ from agent.model.spec import FunctionSpec
 if TYPE_CHECKING:
     from agent.containerd.images import Image, ImageRecord
     from agent.containerd.registry import Resolved
-    from agent.deployments.catalog import Catalog
 
 log = logging.getLogger(__name__)
 
 PULL_S = 600.0
 TAKE_BACK_S = 60.0
 LOCAL_HOST = "kindling.local"
-
-
-class ImageUse:
-    """Which images' names deploys under way rely on, and which are being removed."""
-
-    def __init__(self) -> None:
-        self._deploys: Counter[str] = Counter()
-        self._removals: set[str] = set()
-
-    def __repr__(self) -> str:
-        return f"<ImageUse deploys={dict(self._deploys)} removals={sorted(self._removals)}>"
-
-    @contextlib.contextmanager
-    def deploying(self, name: str) -> Iterator[None]:
-        """Keep a name while a deploy relies on it; raises FailedPrecondition if it is removed."""
-        if name in self._removals:
-            raise FailedPrecondition(f"image {name} is being removed; try again")
-        self._deploys[name] += 1
-        try:
-            yield
-        finally:
-            self._deploys[name] -= 1
-            if not self._deploys[name]:
-                del self._deploys[name]
-
-    @contextlib.contextmanager
-    def removing(self, name: str, *, deploys: int = 0) -> Iterator[None]:
-        """Keep deploys away while a name is removed.
-
-        Raises FailedPrecondition when it is removed already, or more than `deploys` rely on it.
-        """
-        if name in self._removals:
-            raise FailedPrecondition(f"image {name} is being removed already")
-        if self._deploys[name] > deploys:
-            raise FailedPrecondition(f"image {name} is being deployed; try again")
-        self._removals.add(name)
-        try:
-            yield
-        finally:
-            self._removals.discard(name)
 
 
 class ImageSource:

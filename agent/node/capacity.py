@@ -20,7 +20,7 @@ from agent.aio.tasks import spawn
 from agent.control.node import CapacityView
 
 if TYPE_CHECKING:
-    from agent.node.local import Rooms
+    from agent.node.parts import NodeParts
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,9 @@ class FreeBytes:
 class NodeCapacity:
     """The capacity of one node."""
 
-    def __init__(self, rooms: Rooms) -> None:
-        self._rooms = rooms
-        self._free = FreeBytes(rooms.config.paths.data)
+    def __init__(self, parts: NodeParts) -> None:
+        self._parts = parts
+        self._free = FreeBytes(parts.config.paths.data)
         self._shared: CapacityView | None = None
         self._old_at = 0.0
 
@@ -77,23 +77,23 @@ class NodeCapacity:
         return self._shared
 
     def _count(self, free_bytes: int) -> CapacityView:
-        rooms = self._rooms
-        fleet, use = rooms.runners.fleet, rooms.runners.fleet.admission.use
-        targets = rooms.catalog.targets()
+        parts = self._parts
+        fleet, use = parts.runners.fleet, parts.runners.fleet.admission.use
+        targets = parts.catalog.targets()
         return CapacityView(
             at_ns=time.time_ns(),
             memory_bytes=fleet.admission.bounds.memory_bytes,
             memory_used_bytes=use.memory_bytes,
             cpu_millis=(os.cpu_count() or 1) * 1000,
             cpu_used_millis=use.cpu_millis,
-            instances=rooms.config.runtime.max_instances,
+            instances=parts.config.runtime.max_instances,
             instances_used=use.instances,
             inflight=sum(t.pool.inflight for t in targets),
             queued=sum(t.pool.waiting for t in targets),
-            draining=not rooms.mode.takes_calls,
+            draining=not parts.mode.takes_calls,
             free_layers={
                 int(kind.removeprefix("slot")): counts.ready
-                for kind, counts in rooms.layers.counts().items()
+                for kind, counts in parts.layers.counts().items()
                 if kind.startswith("slot")
             },
             image_free_bytes=free_bytes,

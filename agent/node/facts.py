@@ -16,7 +16,7 @@ from agent.telemetry.events import Events, Subject
 from agent.telemetry.metrics import AgentMetrics
 
 if TYPE_CHECKING:
-    from agent.node.local import Rooms
+    from agent.node.parts import NodeParts
 
 MB = 1 << 20
 FUNCTION_SHARE = 0.9  # of the host's memory, when the config does not say
@@ -90,35 +90,35 @@ def _subject(instance: Instance) -> Subject:
 class NodeFactsView:
     """What the operators' door shows."""
 
-    def __init__(self, rooms: Rooms) -> None:
-        self._rooms = rooms
+    def __init__(self, parts: NodeParts) -> None:
+        self._parts = parts
 
     def unready(self) -> str | None:
         """Return None when the node takes calls, else why not."""
-        return None if self._rooms.mode.takes_calls else "the node drains"
+        return None if self._parts.mode.takes_calls else "the node drains"
 
     def state(self) -> dict[str, Any]:
         """Return the whole state for somebody who debugs at night, as JSON values."""
-        rooms = self._rooms
+        parts = self._parts
         return {
-            "summary": rooms.reconciler.sentence,
-            "fleet": repr(rooms.runners.fleet),
-            "shims": repr(rooms.runners.builder.shims),
-            "jobs": repr(rooms.runners.jobs),
-            "targets": [repr(target) for target in rooms.catalog.targets()],
-            "layers": {kind: repr(counts) for kind, counts in rooms.layers.counts().items()},
-            "gateway": rooms.gateway.state(),
+            "summary": parts.reconciler.sentence,
+            "fleet": repr(parts.runners.fleet),
+            "shims": repr(parts.runners.builder.shims),
+            "jobs": repr(parts.runners.jobs),
+            "targets": [repr(target) for target in parts.catalog.targets()],
+            "layers": {kind: repr(counts) for kind, counts in parts.layers.counts().items()},
+            "gateway": parts.gateway.state(),
         }
 
     def status(self) -> list[tuple[str, str]]:
         """Return the rows of the status page."""
-        rooms = self._rooms
-        admission = rooms.runners.fleet.admission
+        parts = self._parts
+        admission = parts.runners.fleet.admission
         use, most = admission.use, admission.bounds.memory_bytes
         return [
-            ("node", rooms.config.node.name),
-            ("summary", rooms.reconciler.sentence),
-            ("functions", str(len(rooms.catalog.functions()))),
+            ("node", parts.config.node.name),
+            ("summary", parts.reconciler.sentence),
+            ("functions", str(len(parts.catalog.functions()))),
             ("instances", str(use.instances)),
             ("memory", f"{use.memory_bytes // MB} of {most // MB} MB"),
         ]

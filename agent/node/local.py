@@ -1,4 +1,4 @@
-"""What the scheduler's door asks for, answered by the rooms: the agent as one object.
+"""What the scheduler's door asks for, answered by the parts: the agent as one object.
 
 Implements `agent/control/node.py`. It decides nothing: it finds the room that does, and turns what
 the room knows into the plain values of the door. Calls go through the gateway, so that a call by
@@ -12,12 +12,11 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from agent.contracts.base import Call
 from agent.contracts.bind import DIALECTS
+from agent.control.health import Health
 from agent.control.node import (
     CapacityView,
     Deployed,
@@ -34,89 +33,43 @@ from agent.control.node import (
 )
 from agent.core.deploy import pick
 from agent.deployments.catalog import DeployedFunction
-from agent.deployments.deploy import Deployer
 from agent.errors import AlreadyExists, InvalidSpec, NotFound, Problem
 from agent.instances.instance import Instance
 from agent.model.records import CallRecord, Meters
 from agent.model.spec import FunctionSpec
 from agent.node.capacity import NodeCapacity
 from agent.node.images import IMPORTS, NodeImages
+from agent.node.parts import NodeParts
 from agent.telemetry.logs import LogLine
 
-if TYPE_CHECKING:
-    from agent.config import NodeConfig
-    from agent.containerd.client import Containerd
-    from agent.core.mode import NodeMode
-    from agent.deployments.catalog import Catalog
-    from agent.deployments.deploy import Runners
-    from agent.gateway.server import Gateway
-    from agent.recovery.reconcile import Reconciler
-    from agent.sandbox.images import Images
-    from agent.storage.slots import WritableLayers
-    from agent.store.calls import CallStore
-    from agent.store.orders import Orders
-    from agent.telemetry.events import Events
-    from agent.telemetry.logs import Logs
-
 DRAIN_STEP_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Rooms:
-    """Everything the door's questions are about."""
-
-    config: NodeConfig
-    containerd: Containerd
-    images: Images
-    layers: WritableLayers
-    catalog: Catalog
-    deployer: Deployer
-    runners: Runners
-    reconciler: Reconciler
-    gateway: Gateway
-    calls: CallStore
-    events: Events
-    logs: Logs
-    mode: NodeMode
-    orders: Orders
-    reload: Callable[[], None]
-    components: dict[str, str]
-    features: tuple[str, ...]
 
 
 class LocalNode:
     """This node, as the scheduler's door sees it."""
 
-    def __init__(self, rooms: Rooms) -> None:
-        self._rooms = rooms
-        scratch = rooms.config.paths.data / IMPORTS
-        self._images = NodeImages(rooms.containerd, rooms.images, rooms.catalog, scratch)
-        self._capacity = NodeCapacity(rooms)
+    def __init__(self, parts: NodeParts, health: Health) -> None:
+        self._parts = parts
+        scratch = parts.config.paths.data / IMPORTS
+        self._images = NodeImages(parts.containerd, parts.images, parts.catalog, scratch)
+        self._capacity = NodeCapacity(parts)
         self._started_ns = time.time_ns()
-        self._set_serving: Callable[[bool], Awaitable[None]] | None = None
-
-    def on_serving(self, told: Callable[[bool], Awaitable[None]]) -> None:
-        """Have the health service told when the node stops and starts to take calls."""
-        self._set_serving = told
-
-    async def _serving(self, value: bool) -> None:
-        if self._set_serving is not None:
-            await self._set_serving(value)
+        self._health = health
 
     # -- functions
 
     async def deploy(self, spec: FunctionSpec, *, wait: bool) -> Deployed:
         """See `control.node.Node.deploy`."""
-        outcome = await self._rooms.deployer.deploy(spec, wait=wait)
+        outcome = await self._parts.deployer.deploy(spec, wait=wait)
         return Deployed(outcome.version, outcome.created, outcome.warnings)
 
     async def remove(self, name: str, *, force: bool) -> None:
         """See `control.node.Node.remove`."""
-        await self._rooms.deployer.remove(name, force=force)
+        await self._parts.deployer.remove(name, force=force)
 
     async def get(self, name: str, qualifier: str) -> FunctionView:
         """See `control.node.Node.get`."""
-        function = self._rooms.catalog.get(name)
+        function = self._parts.catalog.get(name)
         view = self._view(function)
         if not qualifier:
             return view
@@ -130,7 +83,7 @@ class LocalNode:
 
     async def functions(self) -> Sequence[FunctionView]:
         """See `control.node.Node.functions`."""
-        return [self._view(function) for function in self._rooms.catalog.functions()]
+        return [self._view(function) for function in self._parts.catalog.functions()]
 
     def _view(self, function: DeployedFunction) -> FunctionView:
         return FunctionView(
@@ -143,19 +96,19 @@ class LocalNode:
     def _instances(self, function: str) -> Sequence[InstanceView]:
         inflight = {
             member.instance.id: member.inflight
-            for target in self._rooms.catalog.targets()
+            for target in self._parts.catalog.targets()
             for member in target.pool.members
         }
         return [
             _instance_view(instance, inflight.get(instance.id, 0))
-            for instance in self._rooms.runners.fleet.admission.instances.values()
+            for instance in self._parts.runners.fleet.admission.instances.values()
             if not function or instance.version.name == function
         ]
 
     async def instances(self, function: str) -> Sequence[InstanceView]:
         """See `control.node.Node.instances`."""
         if function:
-            self._rooms.catalog.get(function)
+            self._parts.catalog.get(function)
         return self._instances(function)
 
     # -- images
@@ -180,7 +133,7 @@ class LocalNode:
 
     async def invoke(self, call: InvokeCall) -> InvokeResult:
         """See `control.node.Node.invoke`."""
-        result = await self._rooms.gateway.call(
+        result = await self._parts.gateway.call(
             call.name,
             kind=call.kind,
             method=call.method,
@@ -208,40 +161,40 @@ class LocalNode:
         self, name: str, qualifier: str, event: bytes, *, wait: bool, request_id: str
     ) -> CallRecord:
         """See `control.node.Node.run_job`."""
-        target = self._rooms.catalog.find(name, qualifier)
+        target = self._parts.catalog.find(name, qualifier)
         if target.version.spec.kind != "job":
             raise InvalidSpec([Problem("name", f"{name} is no job; call it with Invoke")])
         if request_id:
             await self._never_seen(request_id)
         id = request_id or target.contract.new_request_id(os.urandom(16))
         call = Call(id, "job", b"POST", b"/", [], instance="")
-        run = await self._rooms.runners.jobs.run(target, call, event)
+        run = await self._parts.runners.jobs.run(target, call, event)
         await run.wait(to_the_end=wait)
         return run.record
 
     async def _never_seen(self, request_id: str) -> None:
         """Raise AlreadyExists for an id that is on record; `run` knows those of running jobs."""
         with contextlib.suppress(NotFound):
-            known = await self._rooms.calls.get(request_id)
+            known = await self._parts.calls.get(request_id)
             raise AlreadyExists(f"call {request_id} of {known.function} is known here already")
 
     async def get_call(self, call: str) -> CallRecord:
         """See `control.node.Node.get_call`."""
-        running = self._rooms.runners.jobs.find(call)
-        return running if running is not None else await self._rooms.calls.get(call)
+        running = self._parts.runners.jobs.find(call)
+        return running if running is not None else await self._parts.calls.get(call)
 
     async def stop_call(self, call: str) -> CallRecord:
         """See `control.node.Node.stop_call`."""
-        if self._rooms.runners.jobs.find(call) is None:
-            return await self._rooms.calls.get(call)
-        return await self._rooms.runners.jobs.stop(call)
+        if self._parts.runners.jobs.find(call) is None:
+            return await self._parts.calls.get(call)
+        return await self._parts.runners.jobs.stop(call)
 
     # -- watching
 
     async def logs(self, name: str, query: LogQuery) -> AsyncIterator[LogEntry | None]:
         """See `control.node.Node.logs`."""
-        self._rooms.catalog.get(name)
-        log = self._rooms.logs.of(name)
+        self._parts.catalog.get(name)
+        log = self._parts.logs.of(name)
         wanted = await self._filter(query)
         # Lines are worded when read: no more than asked for, if all are wanted.
         filtered = query.instance or query.call
@@ -276,7 +229,7 @@ class LocalNode:
         self, resume_token: str, functions: frozenset[str]
     ) -> AsyncIterator[Event | None]:
         """See `control.node.Node.events`."""
-        happening = self._rooms.events.watch(resume_token, functions)
+        happening = self._parts.events.watch(resume_token, functions)
         yield None
         async for event in happening:
             subject = event.subject
@@ -294,18 +247,18 @@ class LocalNode:
 
     async def info(self) -> NodeView:
         """See `control.node.Node.info`."""
-        rooms = self._rooms
+        parts = self._parts
         return NodeView(
-            name=rooms.config.node.name,
-            region=rooms.config.node.region,
-            version=rooms.components.get("kindling", ""),
+            name=parts.config.node.name,
+            region=parts.config.node.region,
+            version=parts.components.get("kindling", ""),
             started_ns=self._started_ns,
-            draining=not rooms.mode.takes_calls,
+            draining=not parts.mode.takes_calls,
             capacity=await self._capacity.now(),
-            components={**rooms.components, "kernel": platform.release()},
+            components={**parts.components, "kernel": platform.release()},
             contracts=tuple(DIALECTS),
-            features=rooms.features,
-            summary=rooms.reconciler.sentence,
+            features=_features(parts),
+            summary=parts.reconciler.sentence,
         )
 
     def capacity(self, min_interval_s: float) -> AsyncIterator[CapacityView]:
@@ -316,31 +269,31 @@ class LocalNode:
 
     async def drain(self, timeout_s: float | None) -> int:
         """See `control.node.Node.drain`."""
-        self._rooms.mode.drain()
-        await asyncio.to_thread(self._rooms.orders.order_drain, True)
-        await self._serving(False)
-        self._rooms.events.add("NodeDrainBegan", message="the node takes no new calls")
+        self._parts.mode.drain()
+        await asyncio.to_thread(self._parts.orders.order_drain, True)
+        await self._health.set(serving=False)
+        self._parts.events.add("NodeDrainBegan", message="the node takes no new calls")
         limit = asyncio.get_running_loop().time() + (timeout_s if timeout_s is not None else 1e9)
         left = self._inflight()
         while left and asyncio.get_running_loop().time() < limit:
             await asyncio.sleep(DRAIN_STEP_S)
             left = self._inflight()
         if not left:
-            self._rooms.events.add("NodeDrained", message="nothing is in flight any more")
+            self._parts.events.add("NodeDrained", message="nothing is in flight any more")
         return left
 
     def _inflight(self) -> int:
         """Return the calls that run or wait for an instance, jobs included."""
-        pools = [target.pool for target in self._rooms.catalog.targets()]
+        pools = [target.pool for target in self._parts.catalog.targets()]
         calls = sum(pool.inflight + pool.waiting for pool in pools)
-        return self._rooms.runners.jobs.running + calls
+        return self._parts.runners.jobs.running + calls
 
     async def undrain(self) -> None:
         """See `control.node.Node.undrain`."""
-        self._rooms.mode.undrain()
-        await asyncio.to_thread(self._rooms.orders.order_drain, False)
-        await self._serving(True)
-        self._rooms.events.add("NodeUndrained", message="the node takes calls again")
+        self._parts.mode.undrain()
+        await asyncio.to_thread(self._parts.orders.order_drain, False)
+        await self._health.set(serving=True)
+        self._parts.events.add("NodeUndrained", message="the node takes calls again")
 
 
 def _instance_view(instance: Instance, inflight: int) -> InstanceView:
@@ -353,3 +306,10 @@ def _instance_view(instance: Instance, inflight: int) -> InstanceView:
         created_ns=instance.created_ns,
         cold_start=instance.cold_start,
     )
+
+
+def _features(parts: NodeParts) -> tuple[str, ...]:
+    """Return what this host makes possible."""
+    found = ["anchored_shims"] if parts.runners.builder.shims.anchored else []
+    slots = parts.config.storage.writable == "slots"
+    return (*found, "quota_slots" if slots else "tmpfs_layers")

@@ -15,7 +15,8 @@ from typing import Any
 
 from agent.errors import InvalidSpec
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import canonical, digest, restored, salvaged
+from agent.model.spec import canonical, digest
+from agent.model.spec_parse import restored, salvaged
 from agent.store.database import Database
 
 MIGRATIONS = (

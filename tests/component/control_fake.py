@@ -22,7 +22,8 @@ from agent.control.node import (
 )
 from agent.errors import NotFound
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, ImageFacts, Meters
-from agent.model.spec import FunctionSpec, parse_spec
+from agent.model.spec import FunctionSpec
+from agent.model.spec_parse import parse_spec
 from agent.telemetry.logs import LogLine
 
 AT_NS = 1_700_000_000_123_456_789

@@ -12,7 +12,7 @@ from agent.errors import (
     NotFound,
     RuntimeUnavailable,
 )
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 from agent.store.functions import FunctionStore
 from agent.telemetry.events import Events
 from tests.component.function_house import IMAGE, House

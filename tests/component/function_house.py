@@ -26,7 +26,7 @@ from agent.instances.room import RoomQueue
 from agent.instances.timer import Timer
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Exit, FunctionVersion, ImageFacts
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 from agent.sandbox.order import Timings
 from agent.store.instances import InstanceFiles
 from agent.store.ledger import Ledger

@@ -21,7 +21,7 @@ from agent.gateway.server import Gateway
 from agent.gateway.upstream import UpstreamConnector
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion, Meters
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 from agent.telemetry.metrics import AgentMetrics
 from tests.component.function_house import until
 

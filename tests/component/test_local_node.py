@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from agent.calls.job import JobRunner
+from agent.control.health import Health
 from agent.deployments.catalog import Catalog
 from agent.errors import AlreadyExists
 from agent.node.local import LocalNode
@@ -35,7 +36,8 @@ def node_of(house):
             catalog=house.catalog,
             runners=SimpleNamespace(jobs=house.jobs, fleet=house.fleet),
             calls=house.calls,
-        )
+        ),
+        Health(),
     )
 
 
