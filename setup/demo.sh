@@ -106,7 +106,7 @@ reload_agent() {
   if has_systemd; then
     "${as_root[@]}" systemctl reload kindling
   else
-    "${as_root[@]}" kill -HUP "$(agent_pid)"
+    shown "${cli[@]}" reload
   fi
 }
 
