@@ -33,7 +33,7 @@ from agent.control.node import (
     NodeView,
 )
 from agent.core.deploy import pick
-from agent.errors import AlreadyExists, InvalidSpec, NotFound, Problem
+from agent.errors import AlreadyExists, InvalidSpec, NotFound, Problem, RuntimeUnavailable
 from agent.functions.deploy import Deployer
 from agent.functions.instance import Instance
 from agent.functions.registry import Deployed as RegisteredFunction
@@ -41,6 +41,7 @@ from agent.model.records import CallRecord, Meters
 from agent.model.spec import FunctionSpec
 from agent.node_capacity import NodeCapacity
 from agent.node_images import IMPORTS, NodeImages
+from agent.rootless import outcome
 from agent.telemetry.logs import LogLine
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ class LocalNode:
 
     async def deploy(self, spec: FunctionSpec, *, wait: bool) -> Deployed:
         """See `control.node.Node.deploy`."""
-        outcome = await self._rooms.deployer.deploy(spec, wait=wait)
-        return Deployed(outcome.version, outcome.created, outcome.warnings)
+        done = await self._rooms.deployer.deploy(spec, wait=wait)
+        return Deployed(done.version, done.created, done.warnings)
 
     async def remove(self, name: str, *, force: bool) -> None:
         """See `control.node.Node.remove`."""
@@ -306,6 +307,7 @@ class LocalNode:
             contracts=tuple(DIALECTS),
             features=rooms.features,
             summary=rooms.reconciler.sentence,
+            reload=outcome.read(rooms.config.paths.run),
         )
 
     def capacity(self, min_interval_s: float) -> AsyncIterator[CapacityView]:
@@ -341,6 +343,18 @@ class LocalNode:
         await asyncio.to_thread(self._rooms.orders.order_drain, False)
         await self._serving(True)
         self._rooms.events.add("NodeUndrained", message="the node takes calls again")
+
+    async def reload(self) -> int:
+        """See `control.node.Node.reload`."""
+        rooms = self._rooms
+        if rooms.mode.ends:
+            # The supervisor hears this worker no more, or reloads nothing any more.
+            mode = rooms.mode.mode.value
+            raise RuntimeUnavailable(f"this worker is {mode}: ask again in a moment")
+        # Read first: whatever is asked for from now on gets a later number than what stands there.
+        number = outcome.read(rooms.config.paths.run).number + 1
+        rooms.reload()
+        return number
 
 
 def _instance_view(instance: Instance, inflight: int) -> InstanceView:
