@@ -111,7 +111,7 @@ reload_agent() {
   if has_systemd; then
     "${as_root[@]}" systemctl reload kindling
   else
-    signal_agent HUP
+    shown "${cli[@]}" reload
   fi
 }
 

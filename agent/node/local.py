@@ -33,13 +33,14 @@ from agent.control.node import (
 )
 from agent.core.deploy import pick
 from agent.deployments.catalog import DeployedFunction
-from agent.errors import AlreadyExists, InvalidSpec, NotFound, Problem
+from agent.errors import AlreadyExists, InvalidSpec, NotFound, Problem, RuntimeUnavailable
 from agent.instances.instance import Instance
 from agent.model.records import CallRecord, Meters
 from agent.model.spec import FunctionSpec
 from agent.node.capacity import NodeCapacity
 from agent.node.images import IMPORTS, NodeImages
 from agent.node.parts import NodeParts
+from agent.rootless import outcome
 from agent.telemetry.logs import LogLine
 
 DRAIN_STEP_S = 0.05
@@ -60,8 +61,8 @@ class LocalNode:
 
     async def deploy(self, spec: FunctionSpec, *, wait: bool) -> Deployed:
         """See `control.node.Node.deploy`."""
-        outcome = await self._parts.deployer.deploy(spec, wait=wait)
-        return Deployed(outcome.version, outcome.created, outcome.warnings)
+        done = await self._parts.deployer.deploy(spec, wait=wait)
+        return Deployed(done.version, done.created, done.warnings)
 
     async def remove(self, name: str, *, force: bool) -> None:
         """See `control.node.Node.remove`."""
@@ -259,6 +260,7 @@ class LocalNode:
             contracts=tuple(DIALECTS),
             features=_features(parts),
             summary=parts.reconciler.sentence,
+            reload=outcome.read(parts.config.paths.run),
         )
 
     def capacity(self, min_interval_s: float) -> AsyncIterator[CapacityView]:
@@ -294,6 +296,18 @@ class LocalNode:
         await asyncio.to_thread(self._parts.orders.order_drain, False)
         await self._health.set(serving=True)
         self._parts.events.add("NodeUndrained", message="the node takes calls again")
+
+    async def reload(self) -> int:
+        """See `control.node.Node.reload`."""
+        parts = self._parts
+        if parts.mode.ends:
+            # The supervisor hears this worker no more, or reloads nothing any more.
+            mode = parts.mode.mode.value
+            raise RuntimeUnavailable(f"this worker is {mode}: ask again in a moment")
+        # Read first: whatever is asked for from now on gets a later number than what stands there.
+        number = outcome.read(parts.config.paths.run).number + 1
+        parts.reload()
+        return number
 
 
 def _instance_view(instance: Instance, inflight: int) -> InstanceView:

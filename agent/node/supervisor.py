@@ -35,9 +35,8 @@ class Supervisor:
     def tell(self, word: str, text: str = "") -> None:
         """Tell the supervisor something."""
         if self._tell >= 0:
-            line = f"{word} {text}".strip().replace("\n", " ")[: protocol.MAX_LINE_BYTES - 1]
             with suppress(OSError):
-                os.write(self._tell, f"{line}\n".encode())
+                os.write(self._tell, protocol.line(word, text))
 
     @staticmethod
     def from_environment() -> Supervisor:

@@ -10,9 +10,11 @@ import pytest
 
 from agent.calls.job import JobRunner
 from agent.control.health import Health
+from agent.core.mode import NodeMode
 from agent.deployments.catalog import Catalog
-from agent.errors import AlreadyExists
+from agent.errors import AlreadyExists, RuntimeUnavailable
 from agent.node.local import LocalNode
+from agent.rootless import outcome
 from agent.store.calls import CallStore
 from tests.component.function_house import House
 
@@ -56,3 +58,47 @@ async def test_the_id_of_a_job_names_one_run_also_after_its_end(house):
         await node.run_job("j", "", b"{}", wait=False, request_id="other")
     await house.jobs.stop_all(grace_s=0.0)
     assert house.held() == {}
+
+
+class Supervised:
+    """A node with a run directory, that counts how often its supervisor was asked."""
+
+    def __init__(self, run):
+        self.mode = NodeMode()
+        self.asked = 0
+        paths = SimpleNamespace(data=Path("/nowhere"), run=run)
+        self.node = LocalNode(
+            SimpleNamespace(
+                config=SimpleNamespace(paths=paths),
+                containerd=None,
+                images=None,
+                catalog=None,
+                mode=self.mode,
+                reload=self._ask,
+            ),
+            Health(),
+        )
+
+    def _ask(self):
+        self.asked += 1
+
+
+async def test_a_reload_asked_for_gets_the_number_after_the_last_even_beside_a_running_one(
+    tmp_path,
+):
+    supervised = Supervised(tmp_path)
+    assert await supervised.node.reload() == 1
+    assert outcome.begin(tmp_path) == 1
+    assert await supervised.node.reload() == 2
+    outcome.end(tmp_path, 1)
+    assert await supervised.node.reload() == 2
+    assert supervised.asked == 3
+
+
+@pytest.mark.parametrize("end", ["stop", "hand_over"])
+async def test_a_worker_that_goes_asks_nobody_for_a_reload(tmp_path, end):
+    supervised = Supervised(tmp_path)
+    getattr(supervised.mode, end)()
+    with pytest.raises(RuntimeUnavailable, match="ask again in a moment"):
+        await supervised.node.reload()
+    assert supervised.asked == 0
