@@ -33,6 +33,12 @@ from agent.rootless import cgroup, lock, preflight, settings
 DEFAULT_RUN = Path("/run/kindling")
 # Not the one of an agent's configuration: who may write that would choose what root executes.
 CTR = Path("/usr/lib/kindling/bin/ctr")
+AS_USER = (
+    "setpriv",
+    f"--reuid={preflight.USER}",
+    f"--regid={preflight.USER}",
+    "--clear-groups",
+)
 # The second directory is that of setup/host.sh --dev.
 SLOTS = (Path("/var/lib/kindling/slots"), Path("/var/lib/kindling-test/slots"))
 # Where systemd puts the process of a reload, below a unit that it has delegated.
@@ -354,10 +360,9 @@ def ctr(agent: Agent, *arguments: str) -> list[str]:
     """Return the lines of the private `ctr`, run as the user, against the agent's containerd."""
     address = agent.run / "containerd" / "containerd.sock"
     done = subprocess.run(
-        [CTR, "--address", address, "--namespace", "kindling", *arguments],
-        user=preflight.USER,
-        group=preflight.USER,
-        extra_groups=[],
+        # setpriv, not `user=`: that forks without vfork, and gRPC's fork handlers in a test process
+        # may break the child.
+        [*AS_USER, CTR, "--address", address, "--namespace", "kindling", *arguments],
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         cwd="/",
