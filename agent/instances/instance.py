@@ -368,7 +368,8 @@ class Instance:
         )
 
     def _remember(self) -> None:
-        if self.container is not None:
+        """Write its record; what is given back has none any more, and gets none again."""
+        if self.container is not None and not self.container.gone:
             self._ports.save(self.record_of(self.container))
 
     def _disown(self) -> None:

@@ -245,7 +245,7 @@ class Scaling(Generic[W]):
         `grace_s` bounds how long its calls, and then its process, may still take; 0 kills now.
         """
         instance = member.instance
-        if instance.state not in (State.READY, State.FROZEN):
+        if member in self._ends or instance.state not in (State.READY, State.FROZEN):
             return
         self._pool.drain(member)
         instance.drain_began()

@@ -1,8 +1,9 @@
 """Sample functions on an agent of a test: deployed by gRPC, removed again, nothing left behind.
 
 `Functions` is a context: at its end every function is removed by force, the worker must still be
-the same process, all capacity must be free again and `tests.leak` must find nothing. A test that
-replaces the worker on purpose says so with `same_worker=False`.
+the same process, all capacity must be free again, no task may have failed behind its back and
+`tests.leak` must find nothing. A test that replaces the worker on purpose says so with
+`same_worker=False`.
 """
 
 from __future__ import annotations
@@ -55,12 +56,14 @@ class Functions:
         self._deployed: set[str] = set()
         self._channel: grpc.Channel | None = None
         self._worker = 0
+        self._logged = 0
         self._capacity: Json = {}
 
     def __enter__(self) -> Functions:
         import_samples(self.agent)
         self._channel = self._open()
         self._worker = self.agent.pids["worker"]
+        self._logged = len(self.agent.log())
         self._capacity = self.capacity()
         return self
 
@@ -86,6 +89,7 @@ class Functions:
     def _look(self) -> None:
         left = self.agent.leaks()
         assert not left, f"left behind: {json.dumps(left, indent=1)}\n{self.agent.log()}"
+        assert "background task" not in self.agent.log()[self._logged :], self.agent.log()
         self.agent.wait_until(lambda: self.capacity() == self._capacity, 10, "free capacity")
         if self._same_worker:
             assert self.agent.pids["worker"] == self._worker, f"a new worker:\n{self.agent.log()}"

@@ -43,7 +43,7 @@ def test_the_logs_of_all_functions_have_no_figure(agent):
 def test_nobody_can_see_what_a_hanging_agent_does(agent):
     pids = agent.pids
     for name, wanted in {
-        "worker": (r"\d+ tasks at \d+ places:", r"in Fleet\.run_timer", "most recent call first"),
+        "worker": (r"\d+ tasks at \d+ places:", r"in Timer\.run", "most recent call first"),
         "supervise": (r"supervise\.py", "in run", "most recent call first"),
         "run": (r"parent\.py", "most recent call first"),
     }.items():
