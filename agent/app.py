@@ -43,9 +43,9 @@ from agent.functions.instance import Doors
 from agent.functions.job import JobRunner
 from agent.functions.reconcile import Reconciler
 from agent.functions.registry import Registry
-from agent.gateway.admin import AdminDoor
-from agent.gateway.server import Gateway
-from agent.gateway.upstream import UpstreamConnector
+from agent.gateway.doors.admin import AdminDoor
+from agent.gateway.doors.server import Gateway
+from agent.gateway.wire.upstream import UpstreamConnector
 from agent.network.room import Network
 from agent.node import LocalNode
 from agent.node import Rooms as NodeRooms

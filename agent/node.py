@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from agent.functions.deploy import Runners
     from agent.functions.reconcile import Reconciler
     from agent.functions.registry import Registry
-    from agent.gateway.server import Gateway
+    from agent.gateway.doors.server import Gateway
     from agent.sandbox.images import Images
     from agent.storage.slots import WritableLayers
     from agent.store.calls import CallStore

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from agent.contracts.base import Headers
 from agent.errors import FunctionFailed
-from agent.gateway.head import ReplyHead
+from agent.gateway.wire.head import ReplyHead
+from agent.gateway.wire.http1 import Fields
 from agent.model.failure import Failure, FailureKind
 
 HOOK_REPLY_BYTES: Final = 1 << 20
@@ -21,7 +21,7 @@ class RoundTrip:
     """Reads one whole small reply into a future."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.answer: asyncio.Future[tuple[int, Headers, bytes]] = loop.create_future()
+        self.answer: asyncio.Future[tuple[int, Fields, bytes]] = loop.create_future()
         self._head = ReplyHead()
         self._body: list[bytes] = []
         self._size = 0
