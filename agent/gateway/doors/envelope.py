@@ -33,7 +33,7 @@ from agent.gateway.wire.head import HeadTemplate
 _KEPT = (b"x-kindling-", b"server-timing")
 
 
-class Directory(Protocol):
+class FunctionDirectory(Protocol):
     """Who knows the functions, and answers what never becomes a call."""
 
     shared: SharedState
@@ -49,7 +49,7 @@ class EnvelopedCall:
     """One such call."""
 
     def __init__(
-        self, directory: Directory, client: Client, head: RoutedHead, request_id: str
+        self, directory: FunctionDirectory, client: Client, head: RoutedHead, request_id: str
     ) -> None:
         self._directory = directory
         self._shared = directory.shared

@@ -234,13 +234,13 @@ class Exchange:
         """Refuse a 101: only an HTTP call can have asked for it."""
         self.end(Failure(FailureKind.BAD_RESPONSE, "it answered 101, which nobody asked for"))
 
-    def upstream_ended(self, reply_came: bool, nonsense: str) -> None:
-        """The connection ended before the reply did; `nonsense` says what came that is no HTTP."""
+    def upstream_ended(self, reply_came: bool, malformed: str) -> None:
+        """The connection ended before the reply did; `malformed` says what came that is no HTTP."""
         self.conn = None
         if self._switched:
             self.end(None)
-        elif nonsense:
-            self.end(Failure(FailureKind.BAD_RESPONSE, nonsense), recycle=self.callee.single)
+        elif malformed:
+            self.end(Failure(FailureKind.BAD_RESPONSE, malformed), recycle=self.callee.single)
         elif not reply_came and self.repeatable:
             self._retried = True
             self.shared.counters.upstream_retries += 1

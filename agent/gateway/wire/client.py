@@ -220,6 +220,7 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
     # -- the request
 
     def _read_head(self) -> None:
+        """Read on in a head; once it is whole, set up for its body and pass it on."""
         requests = self._requests
         begins = not requests.tail
         try:
@@ -231,11 +232,8 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
             return
         if begins and (head is not None or requests.tail):
             self._since = self._server.loop.time()
-        if head is not None:
-            self._begin(head)
-
-    def _begin(self, head: R) -> None:
-        """A whole head is here: set up for its body and pass it on."""
+        if head is None:
+            return
         self.head = head
         self._keep_alive = head.keep_alive
         if self.leaving:
@@ -248,10 +246,10 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
             self._mode = REPLY
             self._server.request(self, head, b"", True)
             return
-        self._awaits_go_ahead = head.expects and not self._requests.ahead
+        self._awaits_go_ahead = head.expects and not requests.ahead
         self._mode = BODY
         try:
-            first, done = self._requests.begin_body(head.length)
+            first, done = requests.begin_body(head.length)
         except BadChunk as error:
             self._refuse_junk(str(error))
             return

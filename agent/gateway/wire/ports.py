@@ -96,8 +96,8 @@ class ReplySink(Protocol):
     def switched_protocols(self, head: ReplyHead, data: bytes) -> None:
         """Take a 101; from here on `reply_went_on` carries raw bytes."""
 
-    def upstream_ended(self, reply_came: bool, nonsense: str) -> None:
-        """The connection is gone before the reply was whole; `nonsense` came that is no HTTP."""
+    def upstream_ended(self, reply_came: bool, malformed: str) -> None:
+        """The connection is gone before the reply was whole; `malformed` came that is no HTTP."""
 
     def upstream_full(self) -> None:
         """Write no more for now."""

@@ -18,10 +18,11 @@ from agent.gateway.wire.http1 import HEAD_END
 class RequestStream(Generic[R]):
     """The bytes of one connection, read from their beginning."""
 
-    __slots__ = ("_at", "_chunks", "_heads", "_left", "_reader", "ahead", "tail")
+    __slots__ = ("_at", "_chunks", "_known_head", "_learn", "_left", "_reader", "ahead", "tail")
 
     def __init__(self, heads: HeadCache[R], new_head: Callable[[], R]) -> None:
-        self._heads = heads
+        self._known_head = heads.get
+        self._learn = heads.learn
         self._reader = HeadReader(new_head)
         self.ahead = b""
         """What has come; empty once all of it is read."""
@@ -77,14 +78,14 @@ class RequestStream(Generic[R]):
             if not piece:
                 return None
         known = ended and not tail and len(piece) <= KEPT_HEAD_BYTES
-        head = self._heads.get(piece) if known else None
+        head = self._known_head(piece) if known else None
         if head is None:
             head = self._reader.feed(piece)
             if head is None:
                 self.tail = (tail + piece[-3:])[-3:]
                 return None
             if known:
-                self._heads.learn(piece, head)
+                self._learn(piece, head)
         self.tail = b""
         return head
 
@@ -97,10 +98,15 @@ class RequestStream(Generic[R]):
             self._chunks = Dechunker()
             return self.read_body()
         self._chunks = None
-        piece = self.ahead[self._at : self._at + length]
-        self._left = length - len(piece)
-        self._read_to(self._at + len(piece))
-        return piece, not self._left
+        data, at = self.ahead, self._at
+        stop = at + length
+        if stop < len(data):
+            self._at = stop
+            self._left = 0
+            return data[at:stop], True
+        self.ahead, self._at = b"", 0
+        self._left = stop - len(data)
+        return data[at:], not self._left
 
     def read_body(self) -> tuple[bytes, bool]:
         """Return what is here of the body now, and whether that ends it. Raises BadChunk."""

@@ -45,9 +45,9 @@ class RoundTrip:
         """Nobody asked for it."""
         self._fail("it answered 101, which nobody asked for")
 
-    def upstream_ended(self, reply_came: bool, nonsense: str) -> None:
+    def upstream_ended(self, reply_came: bool, malformed: str) -> None:
         """The connection is gone."""
-        self._fail(nonsense or "the connection ended before the answer did")
+        self._fail(malformed or "the connection ended before the answer did")
 
     def upstream_full(self) -> None:
         """Nothing: a hook's request is small."""

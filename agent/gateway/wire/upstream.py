@@ -348,9 +348,9 @@ class UpstreamConnection(asyncio.Protocol):
         if stop > 3 and data.startswith(b"HTTP/") and not data.startswith(b"HTTP/1.1 1"):
             self._connector.heads.learn(data[:stop], head)
 
-    def _break_off(self, sink: ReplySink, nonsense: str) -> None:
+    def _break_off(self, sink: ReplySink, malformed: str) -> None:
         self.drop()
-        sink.upstream_ended(True, nonsense)
+        sink.upstream_ended(True, malformed)
 
     # -- httptools: only fields are set here, decisions wait for the end of the read
 
