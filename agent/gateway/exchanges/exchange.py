@@ -353,7 +353,10 @@ class Exchange:
 
     def _send_with_body(self, conn: UpstreamConnection, data: bytes) -> None:
         length = self.length
-        body = self.first if self.buffer is None else b"".join(self._held_back())
+        if self.buffer is None:
+            body, self.first = self.first, b""
+        else:
+            body = b"".join(self._held_back())
         if body:
             data += body if length is not None else chunk(body)
         if self.request_done:
