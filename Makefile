@@ -5,6 +5,8 @@ PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || echo pyth
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.locked
+# `make test` sets COVERAGE: the stages then add up, in .coverage, which lines of agent/ they ran.
+PYTEST := $(BIN)/$(if $(COVERAGE),coverage run --append,python) -m pytest -q
 
 .PHONY: help demo test check unit component conformance integration bench profile proto fmt lock install images setup undo clean
 
@@ -17,7 +19,7 @@ demo: ## set the host up, start the agent, deploy and call one function per cont
 test: ## the same set-up, then everything there is: checks, unit, component, conformance, integration
 	@setup/test.sh
 
-check: $(STAMP) ## formatting, lint, types, import rules; no root, no containerd, under a minute
+check: $(STAMP) ## formatting, lint, types, import rules, scripts; no root, no containerd, under a minute
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -25,13 +27,13 @@ check: $(STAMP) ## formatting, lint, types, import rules; no root, no containerd
 	@$(BIN)/python -m pytest -q tests/style
 
 unit: $(STAMP) ## the rules: no loop, no files
-	@$(BIN)/python -m pytest -q tests/unit
+	@$(PYTEST) tests/unit
 
 component: $(STAMP) ## one door at a time
-	@$(BIN)/python -m pytest -q tests/component
+	@$(PYTEST) tests/component
 
 conformance: $(STAMP) ## golden transcripts, one per documented behaviour of a platform
-	@$(BIN)/python -m pytest -q tests/conformance
+	@$(PYTEST) tests/conformance
 
 integration: $(STAMP) images ## the real containerd, netlink, cgroups and storage (root, host set up)
 	@$(BIN)/python -m pytest -q tests/integration
@@ -65,7 +67,7 @@ undo: ## take everything back that setup did (root)
 	@setup/host.sh --undo
 
 clean: ## remove what make made in this directory
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/.cache bench/out
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache images/.cache bench/out .coverage
 
 $(STAMP): requirements-dev.lock
 	@$(PYTHON) -m venv $(VENV)

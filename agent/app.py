@@ -18,7 +18,8 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,29 +29,37 @@ import uvloop
 
 from agent.aio import stacks
 from agent.aio.tasks import spawn, stop
+from agent.calls.job import JobRunner
 from agent.cgroups.tree import CgroupTree
 from agent.config import NodeConfig
 from agent.containerd import scratch
 from agent.containerd.client import Containerd
 from agent.containerd.containers import RuntimeOptions
 from agent.contracts.bind import bind
+from agent.control.health import Health
 from agent.control.server import ControlServer
 from agent.core.mode import NodeMode
+from agent.core.room import Idle
+from agent.deployments.catalog import Catalog
+from agent.deployments.deploy import Deployer, Runners, Stores, node_facts
 from agent.errors import AgentError
-from agent.functions.deploy import Deployer, Runners, Stores, node_facts
-from agent.functions.fleet import Fleet
-from agent.functions.instance import Doors
-from agent.functions.job import JobRunner
-from agent.functions.reconcile import Reconciler
-from agent.functions.registry import Registry
 from agent.gateway.doors.admin import AdminDoor
 from agent.gateway.doors.server import Gateway
 from agent.gateway.wire.upstream import UpstreamConnector
+from agent.instances.admission import Admission, Bounds
+from agent.instances.eviction import Eviction, Retire
+from agent.instances.fleet import Fleet
+from agent.instances.handover import hand_over, starts_have_slots, unsettled
+from agent.instances.ports import InstancePorts
+from agent.instances.room import RoomQueue
+from agent.instances.timer import Timer
 from agent.network.room import Network
-from agent.node import LocalNode
-from agent.node import Rooms as NodeRooms
-from agent.node_facts import NodeFactsView, Watcher, components, memory_for_functions
-from agent.node_images import IMPORTS
+from agent.node.facts import NodeFactsView, Watcher, components, memory_for_functions
+from agent.node.images import IMPORTS
+from agent.node.local import LocalNode
+from agent.node.parts import NodeParts
+from agent.node.supervisor import Supervisor
+from agent.recovery.reconcile import Reconciler
 from agent.rootless import protocol
 from agent.sandbox.blueprint import INIT
 from agent.sandbox.builder import Builder
@@ -64,7 +73,6 @@ from agent.store.functions import FunctionStore
 from agent.store.instances import InstanceFiles
 from agent.store.ledger import Ledger
 from agent.store.orders import Orders
-from agent.supervisor import Supervisor
 from agent.telemetry.events import Events
 from agent.telemetry.logs import Logs
 from agent.telemetry.metrics import AgentMetrics
@@ -76,13 +84,35 @@ LEDGER_ROWS = 1024  # a bridge has at most 1023 ports, and a row is a network sl
 SLOTS_S = 3.0  # for starts that have not got their slots yet when the next worker comes
 FINISH_LOOK_S = 0.05
 FUNCTIONS = "kindling.db"
+CALLS = "calls.db"
 ORDERS = "orders.json"
 DRAIN_SHARE = 0.4  # of the time to stop: calls in flight may end
 GRACE_SHARE = 0.3  # of the time to stop: functions may end after TERM
 SHIMS_PER_CORE = 2
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What is noted of everything; the first to be there."""
+
+    metrics: AgentMetrics
+    events: Events
+    logs: Logs
+    watcher: Watcher
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What outlives a worker, open: on disk, and on tmpfs."""
+
+    functions: FunctionStore
+    calls: CallStore
+    orders: Orders
+    ledger: Ledger
+    records: InstanceFiles
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """The doors to the machine, open."""
 
@@ -93,6 +123,30 @@ class Machine:
     shims: Shims
     builder: Builder
     images: Images
+    connector: UpstreamConnector
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What runs functions and calls; nothing of it has begun."""
+
+    catalog: Catalog
+    fleet: Fleet
+    jobs: JobRunner
+    deployer: Deployer
+    reconciler: Reconciler
+    gateway: Gateway
+    parts: NodeParts
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A worker that serves: what its end needs."""
+
+    machine: Machine
+    services: Services
+    control: ControlServer
+    cycle: asyncio.Task[None]
 
 
 class App:
@@ -106,8 +160,6 @@ class App:
         self._mode = NodeMode()
         self._stopping: int | None = None
 
-    # -- up
-
     async def run(self, sockets: Mapping[str, socket.socket]) -> None:
         """Prepare, take over when told, serve until a signal or the next worker, stop."""
         loop = asyncio.get_running_loop()
@@ -116,20 +168,20 @@ class App:
         stacks.print_on_signal(loop)
         supervisor = self._supervisor
         async with self._undo:
-            await self._prepare()
+            containerd = await self._prepare()
             supervisor.tell(protocol.PREPARED)
             await self._first(supervisor.go)
             if self._stopping is not None:
                 return
-            await self._take_over(sockets)
+            serving = await self._take_over(containerd, sockets)
             supervisor.tell(protocol.READY)
             log.info("ready")
             await self._first(supervisor.hand_over)
             if self._stopping is not None:
                 log.info("leaving on %s", signal.Signals(self._stopping).name)
-                await self._stop_functions()
+                await self._stop_functions(serving)
             else:
-                await self._hand_over(sockets.get("passing_out"))
+                await self._hand_over(serving, sockets.get("passing_out"))
 
     def _signalled(self, number: int) -> None:
         self._stopping = number
@@ -144,114 +196,71 @@ class App:
         finally:
             await stop(asked)
 
-    async def _prepare(self) -> None:
+    # -- up
+
+    async def _prepare(self) -> Containerd:
         """Load all that a worker needs, and try what can be tried, without touching what runs.
 
         What cannot work shows here, while the worker before still serves.
         """
         config = self._config
-        self._containerd = Containerd(config.paths.run / "containerd" / "containerd.sock")
-        self._undo.push_async_callback(self._containerd.close)
-        await self._containerd.ready(asyncio.get_running_loop().time() + CONTAINERD_S)
+        containerd = Containerd(config.paths.run / "containerd" / "containerd.sock")
+        self._undo.push_async_callback(containerd.close)
+        await containerd.ready(asyncio.get_running_loop().time() + CONTAINERD_S)
         CgroupTree.load(config.paths.run, config.node.name)
-        self._runtime = _runtime(config.runtime.binary)
+        _runtime(config.runtime.binary)
         facts = node_facts(config)
         for function in await FunctionStore.peek(config.paths.data / FUNCTIONS):
             for one in function.versions:
                 if one.image is not None:
                     bind(one, facts)
+        return containerd
 
-    async def _take_over(self, sockets: Mapping[str, socket.socket]) -> None:
-        """Become the worker of this node: adopt what runs, clear the rest, open the doors."""
-        config, undo, run = self._config, self._undo, self._config.paths.run
-        metrics = AgentMetrics()
-        events, logs = Events(), Logs(config.limits.log_bytes, config.limits.logs_bytes)
+    async def _take_over(
+        self, containerd: Containerd, sockets: Mapping[str, socket.socket]
+    ) -> Serving:
+        """Become the worker of this node. Each step takes what those before it have returned."""
+        # 1. what is noted, and what outlives a worker
+        telemetry = self._open_telemetry()
+        kept = await self._open_kept()
+        # 2. the doors to the machine; nothing is given out yet
+        machine = await self._open_machine(containerd, kept)
+        # 3. every object, once
+        services = self._make_services(telemetry, kept, machine)
+        # 4. what runs is adopted, the rest is cleared; only then are slots given out
+        await self._recover(machine, services)
+        # 5. what goes on by itself
+        cycle = self._begin(services)
+        # 6. the doors for others
+        control = await self._open_doors(services.parts, telemetry.metrics, sockets)
+        return Serving(machine, services, control, cycle)
+
+    def _open_telemetry(self) -> Telemetry:
+        limits = self._config.limits
+        metrics, events = AgentMetrics(), Events()
+        logs = Logs(limits.log_bytes, limits.logs_bytes)
         logs.report_to(metrics)
         metrics.lag.start()
-        undo.callback(metrics.lag.stop)
+        self._undo.callback(metrics.lag.stop)
+        return Telemetry(metrics, events, logs, Watcher(metrics, events))
+
+    async def _open_kept(self) -> Kept:
+        config, undo, run = self._config, self._undo, self._config.paths.run
         orders = Orders(config.paths.data / ORDERS)
         if orders.drained():
             log.warning("drained by an operator's order: 'kindling undrain' takes calls again")
             self._mode.drain()
         functions = await FunctionStore.open(config.paths.data / FUNCTIONS)
         undo.push_async_callback(functions.close)
-        calls = await CallStore.open(config.paths.data / "calls.db", config.limits.calls_kept)
+        calls = await CallStore.open(config.paths.data / CALLS, config.limits.calls_kept)
         undo.push_async_callback(calls.close)
         ledger = Ledger.open(run / "ledger", LEDGER_ROWS)
         undo.callback(ledger.close)
-        files = InstanceFiles(run / "instances")
-        machine = await self._open_machine(files)
-        connector = UpstreamConnector(machine.network.take_socket, machine.network.socket)
-        undo.callback(connector.close)
-        watcher = Watcher(metrics, events)
-        self._fleet = self._new_fleet(machine, connector, files, ledger, watcher)
-        self._jobs = JobRunner(self._fleet, calls.save)
-        self._registry = Registry()
-        runners = Runners(self._fleet, self._jobs, machine.builder)
-        stores = Stores(functions, calls, machine.containerd, logs, events)
-        deployer = Deployer(config, self._registry, runners, stores)
-        self._gateway = Gateway(config, self._registry, connector, metrics.calls)
-        reconciler = Reconciler(self._registry, deployer, runners, stores, files, ledger)
-        await reconciler.load()
-        with machine.builder.outputs_held():
-            await machine.shims.start()
-            self._machine = machine
-            await reconciler.adopt()
-            await reconciler.clear()
-        await machine.rootfs.sweep(machine.builder.known(self._fleet.instances))
-        await machine.network.ready()
-        await machine.layers.ready()
-        await asyncio.to_thread(scratch.sweep, config.paths.data / IMPORTS)
-        timer = spawn("timer", self._fleet.run_timer(self._registry.targets))
-        self._cycle = spawn("control cycle", reconciler.run())
-        undo.push_async_callback(stop, timer, self._cycle)
-        node_rooms = NodeRooms(
-            config=config,
-            containerd=machine.containerd,
-            images=machine.images,
-            layers=machine.layers,
-            registry=self._registry,
-            deployer=deployer,
-            runners=runners,
-            reconciler=reconciler,
-            gateway=self._gateway,
-            calls=calls,
-            events=events,
-            logs=logs,
-            mode=self._mode,
-            orders=orders,
-            reload=self._supervisor.ask_reload,
-            components=components(config.paths.lib, version("kindling")),
-            features=_features(machine, config),
-        )
-        await self._open_doors(LocalNode(node_rooms), node_rooms, metrics, sockets)
+        return Kept(functions, calls, orders, ledger, InstanceFiles(run / "instances"))
 
-    def _new_fleet(
-        self,
-        machine: Machine,
-        connector: UpstreamConnector,
-        files: InstanceFiles,
-        ledger: Ledger,
-        watcher: Watcher,
-    ) -> Fleet:
-        doors = Doors(
-            builder=machine.builder,
-            connector=connector,
-            open_socket=machine.network.socket,
-            save=files.save,
-            forget=files.remove,
-            worker=ledger.generation,
-            row=ledger.row,
-            mode=self._mode,
-            observe=watcher.state_left,
-        )
-        memory_bytes = memory_for_functions(self._config.limits.memory_mb)
-        return Fleet(self._config, doors, self._mode, (watcher,), memory_bytes)
-
-    async def _open_machine(self, files: InstanceFiles) -> Machine:
+    async def _open_machine(self, containerd: Containerd, kept: Kept) -> Machine:
         """Open the doors to network, storage and cgroups."""
         config, undo, run = self._config, self._undo, self._config.paths.run
-        containerd = self._containerd
         network = Network(config.network, run)
         undo.push_async_callback(network.close)
         await network.open()
@@ -260,85 +269,158 @@ class App:
         await layers.open()
         rootfs = RootFilesystems(run)
         cgroups = CgroupTree.load(run, config.node.name)
-        options = RuntimeOptions(binary=self._runtime, root=run / "runtime")
-        shims = Shims(
-            containerd,
-            options,
-            cgroups,
-            count=_shim_count(config),
-            run=run,
-            init=Path(INIT),
-        )
+        runtime = _runtime(config.runtime.binary)
+        options = RuntimeOptions(binary=runtime, root=run / "runtime")
+        count = _shim_count(config)
+        shims = Shims(containerd, options, cgroups, count=count, run=run, init=Path(INIT))
         images = Images(containerd)
-        rooms = Rooms(containerd, network, layers, rootfs, cgroups, images, shims, files.remove)
+        forget = kept.records.remove
+        rooms = Rooms(containerd, network, layers, rootfs, cgroups, images, shims, forget)
         builder = Builder(config, rooms, options)
-        return Machine(containerd, network, layers, rootfs, shims, builder, images)
+        connector = UpstreamConnector(network.take_socket, network.socket)
+        undo.callback(connector.close)
+        return Machine(containerd, network, layers, rootfs, shims, builder, images, connector)
+
+    def _make_services(self, telemetry: Telemetry, kept: Kept, machine: Machine) -> Services:
+        config, mode = self._config, self._mode
+        events, logs = telemetry.events, telemetry.logs
+        catalog = Catalog()
+        fleet = self._make_fleet(catalog, self._ports(telemetry, kept, machine), telemetry.watcher)
+        jobs = JobRunner(fleet, kept.calls.save)
+        runners = Runners(fleet, jobs, machine.builder)
+        stores = Stores(kept.functions, kept.calls, machine.containerd, logs, events)
+        deployer = Deployer(config, catalog, runners, stores)
+        gateway = Gateway(config, catalog, machine.connector, telemetry.metrics.calls)
+        reconciler = Reconciler(catalog, deployer, runners, stores, kept.records, kept.ledger)
+        parts = NodeParts(
+            config=config,
+            containerd=machine.containerd,
+            images=machine.images,
+            layers=machine.layers,
+            catalog=catalog,
+            deployer=deployer,
+            runners=runners,
+            reconciler=reconciler,
+            gateway=gateway,
+            calls=kept.calls,
+            events=events,
+            logs=logs,
+            mode=mode,
+            orders=kept.orders,
+            reload=self._supervisor.ask_reload,
+            components=components(config.paths.lib, version("kindling")),
+        )
+        return Services(catalog, fleet, jobs, deployer, reconciler, gateway, parts)
+
+    def _ports(self, telemetry: Telemetry, kept: Kept, machine: Machine) -> InstancePorts:
+        return InstancePorts(
+            builder=machine.builder,
+            connector=machine.connector,
+            open_socket=machine.network.socket,
+            save=kept.records.save,
+            forget=kept.records.remove,
+            worker=kept.ledger.generation,
+            row=kept.ledger.row,
+            mode=self._mode,
+            observe=telemetry.watcher.state_left,
+        )
+
+    def _make_fleet(self, catalog: Catalog, ports: InstancePorts, watcher: Watcher) -> Fleet:
+        config, now = self._config, time.monotonic  # the loop's own clock ticks in whole ms
+        bounds = Bounds(config.runtime.max_instances, memory_for_functions(config.limits.memory_mb))
+
+        def idle(now: float) -> Iterator[Idle[Retire]]:
+            for target in catalog.targets():
+                yield from target.scaling.idle(now)
+
+        room = RoomQueue(now)
+        admission = Admission(bounds, ports, room, (watcher,))
+        eviction = Eviction(admission, room, self._mode, now, idle)
+        permits = asyncio.Semaphore(config.runtime.parallel_starts)
+        return Fleet(now, self._mode, admission, eviction, Timer(now), permits)
+
+    async def _recover(self, machine: Machine, services: Services) -> None:
+        reconciler, builder = services.reconciler, machine.builder
+        await reconciler.load()
+        with builder.outputs_held():
+            await machine.shims.start()
+            await reconciler.adopt()
+            await reconciler.clear()
+        await machine.rootfs.sweep(builder.known(services.fleet.admission.instances))
+        await machine.network.ready()
+        await machine.layers.ready()
+        await asyncio.to_thread(scratch.sweep, self._config.paths.data / IMPORTS)
+
+    def _begin(self, services: Services) -> asyncio.Task[None]:
+        timer = spawn("timer", services.fleet.timer.run(services.catalog.targets))
+        cycle = spawn("control cycle", services.reconciler.run())
+        self._undo.push_async_callback(stop, timer, cycle)
+        return cycle
 
     async def _open_doors(
-        self,
-        node: LocalNode,
-        rooms: NodeRooms,
-        metrics: AgentMetrics,
-        sockets: Mapping[str, socket.socket],
-    ) -> None:
-        undo = self._undo
-        control = ControlServer(node, self._config.paths.run, self._config.grpc.max_connections)
+        self, parts: NodeParts, metrics: AgentMetrics, sockets: Mapping[str, socket.socket]
+    ) -> ControlServer:
+        undo, config = self._undo, self._config
+        health = Health()
+        control = ControlServer(
+            LocalNode(parts, health), health, config.paths.run, config.grpc.max_connections
+        )
         undo.push_async_callback(control.stop, 1.0)
         await control.start(sockets.get("grpc_admin"), sockets.get("grpc_readonly"))
-        admin = AdminDoor(NodeFactsView(rooms), metrics)
+        admin = AdminDoor(NodeFactsView(parts), metrics)
         undo.push_async_callback(admin.close)
         await admin.serve(unix=sockets.get("admin_unix"), tcp=sockets.get("admin_tcp"))
         invoke = [sockets[name] for name in ("invoke_tcp", "invoke_unix") if name in sockets]
-        undo.push_async_callback(self._gateway.close)
-        await self._gateway.serve(invoke, sockets.get("passing_in"))
-        node.on_serving(control.set_serving)
-        await control.set_serving(self._mode.takes_calls)
-        self._control = control
+        undo.push_async_callback(parts.gateway.close)
+        await parts.gateway.serve(invoke, sockets.get("passing_in"))
+        await health.set(serving=self._mode.takes_calls)
+        return control
 
     # -- down
 
-    async def _stop_functions(self) -> None:
+    async def _stop_functions(self, serving: Serving) -> None:
         """Let calls end, then end every function, all within limits.stop_timeout_s."""
         limit_s = self._config.limits.stop_timeout_s
+        services, gateway = serving.services, serving.services.gateway
         self._mode.stop()
-        await self._control.set_serving(False)
-        self._control.leave()
-        left = await self._gateway.drain(limit_s * DRAIN_SHARE)
+        await serving.control.health.set(serving=False)
+        serving.control.leave()
+        left = await gateway.drain(limit_s * DRAIN_SHARE)
         if left:
             log.warning("%d calls are cut off: they did not end in time", left)
-        await self._gateway.close()
+        await gateway.close()
         grace_s = limit_s * GRACE_SHARE
-        ends = [target.stop(grace_s=grace_s) for target in self._registry.targets()]
+        ends = [target.stop(grace_s=grace_s) for target in services.catalog.targets()]
         done = await asyncio.gather(
-            self._jobs.stop_all(grace_s=grace_s), *ends, return_exceptions=True
+            services.jobs.stop_all(grace_s=grace_s), *ends, return_exceptions=True
         )
         for error in done:
             if error is not None:
                 log.error("a function was not ended in order", exc_info=error)
-        await self._machine.shims.stop()
+        await serving.machine.shims.stop()
 
-    async def _hand_over(self, passing: socket.socket | None) -> None:
+    async def _hand_over(self, serving: Serving, passing: socket.socket | None) -> None:
         """Leave the node to the next worker, then finish what is in flight here."""
-        self._control.leave()
-        self._gateway.hand_over(passing)
+        machine, services = serving.machine, serving.services
+        serving.control.leave()
+        services.gateway.hand_over(passing)
         # From now on what nobody here starts or ends is the next worker's to judge.
-        await stop(self._cycle)
-        if not await self._fleet.starts_have_slots(SLOTS_S):
-            for target in self._registry.targets():
+        await stop(serving.cycle)
+        if not await starts_have_slots(services.fleet, SLOTS_S):
+            for target in services.catalog.targets():
                 target.scaling.give_up_starts()
-        self._fleet.hand_over(self._jobs.kept())
-        machine = self._machine
+        hand_over(services.fleet, services.jobs.kept())
         machine.shims.leave()
         await machine.layers.close()
         await machine.network.leave()
         self._supervisor.tell(protocol.HANDED_OVER)
-        log.info("handed over with %d calls in flight", self._gateway.calls_running)
-        await self._finish_calls()
+        log.info("handed over with %d calls in flight", services.gateway.calls_running)
+        await self._finish_calls(services)
 
-    async def _finish_calls(self) -> None:
+    async def _finish_calls(self, services: Services) -> None:
         """Wait for the end of all that is left here, each within its own limit, or for TERM."""
-        gateway, fleet = self._gateway, self._fleet
-        while gateway.connections or gateway.calls_running or fleet.unsettled:
+        gateway = services.gateway
+        while gateway.connections or gateway.calls_running or unsettled(services.fleet):
             gateway.pass_on()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FINISH_LOOK_S):
@@ -363,12 +445,6 @@ def _shim_count(config: NodeConfig) -> int:
     if not config.runtime.anchored:
         return 0
     return config.runtime.shims or SHIMS_PER_CORE * max(1, len(os.sched_getaffinity(0)))
-
-
-def _features(machine: Machine, config: NodeConfig) -> tuple[str, ...]:
-    found = ["anchored_shims"] if machine.shims.anchored else []
-    found.append("quota_slots" if config.storage.writable == "slots" else "tmpfs_layers")
-    return tuple(found)
 
 
 def main() -> int:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import tomllib
+from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from agent.errors import InvalidSpec, Problem
 
@@ -68,13 +70,27 @@ class Grpc(_Section):
     max_connections: int = Field(default=256, ge=1)
 
 
+def _network(entry: str) -> str:
+    try:
+        return str(IPv4Network(entry))
+    except ValueError as error:
+        # Braces would be fields of the message's template.
+        reason = {"reason": str(error)}
+        text = "{reason}: write it like 10.0.0.0/8"
+        raise PydanticCustomError("network", text, reason) from error
+
+
 class Network(_Section):
-    """Function networks: one veth per instance on a bridge inside the detached namespace."""
+    """Function networks: one veth per instance on a bridge inside the detached namespace.
+
+    `deny` are IPv4 networks that no function reaches, whatever its egress says.
+    """
 
     subnet: str = "172.30.0.0/16"
     bridge: str = Field(default="kd0", pattern=r"^[a-z][a-z0-9]{0,11}$")
     warm_slots: int = Field(default=8, ge=0, le=512)
     mtu: int = Field(default=1500, ge=576, le=65520)
+    deny: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(default=(), max_length=1024)
 
 
 class Storage(_Section):
@@ -147,8 +163,11 @@ def load(path: Path | None) -> NodeConfig:
         return NodeConfig.model_validate(data)
     except ValidationError as error:
         raise InvalidSpec(
-            [
-                Problem(".".join(str(part) for part in item["loc"]), item["msg"])
-                for item in error.errors()
-            ]
+            [Problem(_field(item["loc"]), item["msg"]) for item in error.errors()]
         ) from error
+
+
+def _field(path: tuple[str | int, ...]) -> str:
+    """Return a field's path as the file's reader would write it: `network.deny[1]`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import machine
 from bench.options import Options
-from tests.integration.running import install
+from tests.integration.running import install, open_lock
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "out"
@@ -44,8 +44,7 @@ def main() -> int:
     if os.geteuid() != 0:
         parser.error("needs root: it starts agents as the user kindling and pins processes")
     options = Options(quick=given.quick, rounds=given.rounds)
-    ALONE.parent.mkdir(parents=True, exist_ok=True)
-    with ALONE.open("w") as alone:
+    with open_lock(ALONE) as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)
         if not given.no_install:
             install(HERE.parent)

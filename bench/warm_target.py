@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from agent.calls.ports import Endpoint, Lease, Target, Waiter
 from agent.config import NodeConfig
 from agent.contracts.base import Call, CallReport, NodeFacts, Reply
 from agent.contracts.bind import bind
 from agent.errors import NotFound
-from agent.functions.ports import Endpoint, Lease, Target, Waiter
 from agent.gateway.doors.server import Gateway
 from agent.gateway.wire.upstream import UpstreamConnector
 from agent.model.failure import Failure
 from agent.model.records import FunctionVersion, Meters
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 from agent.telemetry.metrics import AgentMetrics
 
 

@@ -5,10 +5,15 @@
 set -Eeuo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
+# shellcheck disable=SC2034  # used by agent.sh
+AGENT_USER=kindling
+RUNDIR=/run/kindling
+# shellcheck source-path=SCRIPTDIR source=agent.sh
+. setup/agent.sh
+
 CODE_MARK=/usr/lib/kindling/venv/.kindling-code
 export PATH=$PATH:/usr/local/bin
 LOG=/var/log/kindling.log
-RUN=/run/kindling
 ADDRESS=http://127.0.0.1:8080
 PYTHON=/usr/bin/python3
 READY_S=60
@@ -97,7 +102,7 @@ start_agent() {
     exec env -i HOME=/var/lib/kindling LANG=C.UTF-8 XDG_RUNTIME_DIR="$2" \
       PATH=/usr/lib/kindling/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
       setsid setpriv --reuid=kindling --regid=kindling --init-groups "$1" run >>"$3" 2>&1 </dev/null
-  ' start /usr/local/bin/kindling "$RUN" "$LOG" &
+  ' start /usr/local/bin/kindling "$RUNDIR" "$LOG" &
   AGENT=$!
   disown "$AGENT"
 }
@@ -106,11 +111,9 @@ reload_agent() {
   if has_systemd; then
     "${as_root[@]}" systemctl reload kindling
   else
-    "${as_root[@]}" kill -HUP "$(agent_pid)"
+    shown "${cli[@]}" reload
   fi
 }
-
-agent_pid() { "${as_root[@]}" cat "$RUN/lock"; }
 
 log_command() { if has_systemd; then echo 'journalctl -fu kindling'; else echo "tail -f $LOG"; fi; }
 
@@ -119,7 +122,7 @@ last_words() {
     "${as_root[@]}" journalctl -u kindling -n 15 --no-pager -o cat
   else
     "${as_root[@]}" tail -c "+$((${LOG_BEGIN:-0} + 1))" "$LOG" | tail -n 15
-  fi
+  fi | plain
 }
 
 # wait_ready [STARTED]: until an agent answers; with STARTED until it is another worker than that one.
@@ -132,7 +135,7 @@ wait_ready() {
     fi
     if [ "$SECONDS" -ge "$deadline" ]; then
       last_words >&2
-      cat "$TMP/status.err" >&2
+      plain <"$TMP/status.err" >&2
       failed "the agent is not ready after $READY_S s; its last words are above"
     fi
     sleep 0.2
@@ -154,7 +157,7 @@ agent() {
   else
     say 'the agent runs already'
   fi
-  "$PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["node"]["summary"])' <"$TMP/status.json"
+  "$PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["node"]["summary"])' <"$TMP/status.json" | plain
 }
 
 import_images() {
@@ -245,7 +248,8 @@ print(reply.status, reply.headers, reply.read().decode(), sep="\n")' "$1"
 next_steps() {
   local stop log sudo=''
   log=$(log_command)
-  stop="kill $(agent_pid)"
+  # As the user, and never as root: the pid is what the user's own file says.
+  stop="setpriv --reuid=$AGENT_USER --regid=$AGENT_USER --clear-groups kill $(agent_pid)"
   if has_systemd; then stop='systemctl stop kindling'; fi
   if [ "$(id -u)" != 0 ]; then stop="sudo $stop" log="sudo $log"; fi
   if [ "${#cli[@]}" = 2 ]; then sudo='sudo '; fi

@@ -34,34 +34,44 @@ missing_packages() {
   done
 }
 
-forbid_services() {
-  if [ -e "$POLICY" ] && [ ! -e "$POLICY.kindling-saved" ]; then
-    if grep -q 'kindling setup' "$POLICY"; then return 0; fi
-    mv "$POLICY" "$POLICY.kindling-saved"
-  fi
-  printf '#!/bin/sh\n# kindling setup: no service is started by installing a package\nexit 101\n' >"$POLICY"
-  chmod 0755 "$POLICY"
+# without_services COMMAND…: runs it where no package starts a service. The policy is a mount that only
+# this command and its children see: however they end, nothing of it is left. Where the host has no
+# policy of its own an empty file, which is not executable and so says nothing, carries the mount.
+without_services() {
+  if [ ! -e "$POLICY" ]; then : >"$POLICY"; fi
+  printf '#!/bin/sh\n# kindling setup: no service is started by installing a package\nexit 101\n' >"$TMP/policy"
+  chmod 0755 "$TMP/policy"
+  # shellcheck disable=SC2016  # expanded by the shell that is started
+  unshare --mount --propagation private bash -c '
+    mount --bind "$1" "$2" || exit 125
+    shift 2
+    exec "$@"
+  ' bash "$TMP/policy" "$POLICY" "$@"
 }
 
-allow_services() {
-  if [ -e "$POLICY" ] && grep -q 'kindling setup' "$POLICY"; then rm -f "$POLICY"; fi
+# clear_policy: removes what carried the mount, and what setups of earlier versions left if killed.
+clear_policy() {
+  if [ -e "$POLICY" ] && [ ! -s "$POLICY" ] && [ ! -x "$POLICY" ]; then rm -f "$POLICY"; fi
+  if grep -qs 'kindling setup' "$POLICY"; then rm -f "$POLICY"; fi
   if [ -e "$POLICY.kindling-saved" ]; then mv "$POLICY.kindling-saved" "$POLICY"; fi
 }
 
-host_apt() {
-  DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@"
+left_policy() {
+  [ -e "$POLICY.kindling-saved" ] || grep -qs 'kindling setup' "$POLICY" ||
+    { [ -e "$POLICY" ] && [ ! -s "$POLICY" ] && [ ! -x "$POLICY" ]; }
 }
+
+HOST_APT=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
+
+host_apt() { "${HOST_APT[@]}" "$@"; }
 
 install_packages() {
   downloading quietly host_apt update || warn 'apt-get update had errors; going on with the lists there are'
   downloading quietly host_apt install -y --no-install-recommends --download-only "$@" ||
     die "apt cannot download $*: run 'apt-get update' and look at its first error"
-  forbid_services
-  quietly host_apt install -y --no-install-recommends "$@" || {
-    allow_services
+  quietly without_services "${HOST_APT[@]}" install -y --no-install-recommends "$@" ||
     die "apt cannot install $*: run 'dpkg --configure -a', then setup again"
-  }
-  allow_services
+  clear_policy
 }
 
 # silence_services PACKAGE…: only what this run installed; a service the host had is the host's.
@@ -84,6 +94,7 @@ host_packages() {
       wanted+=("$name")
     done
   fi
+  if left_policy; then act "remove the $POLICY that a killed setup left" clear_policy; fi
   mapfile -t missing < <(missing_packages "${wanted[@]}")
   if [ "${#missing[@]}" = 0 ]; then note "host packages in place: ${wanted[*]}"; return 0; fi
   act "install with apt, starting no service: ${missing[*]}" install_packages "${missing[@]}"
@@ -99,9 +110,9 @@ host_packages() {
 mirror() {
   local codename
   if [ -n "${KINDLING_MIRROR:-}" ]; then printf '%s\n' "$KINDLING_MIRROR"; return 0; fi
-  # shellcheck disable=SC1091
+  # shellcheck disable=SC1091  # the host's
   codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-stable}")
-  # shellcheck disable=SC2016
+  # shellcheck disable=SC2016  # apt's own placeholders
   apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
     awk -v name="$codename" '($1 == name || $1 == "stable") && $2 == "main" {if (!found) print $3; found = 1}'
 }
@@ -194,6 +205,7 @@ unpack() {
 
 # record NAME VERSION SOURCE: one line in $VERSIONS, replacing the earlier one of that name.
 record() {
+  # shellcheck disable=SC2153  # of lib.sh
   touch "$VERSIONS"
   { grep -v "^$1 " "$VERSIONS" || true; printf '%s %s %s\n' "$1" "$2" "$3"; } | sort >"$VERSIONS.new"
   mv "$VERSIONS.new" "$VERSIONS"
@@ -254,7 +266,7 @@ fetch_protos() {
 record_host_versions() {
   local name version
   for name in crun runc slirp4netns nftables catatonit; do
-    # shellcheck disable=SC2016
+    # shellcheck disable=SC2016  # dpkg's own placeholder
     version=$(dpkg-query -W -f '${Version}' "$name" 2>/dev/null) || continue
     if ! grep -qsx "$name $version host" "$VERSIONS"; then record "$name" "$version" host; fi
   done

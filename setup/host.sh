@@ -3,8 +3,9 @@
 # as the user `kindling`. Safe to run again: what is in place is left alone. host.sh --help tells
 # the options, host.sh --print what it would do here.
 #
-# The parts: lib.sh how it speaks and fails, fetch.sh packages, slots.sh writable-layer slots,
-# undo.sh the way back, install.sh the agent itself (also `make install`).
+# The parts: lib.sh how it speaks and fails, agent.sh how it deals with an agent that runs, fetch.sh
+# packages, slots.sh writable-layer slots, undo.sh the way back, install.sh the agent itself (also
+# `make install`).
 #
 # shellcheck source-path=SCRIPTDIR
 # shellcheck disable=SC2317  # functions are called through `act`
@@ -13,6 +14,8 @@ umask 022
 HERE=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 # shellcheck source=lib.sh
 . "$HERE/lib.sh"
+# shellcheck source=agent.sh
+. "$HERE/agent.sh"
 # shellcheck source=fetch.sh
 . "$HERE/fetch.sh"
 # shellcheck source=slots.sh
@@ -35,6 +38,7 @@ MODE=setup
 SUBIDS=65536
 UNITS=(kindling-host.service kindling.service)
 SYSCTL=/etc/sysctl.d/60-kindling.conf
+OPEN_FILES=/etc/security/limits.d/60-kindling.conf
 COMMAND=/usr/local/bin/kindling
 CONTROLLERS=(memory cpu cpuacct cpuset pids freezer devices blkio systemd)
 MODULES=(overlay loop fuse tun bridge veth nf_tables)
@@ -53,7 +57,8 @@ Needs root; nothing else in Kindling does. Running it again changes only what is
   --print           say everything it would do here, change nothing
   --dev             add what tests and benches need, and slots for a second agent
   --slots N         number of 512 MB writable-layer slots (default 16)
-  --big-slots N     number of 10240 MB writable-layer slots (default 0)
+  --big-slots N     number of 10240 MB writable-layer slots (default 0); with none of either kind
+                    writable layers are tmpfs, whose bytes count as the functions' memory
   --slots-dir DIR   where slots live (default /var/lib/kindling/slots)
   --refresh         fetch containerd and rootlesskit anew (security updates)
   --boot            only what a reboot forgets: devices, cgroups, limits, slots
@@ -192,7 +197,28 @@ directories() {
   # Sticky: the user may make what it likes in its home but not rename what root made there.
   directory "$STATE" root "$AGENT_USER" 1770
   directory "$RUNDIR" "$AGENT_USER" "$AGENT_USER" 750
+  run_on_tmpfs
   if [ "$DEV" = 1 ]; then directory "$TEST_STATE" root "$AGENT_USER" 1770; fi
+}
+
+# run_on_tmpfs: records of what runs must not cost a disk. With systemd /run is one already; where it
+# is not, RUNDIR becomes one, but never under an agent that runs, which would lose its files.
+run_on_tmpfs() {
+  case $(stat -f -c %T "$RUNDIR" 2>/dev/null || stat -f -c %T "${RUNDIR%/*}") in
+    tmpfs | ramfs) return 0 ;;
+  esac
+  if [ "$PRINT" = 0 ] && agent_alive; then
+    note "$RUNDIR is no tmpfs, and an agent runs there: run setup again when it is stopped"
+    return 0
+  fi
+  act "mount a tmpfs at $RUNDIR, for /run is none here" mount_run
+}
+
+mount_run() {
+  local ids
+  ids=uid=$(id -u "$AGENT_USER"),gid=$(id -g "$AGENT_USER")
+  mount -t tmpfs -o "mode=0750,$ids,nosuid,nodev,size=20%" kindling "$RUNDIR" ||
+    warn "no tmpfs can be mounted at $RUNDIR: records of what runs cost the disk"
 }
 
 # What was installed is kept, to tell an edited file from an earlier one of ours.
@@ -200,19 +226,36 @@ CONFIG_KEPT=$LIB/setup/kindling.toml.installed
 
 configuration() {
   step configuration "look at $ETC/kindling.toml"
+  local what='all defaults'
+  wanted_configuration >"$TMP/kindling.toml"
+  if no_slots; then what="no slots: writable layers are tmpfs, and count as the functions' memory"; fi
   if [ ! -e "$ETC/kindling.toml" ]; then
-    act "install $ETC/kindling.toml (all defaults)" install_configuration
+    act "install $ETC/kindling.toml ($what)" install_configuration
   elif ! same "$ETC/kindling.toml" "$CONFIG_KEPT"; then
     note "$ETC/kindling.toml in place, edited"
-  elif ! same "$ETC/kindling.toml" "$HERE/kindling.toml"; then
-    act "renew $ETC/kindling.toml, which nobody edited" install_configuration
+    if no_slots && ! grep -q '^writable = "tmpfs"' "$ETC/kindling.toml"; then
+      warn "there are no slots: write 'writable = \"tmpfs\"' below [storage] in $ETC/kindling.toml"
+    fi
+  elif ! same "$ETC/kindling.toml" "$TMP/kindling.toml"; then
+    act "renew $ETC/kindling.toml, which nobody edited ($what)" install_configuration
+  fi
+}
+
+no_slots() { [ $((SLOTS + BIG_SLOTS)) = 0 ]; }
+
+# wanted_configuration: kindling.toml as this host needs it. Without slots an agent would not start.
+wanted_configuration() {
+  if no_slots; then
+    sed -e 's/^# \(\[storage\]\)$/\1/' -e 's/^# \(writable = \)"slots".*/\1"tmpfs"/' "$HERE/kindling.toml"
+  else
+    cat "$HERE/kindling.toml"
   fi
 }
 
 install_configuration() {
   mkdir -p "$LIB/setup"
-  install -m 0644 "$HERE/kindling.toml" "$ETC/kindling.toml"
-  install -m 0644 "$HERE/kindling.toml" "$CONFIG_KEPT"
+  install -m 0644 "$TMP/kindling.toml" "$ETC/kindling.toml"
+  install -m 0644 "$TMP/kindling.toml" "$CONFIG_KEPT"
 }
 
 # device PATH MAJOR MINOR
@@ -263,6 +306,22 @@ limits() {
   done <"$source"
   if [ "$text" = "$(cat "$SYSCTL" 2>/dev/null)"$'\n' ]; then note "kernel limits in place ($SYSCTL)"; return 0; fi
   act "install $SYSCTL" write_file "$SYSCTL" "$text"
+}
+
+# open_files: what systemd's unit gives the agent (LimitNOFILE=), for one that is started by a login
+# program (runuser, su) too: pam_limits reads this.
+open_files() {
+  step 'open files' "look at $OPEN_FILES"
+  local text
+  text="# kindling setup: the agent's files and those of all its functions
+$AGENT_USER - nofile 1048576
+"
+  if ! (ulimit -Hn 1048576) 2>/dev/null; then
+    note "open files stay at $(ulimit -Hn) a process: root may not raise them here (CAP_SYS_RESOURCE)"
+    return 0
+  fi
+  if [ "$text" = "$(cat "$OPEN_FILES" 2>/dev/null)"$'\n' ]; then note "open files in place ($OPEN_FILES)"; return 0; fi
+  act "install $OPEN_FILES" write_file "$OPEN_FILES" "$text"
 }
 
 sysctl_read() { cat "/proc/sys/${1//.//}" 2>/dev/null; }
@@ -363,13 +422,14 @@ slots() {
     act "take back the slots at $OLD_SLOTS_DIR" take_back "$OLD_SLOTS_DIR"
   fi
   slot_room "$SLOTS_DIR" "$SLOTS" "$BIG_SLOTS"
+  if no_slots; then note "no slots: writable layers are tmpfs ([storage] writable in $ETC/kindling.toml)"; fi
   if [ "$DEV" = 1 ]; then slot_room "$TEST_STATE/slots" "$TEST_SLOTS" 0; fi
 }
 
 # same FILE FILE
 same() { cmp -s "$1" "$2"; }
 
-setup_files() { printf '%s\n' "$HERE"/{host,lib,fetch,slots,undo}.sh "$HERE/kindling.toml" "$HERE/../systemd/60-kindling.conf"; }
+setup_files() { printf '%s\n' "$HERE"/{host,lib,agent,fetch,slots,undo}.sh "$HERE/kindling.toml" "$HERE/../systemd/60-kindling.conf"; }
 
 setup_copied() {
   local file
@@ -419,6 +479,7 @@ full() {
   configuration
   devices
   limits
+  open_files
   cgroups
   cgroup_moves
   slots

@@ -81,7 +81,7 @@ dependencies() {
 # package DIR DEPENDENCIES, whose name was made of the code before this copies it: a file changed
 # meanwhile is installed the next time.
 package() {
-  local source=$TMP/source site
+  local source=$TMP/source site file
   environment "$1" --without-pip
   site=$(site_packages "$1")
   site_packages "$2" >"$site/kindling-dependencies.pth"
@@ -89,7 +89,9 @@ package() {
   # A copy: building in the tree would leave build/ and egg-info there, and the tree may be root's alone.
   (cd "$REPO" && find agent -name __pycache__ -prune -o -type f -print0 | copy_to "$source")
   cp "$REPO/pyproject.toml" "$source/"
-  if [ -e "$REPO/README.md" ]; then cp "$REPO/README.md" "$source/"; else : >"$source/README.md"; fi
+  for file in README.md LICENSE; do
+    if [ -e "$REPO/$file" ]; then cp "$REPO/$file" "$source/"; else : >"$source/$file"; fi
+  done
   chmod -R u+rwX,go+rX,go-w "$source"
   quietly pip "$2" --python "$1/bin/python" install --no-deps --no-index --no-build-isolation "$source" ||
     die "the package does not build: see the lines above"
@@ -125,11 +127,15 @@ if libc.renameat2(here, os.fsencode(sys.argv[1]), here, os.fsencode(sys.argv[2])
 }
 
 # unused DIR…: those that no process was started from. Every process of the agent, and rootlesskit
-# before them, has the interpreter's path in its arguments.
+# before them, has the interpreter's path in its arguments. These are any user's words: they can keep
+# a directory that would go, and name none that would stay.
 unused() {
-  local dir
-  # cat fails for those that end meanwhile, and tells of all others.
-  cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' >"$TMP/arguments" || true
+  local dir read=0
+  # cat fails for those that end meanwhile, and tells of all others. A process whose arguments lie in
+  # memory that it serves itself can make the reader wait: nothing is known then, and all stays.
+  timeout 20 cat /proc/[0-9]*/cmdline 2>/dev/null >"$TMP/cmdlines" || read=$?
+  if [ "$read" -gt 1 ]; then return 0; fi
+  tr '\0' '\n' <"$TMP/cmdlines" >"$TMP/arguments"
   for dir in "$@"; do
     if [ -d "$dir" ] && ! grep -qF "$dir/" "$TMP/arguments"; then printf '%s\n' "$dir"; fi
   done

@@ -11,7 +11,8 @@ RUNDIR=/run/kindling
 ETC=/etc/kindling
 VENV=$LIB/venv
 VERSIONS=$LIB/versions
-LOCK=/run/lock/kindling-setup.lock
+# Not in /run/lock, where everybody may put links.
+LOCK=/run/kindling-setup.lock
 AGENT_USER=kindling
 }
 

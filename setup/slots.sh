@@ -4,7 +4,8 @@
 #
 # Every path here is root's: DIR is root:kindling and, where its parent belongs to both, the parent
 # has the sticky bit. The user kindling could otherwise put links in the way of what root does at
-# the next boot. Only the inside of a mounted slot is the user's.
+# the next boot. Only the inside of a mounted slot is the user's, from the moment root has done with
+# it: roots_own and own_slot hold this (THREAT_MODEL.md, "Where root meets the user's files").
 #
 # A slot that is not mounted is made anew, never repaired: what a function wrote is worth nothing
 # after its instance, and mkfs takes 8 ms.
@@ -34,8 +35,49 @@ make_slot() {
   rm -f "$image"
   (umask 077 && truncate -s "$(($(slot_blocks "$class_mb") * BLOCK))" "$image")
   mkfs.ext4 -q -F -b "$BLOCK" -m 0 -O '^has_journal,^resize_inode' -N "$((class_mb * INODES_PER_MB))" \
-    -E "root_owner=$uid:$gid,lazy_itable_init=0" -d "$TMP/slot" "$image"
+    -E lazy_itable_init=0 "$image"
   mount -o "$SLOT_OPTIONS" "$image" "$dir/$class_mb/$number"
+  own_slot "$dir/$class_mb/$number" "$uid" "$gid"
+}
+
+# own_slot SLOT UID GID: gives a fresh slot to the user, its top last. Who owns the top may put links
+# in the place of what is in it; until then all of it is root's, though the user can look inside.
+own_slot() {
+  mkdir -m 0755 "$1/upper" "$1/work"
+  chown -h "$2:$3" "$1/upper" "$1/work" "$1"
+}
+
+# roots_own PATH: makes the directories of it that are missing, and refuses one that somebody but root
+# could have put there or could replace: each must be root's, and writable by root alone or sticky.
+# mkdir follows no link, and what root made in such a directory stays, so nothing changes behind us.
+roots_own() {
+  local rest=${1#/} at='' name next hops=0 facts
+  while [ -n "$rest" ]; do
+    name=${rest%%/*}
+    rest=${rest#"$name"}
+    rest=${rest#/}
+    case $name in '' | .) continue ;; ..) at=${at%/*}; continue ;; esac
+    next=$at/$name
+    if [ ! -e "$next" ] && [ ! -L "$next" ]; then mkdir -m 0755 "$next" 2>/dev/null || true; fi
+    facts=$(stat -c '%u %f %U' "$next") || die "$next cannot be made: choose another --slots-dir"
+    [ "${facts%% *}" = 0 ] ||
+      die "$next belongs to ${facts##* }, who could turn root's steps elsewhere: remove it, or choose another --slots-dir"
+    if [ -L "$next" ]; then
+      hops=$((hops + 1))
+      [ "$hops" -le 40 ] || die "$1 leads in a circle of links: choose another --slots-dir"
+      name=$(readlink "$next")
+      if [ "${name#/}" != "$name" ]; then at=''; fi
+      rest=${name#/}/$rest
+      continue
+    fi
+    facts=0x${facts#* }
+    facts=$((${facts% *}))
+    # S_IWGRP or S_IWOTH without S_ISVTX
+    if ((facts & 0022 && !(facts & 01000))); then
+      die "$next can be written by others than root: run 'chmod go-w $next', or choose another --slots-dir"
+    fi
+    at=$next
+  done
 }
 
 check_slot() {
@@ -43,12 +85,12 @@ check_slot() {
   free=$(($(stat -f -c '%a' "$dir/$class_mb/$number") * BLOCK / 1048576))
   [ "$free" -ge "$class_mb" ] ||
     die "slot $dir/$class_mb/$number offers $free MB instead of $class_mb: mkfs.ext4 of this host lays out more than slot_blocks in setup/slots.sh counts"
-  setpriv --reuid="$AGENT_USER" --regid="$AGENT_USER" --clear-groups test -w "$dir/$class_mb/$number/upper" ||
+  as_agent test -w "$dir/$class_mb/$number/upper" ||
     die "user $AGENT_USER cannot reach $dir: run 'chmod o+x' on the directories above it"
 }
 
-# mounted DIR: the slots below it that are mounted, one path a line.
-mounted() { awk -v dir="$1/" 'index($5, dir) == 1 {print $5}' /proc/self/mountinfo; }
+# mounted DIR: what is mounted on it or below, one path a line.
+mounted() { awk -v dir="$1" '$5 == dir || index($5, dir "/") == 1 {print $5}' /proc/self/mountinfo; }
 
 drop_slot() {
   local dir=$1 class_mb=$2 number=$3
@@ -95,7 +137,7 @@ slots_of() {
     die "$dir has $((free / 1024)) MB free, slots of $class_mb MB need at least $((need / 1024)): free some, or point --slots-dir at a larger disk"
   act "make ${#new[@]} slots of $class_mb MB (sparse ext4 images on loop devices) at $dir/$class_mb" \
     make_slots "$dir" "$class_mb" "$uid" "$gid" "${new[@]}"
-  if [ "$dir" = "${SLOTS_DIR:-}" ] && kill -0 "$(cat /run/kindling/lock 2>/dev/null)" 2>/dev/null; then
+  if [ "$dir" = "${SLOTS_DIR:-}" ] && [ "$PRINT" = 0 ] && agent_alive; then
     note "the agent that runs takes new slots when it is reloaded (systemctl reload kindling), or restarted where systemd does not run"
   fi
 }
@@ -109,9 +151,9 @@ claim() {
 make_slots() {
   local dir=$1 class_mb=$2 uid=$3 gid=$4 number
   shift 4
+  roots_own "$dir"
   claim "$dir"
   install -d -o root -g "$gid" -m 0750 "$dir" "$dir/$class_mb"
-  install -d -o "$uid" -g "$gid" -m 0755 "$TMP/slot" "$TMP/slot/upper" "$TMP/slot/work"
   for number in "$@"; do
     make_slot "$dir" "$class_mb" "$number" "$uid" "$gid" ||
       die "slot $dir/$class_mb/$number cannot be made or mounted: this kernel needs ext4 and loop devices ('modprobe loop ext4'; in a container, pass /dev/loop-control)"
@@ -132,6 +174,8 @@ describe_slots() {
     classes+="${classes:+, }{\"class_mb\": $class_mb, \"count\": $count, \"inodes\": $((class_mb * INODES_PER_MB))}"
   done
   if grep -qsF "\"classes\": [$classes]" "$file" || [ "$PRINT" = 1 ]; then return 0; fi
+  # No slots, and there never were any: nothing to describe.
+  if [ ! -d "$dir" ]; then return 0; fi
   free=$(($(free_kb "$dir") / 1024))
   overcommit=$(awk -v p="$promised" -v f="$free" 'BEGIN {printf "%.3f", p / (f > 0 ? f : 1)}')
   if [ "$promised" -gt "$free" ]; then
@@ -154,6 +198,7 @@ JSON
 
 # slot_room DIR COUNT_512 COUNT_10240
 slot_room() {
+  if [ -e "$1" ] || [ -L "$1" ]; then roots_own "$1"; fi
   slots_of "$1" 512 "$2"
   slots_of "$1" 10240 "$3"
   describe_slots "$1" 512 "$2" 10240 "$3"
@@ -162,6 +207,7 @@ slot_room() {
 # take_back DIR: unmounts what is below it, frees the loop devices with that, and removes it.
 take_back() {
   local dir=$1 path
+  roots_own "${dir%/*}"
   while read -r path; do
     umount "$path" || die "$path is in use: end what uses it ('fuser -vm $path'), then run --undo again"
   done < <(mounted "$dir" | sort -r)

@@ -83,7 +83,9 @@ undo() {
   elif [ -d "$ETC" ]; then
     act "remove $ETC" rm -rf "$ETC"
   fi
-  for path in "$SYSCTL" "$COMMAND" "$RUNDIR"; do
+  if left_policy; then act "remove the $POLICY that a killed setup left" clear_policy; fi
+  if [ -e "$RUNDIR" ]; then act "remove $RUNDIR" take_back "$RUNDIR"; fi
+  for path in "$SYSCTL" "$OPEN_FILES" "$COMMAND"; do
     if [ -e "$path" ] || [ -L "$path" ]; then act "remove $path" rm -rf "$path"; fi
   done
   if id "$AGENT_USER" >/dev/null 2>&1; then

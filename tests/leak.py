@@ -5,7 +5,8 @@
 With no agent alive on the run directory everything counts: processes, cgroups, mounts, network
 links, loop devices, files, data on slots. While one is alive only what belongs to an instance
 counts: its own processes, anchors, and snapshots of imported images do not. What another living
-agent on the host has is never counted. Root only: nobody else sees enough.
+agent on the host has is never counted. Root only: nobody else sees enough. What the agent's user
+wrote is only looked at: it chooses no program and nothing that is changed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ from agent.linux.process import parent_of
 from agent.rootless import cgroup, lock, preflight, settings
 
 DEFAULT_RUN = Path("/run/kindling")
+# Not the one of an agent's configuration: who may write that would choose what root executes.
+CTR = Path("/usr/lib/kindling/bin/ctr")
+AS_USER = (
+    "setpriv",
+    f"--reuid={preflight.USER}",
+    f"--regid={preflight.USER}",
+    "--clear-groups",
+)
 # The second directory is that of setup/host.sh --dev.
 SLOTS = (Path("/var/lib/kindling/slots"), Path("/var/lib/kindling-test/slots"))
 # Where systemd puts the process of a reload, below a unit that it has delegated.
@@ -109,10 +118,17 @@ def find_agent(run: Path, node: str | None) -> Agent:
     pid = lock.holder(run)
     config: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        config = json.loads((run / settings.CONFIG_NAME).read_text())
+        config = json.loads(text_of(run / settings.CONFIG_NAME))
     if node is None:
         node = config["node"]["name"] if config else default_node()
     return Agent(run, node, pid, config if pid is not None else {})
+
+
+def text_of(path: Path) -> str:
+    """Return what a file of the user's holds; raises OSError for a link, and never waits."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(path, flags), encoding="utf-8") as file:
+        return file.read()
 
 
 def find_layout(agent: Agent) -> cgroup.Layout:
@@ -336,16 +352,20 @@ def holds_data(path: Path) -> bool:
 
 def pids(agent: Agent) -> dict[str, int]:
     with suppress(OSError, ValueError):
-        return dict(json.loads((agent.run / settings.PIDS_NAME).read_text()))
+        return dict(json.loads(text_of(agent.run / settings.PIDS_NAME)))
     return {}
 
 
 def ctr(agent: Agent, *arguments: str) -> list[str]:
-    """Return the lines of the private `ctr` against the agent's own containerd."""
-    program = Path(agent.config["paths"]["lib"]) / "bin" / "ctr"
+    """Return the lines of the private `ctr`, run as the user, against the agent's containerd."""
     address = agent.run / "containerd" / "containerd.sock"
     done = subprocess.run(
-        [program, "--address", address, "--namespace", "kindling", *arguments],
+        # setpriv, not `user=`: that forks without vfork, and gRPC's fork handlers in a test process
+        # may break the child.
+        [*AS_USER, CTR, "--address", address, "--namespace", "kindling", *arguments],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        cwd="/",
         capture_output=True,
         text=True,
         timeout=20,

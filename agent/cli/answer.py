@@ -49,7 +49,14 @@ def node(message: pb.Node) -> Json:
         "features": list(message.features),
         "labels": dict(message.labels),
         "summary": message.summary,
+        "reload": reload(message.reload) if message.HasField("reload") else None,
     }
+
+
+def reload(message: pb.Reload) -> Json:
+    """Return how a reload went, or that it runs."""
+    state = _enum(message, "state", "RELOAD_STATE_").lower()
+    return {"number": message.number, "state": state, "reason": message.reason}
 
 
 def capacity(message: pb.Capacity) -> Json:

@@ -1,5 +1,6 @@
 """`kindling check`: every prerequisite of this host on one line, ok or the command that mends it.
 
+A row that the agent cannot do without is missing, and fails the check; any other one is advice.
 Looking and judging are in `agent.rootless` (probe, preflight); this only becomes the agent's user
 and prints.
 """
@@ -20,7 +21,9 @@ from rich.table import Table
 from agent import config
 from agent.errors import InvalidSpec
 from agent.rootless import preflight, probe, settings
-from agent.rootless.preflight import Check
+from agent.rootless.preflight import Check, Mark
+
+STYLES = {Mark.OK: "green", Mark.ADVICE: "yellow", Mark.MISSING: "red"}
 
 
 @click.command()
@@ -34,18 +37,19 @@ from agent.rootless.preflight import Check
 def command(file: Path | None, as_json: bool) -> None:
     """Say what this host still lacks, with the command that mends it.
 
-    Exits with 1 if anything the agent cannot do without is missing.
+    Exits with 1 if anything the agent cannot do without is missing. Advice does not count.
     """
     found = _configuration(file) or _look(file)
+    missing = any(check.mark is Mark.MISSING for check in found)
     if as_json:
-        ok = all(check.ok or not check.required for check in found)
-        click.echo(json.dumps({"ok": ok, "checks": [asdict(check) for check in found]}, indent=1))
+        rows = [asdict(check) | {"mark": check.mark} for check in found]
+        click.echo(json.dumps({"ok": not missing, "checks": rows}, indent=1))
     elif sys.stdout.isatty():
         _show(found)
     else:
         for check in found:
             click.echo(check.line())
-    if any(check.required and not check.ok for check in found):
+    if missing:
         sys.exit(1)
 
 
@@ -86,14 +90,12 @@ def _show(found: list[Check]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for check in found:
-        if check.ok:
-            table.add_row("[green]ok[/]", check.name, check.detail)
-            continue
-        mark = "[red]missing[/]" if check.required else "[yellow]low[/]"
-        table.add_row(mark, check.name, f"{check.detail}\n[bold]{check.mend}[/]")
+        mend = "" if check.ok else f"\n[bold]{check.mend}[/]"
+        style = STYLES[check.mark]
+        table.add_row(f"[{style}]{check.mark}[/]", check.name, f"{check.detail}{mend}")
     console = Console(highlight=False)
     console.print(table)
-    missing = sum(check.required and not check.ok for check in found)
+    missing = sum(check.mark is Mark.MISSING for check in found)
     console.print(
         f"{missing} missing: the agent cannot start" if missing else "This host is ready."
     )

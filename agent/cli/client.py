@@ -43,6 +43,10 @@ class NoAgent(AgentError):
     retryable = True
 
 
+class NoAnswer(NoAgent):
+    """Something took the call and gave no answer: it starts, ends or is busy."""
+
+
 class Refused(AgentError):
     """What the agent said instead of a reply; `log` holds the function's last lines, if any."""
 
@@ -234,12 +238,15 @@ def _converted(error: Any, rpc: str, within_s: float | None, path: str) -> Agent
     if refusal.reason:
         return Refused(refusal)
     if refusal.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return NoAgent(f"the agent at {path} did not answer {rpc} within {within_s:g} s")
+        return NoAnswer(f"the agent at {path} did not answer {rpc} within {within_s:g} s")
     if refusal.code is grpc.StatusCode.UNAVAILABLE:
-        return NoAgent(
+        return NoAnswer(
             f"the agent at {path} does not answer: it is starting or has just ended; try again, "
             "or look at its log"
         )
     if refusal.code is grpc.StatusCode.UNIMPLEMENTED:
-        return NoAgent(f"what answers at {path} has no call {SERVICE}/{rpc}: is it Kindling's?")
+        return NoAgent(
+            f"what answers at {path} has no call {SERVICE}/{rpc}: an agent of an earlier release "
+            "learns it once it is stopped and started"
+        )
     return Refused(refusal)

@@ -106,7 +106,7 @@ def spec_message(values: Mapping[str, Any]) -> pb.FunctionSpec:
     from google.protobuf.json_format import ParseDict, ParseError
 
     from agent._pb.worker.v1 import worker_pb2
-    from agent.model.spec import parse_spec
+    from agent.model.spec_parse import parse_spec
 
     parse_spec(values)
     sent = dict(values)

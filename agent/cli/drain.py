@@ -11,9 +11,7 @@ from agent.cli.client import ASK_S, connect
 from agent.cli.outcome import Unsuccessful
 
 
-def _a_number(
-    _context: click.Context, option: click.Parameter, given: float | None
-) -> float | None:
+def a_number(_context: click.Context, option: click.Parameter, given: float | None) -> float | None:
     """Refuse NaN, which is in no range and outside of none."""
     if given is not None and math.isnan(given):
         raise click.BadParameter("nan is no time.", param=option)
@@ -25,7 +23,7 @@ def _a_number(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0.0, max=86_400.0),
-    callback=_a_number,
+    callback=a_number,
     metavar="SECONDS",
     help="Wait no longer than this for calls in flight; without it, until they have ended.",
 )

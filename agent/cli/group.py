@@ -28,6 +28,7 @@ VERBS = {
     "image": "List, pull, import and remove images.",
     "drain": "Take no new work and wait until nothing is in flight.",
     "undrain": "Take work again.",
+    "reload": "Take the installed code and the configuration; nothing ends.",
 }
 
 

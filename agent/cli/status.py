@@ -55,6 +55,8 @@ def _show(found: Json) -> None:
     )
     if node["summary"]:
         click.echo(node["summary"])
+    if node["reload"] and node["reload"]["state"] == "failed":
+        click.echo(f"last reload failed: {node['reload']['reason']}")
     _section("FUNCTION", [_function_row(one) for one in found["functions"]])
     _section("INSTANCE", [_instance_row(one) for one in found["instances"]])
     _section("IMAGE", [image_row(one) for one in found["images"]])

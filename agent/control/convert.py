@@ -23,7 +23,8 @@ from agent.control.node import Deployed, FunctionView, InstanceView, InvokeResul
 from agent.errors import InvalidSpec, Problem
 from agent.model.failure import Failure
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, Meters
-from agent.model.spec import FunctionSpec, parse_spec, public
+from agent.model.spec import FunctionSpec, public
+from agent.model.spec_parse import parse_spec
 
 
 def spec_from_proto(message: pb.FunctionSpec) -> FunctionSpec:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.control.convert import timestamp
 from agent.control.node import CapacityView, Event, ImageStep, ImageView, LogEntry, NodeView
+from agent.rootless.outcome import Outcome
 
 
 def image_to_proto(view: ImageView) -> pb.Image:
@@ -78,7 +79,14 @@ def node_to_proto(view: NodeView) -> pb.Node:
         features=view.features,
         labels=view.labels,
         summary=view.summary,
+        reload=reload_to_proto(view.reload) if view.reload.number else None,
     )
+
+
+def reload_to_proto(outcome: Outcome) -> pb.Reload:
+    """Return how a reload went, or that it runs."""
+    state = f"RELOAD_STATE_{outcome.state.upper()}"
+    return pb.Reload(number=outcome.number, state=state, reason=outcome.reason)
 
 
 def capacity_to_proto(view: CapacityView) -> pb.Capacity:

@@ -16,6 +16,7 @@ from agent.contracts.base import Headers
 from agent.model.failure import Failure
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, Meters
 from agent.model.spec import FunctionSpec
+from agent.rootless.outcome import Outcome
 from agent.telemetry.logs import LogLine
 
 
@@ -164,7 +165,10 @@ class CapacityView:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """Who the node is; `components` maps names such as containerd to versions."""
+    """Who the node is; `components` maps names such as containerd to versions.
+
+    `reload` is the last one, number 0 if there was none.
+    """
 
     name: str
     region: str
@@ -177,6 +181,7 @@ class NodeView:
     features: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     summary: str = ""
+    reload: Outcome = field(default_factory=Outcome)
 
 
 class Node(Protocol):
@@ -247,3 +252,6 @@ class Node(Protocol):
 
     async def undrain(self) -> None:
         """Take work again."""
+
+    async def reload(self) -> int:
+        """Ask for a reload; return the number at which, or after which, it has been done."""

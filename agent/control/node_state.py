@@ -1,4 +1,4 @@
-"""The verbs for the node: GetNode, Drain, Undrain, PullUsage, AckUsage."""
+"""The verbs for the node: GetNode, Drain, Undrain, Reload, PullUsage, AckUsage."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ class NodeVerbs(Verbs):
         """Take work again."""
         await self.node.undrain()
         return pb.UndrainResponse()
+
+    async def reload(self, request: pb.ReloadRequest) -> pb.ReloadResponse:
+        """Ask for a reload; it ends behind this worker's back."""
+        return pb.ReloadResponse(number=await self.node.reload())
 
     async def pull_usage(self, request: pb.PullUsageRequest) -> pb.PullUsageResponse:
         """Not built in this release."""

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health as health_names
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agent._pb.worker.v1.worker_pb2_grpc import add_WorkerServicer_to_server
+from agent.control.health import Health
 from agent.control.node import Node
 from agent.control.pump import Pump
 from agent.control.readonly import ReadOnly
@@ -54,11 +56,11 @@ OPTIONS = (
 class ControlServer:
     """The scheduler's door. Start it once; stop it once."""
 
-    def __init__(self, node: Node, run: Path, max_connections: int) -> None:
+    def __init__(self, node: Node, health: Health, run: Path, max_connections: int) -> None:
         self._service = WorkerService(node)
         self._run = run
         self._max_connections = max_connections
-        self._health = health.aio.HealthServicer()
+        self.health = health
         self._servers: list[grpc.aio.Server] = []
         self._pumps: list[Pump] = []
         self._private: Path | None = None
@@ -71,10 +73,10 @@ class ControlServer:
         """Serve on the given listening sockets; they stay the caller's and are never closed.
 
         Raises FailedPrecondition when the private sockets cannot be made. Health says NOT_SERVING
-        until `set_serving(True)`.
+        until told otherwise.
         """
         sweep(self._run)
-        await self.set_serving(False)
+        await self.health.set(serving=False)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.stop, 0.0)
             self._private = self._private_directory()
@@ -84,13 +86,6 @@ class ControlServer:
             undo.pop_all()
         for pump in self._pumps:
             pump.start()
-
-    async def set_serving(self, serving: bool) -> None:
-        """Tell the health service's watchers whether the node takes work."""
-        states = health_pb2.HealthCheckResponse
-        state = states.SERVING if serving else states.NOT_SERVING
-        for name in ("", NAME):
-            await self._health.set(name, state)
 
     def stop_accepting(self) -> None:
         """Leave new connections to another worker; on those that are open calls go on."""
@@ -108,7 +103,7 @@ class ControlServer:
     async def stop(self, grace_s: float) -> None:
         """End: calls and streams in flight have `grace_s` seconds, then they are cancelled."""
         self.leave()
-        await self._health.enter_graceful_shutdown()
+        await self.health.end()
         servers, pumps = self._servers, self._pumps
         self._servers, self._pumps = [], []
         # Only then grpcio: what comes in while it shuts down it cancels.
@@ -152,9 +147,9 @@ class ControlServer:
             maximum_concurrent_rpcs=CONCURRENT_RPCS,
         )
         add_WorkerServicer_to_server(self._service, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         reflection.enable_server_reflection(
-            (NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            (NAME, health_names.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
         try:
             server.add_insecure_port(f"unix:{path}")

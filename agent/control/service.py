@@ -55,5 +55,6 @@ class WorkerService(DeployVerbs, ImageVerbs, CallVerbs, WatchVerbs, NodeVerbs, W
     GetNode = unary("GetNode", NodeVerbs.get_node)
     Drain = unary("Drain", NodeVerbs.drain)
     Undrain = unary("Undrain", NodeVerbs.undrain)
+    Reload = unary("Reload", NodeVerbs.reload)
     PullUsage = unary("PullUsage", NodeVerbs.pull_usage)
     AckUsage = unary("AckUsage", NodeVerbs.ack_usage)

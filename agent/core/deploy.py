@@ -2,7 +2,7 @@
 
 A spec whose canonical form equals that of LATEST changes nothing. Any other becomes the next
 version and LATEST moves to it. A version that is named explicitly keeps its content for good.
-`agent/functions/deploy.py` acts on the decision; `agent/model/spec.py` makes the digests.
+`agent/deployments/deploy.py` acts on the decision; `agent/model/spec.py` makes the digests.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How large an image may be under a contract, and what is said of one that is larger.
 
 A registry's manifest tells what a pull would transfer, so that too much is refused before the
-first byte; what the layers take unpacked is known only afterwards. `agent/functions/image.py` asks,
-and takes back what was pulled in vain.
+first byte; what the layers take unpacked is known only afterwards. `agent/deployments/image.py`
+asks, and takes back what was pulled in vain.
 """
 
 from __future__ import annotations

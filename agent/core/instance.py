@@ -7,7 +7,7 @@ nobody wanted its end. An exit may arrive in any live state; it leads to STOPPIN
 end, so that slots are given back in one place, once. A job that exits by itself has `Completed`.
 
 An event that the table does not know raises IllegalTransition and changes nothing. What is done
-about a transition is `agent/functions/instance.py`'s business. `python -m agent.core.instance`
+about a transition is `agent/instances/instance.py`'s business. `python -m agent.core.instance`
 prints the diagram for ARCHITECTURE.md.
 """
 

@@ -4,7 +4,7 @@ A run is accepted, started once and ends: by itself (Succeeded, Failed by exit c
 request (Stopped), or it never began in time (Expired). The state's value is the name that call
 records carry. An event the table does not know raises and changes nothing. Sizes are checked before
 anything is pulled or created, so that a too large event is a clear refusal and not E2BIG out of the
-runtime. Running it is `agent/functions/job.py`'s.
+runtime. Running it is `agent/calls/job.py`'s.
 """
 
 from __future__ import annotations

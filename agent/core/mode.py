@@ -61,7 +61,12 @@ class NodeMode:
         """Leave every instance to the next worker."""
         self._become(Mode.HANDED_OVER)
 
+    @property
+    def ends(self) -> bool:
+        """Whether this worker takes no orders any more."""
+        return self.mode in _ENDS
+
     def _order(self, mode: Mode) -> None:
-        if self.mode in _ENDS:
+        if self.ends:
             raise FailedPrecondition(f"this worker is {self.mode.value}: ask again in a moment")
         self._become(mode)

@@ -6,7 +6,7 @@ removed after everything of it is gone; (2) containers of ours carry the instanc
 ledger says which instances are in a call of another worker; (4) while that worker lives, its calls
 are taken, not lost, and what it starts or ends is its own.
 
-`agent/functions/reconcile.py` looks and acts, at every start and on a timer.
+`agent/recovery/reconcile.py` looks and acts, at every start and on a timer.
 """
 
 from __future__ import annotations

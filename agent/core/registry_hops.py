@@ -12,21 +12,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
+from agent.core.clouds import METADATA, METADATA_IPV6
+
 Address = IPv4Address | IPv6Address
 
 # Docker Hub and the clouds' registries need one.
 MAX_REDIRECTS = 5
-# Where the clouds' metadata and their hosts' own services answer.
-METADATA = frozenset(
-    ip_address(text)
-    for text in (
-        "169.254.169.254",
-        "100.100.100.200",  # Alibaba
-        "168.63.129.16",  # Azure
-        "192.0.0.192",  # Oracle
-        "fd00:ec2::254",  # AWS
-        "fd20:ce::254",  # Google
-    )
+# The node itself may have IPv6, where functions have none.
+_METADATA = frozenset(
+    ip_address(text) for text in (*(one.address for one in METADATA), *METADATA_IPV6)
 )
 LOOPBACK = "a loopback address"
 PRIVATE = "a private address"
@@ -108,7 +102,7 @@ def _place(address: Address, own: Collection[Address]) -> str:
     """Return what kind of place an address is, "" for a public one."""
     address = unmapped(address)
     kinds = (
-        (address in METADATA, "a cloud's metadata"),
+        (address in _METADATA, "a cloud's metadata"),
         (address.is_unspecified, "this machine (unspecified)"),
         (address.is_loopback, LOOPBACK),
         (address.is_link_local, "a link-local address"),

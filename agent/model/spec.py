@@ -1,25 +1,16 @@
-"""FunctionSpec: what a function is, with every default filled in, checked once at the border.
+"""FunctionSpec: what a function is, with every default filled in.
 
-`parse_spec` takes what TOML, JSON or proto gave (the names are the same in all three) and either
-returns a whole, frozen spec or raises InvalidSpec with every problem at once. `canonical` is its
-stable form: equal bytes mean an equal version. Types are checked by `model/spec_shape.py`, defaults
-filled by `spec_defaults.py`, rules kept in `spec_rules.py`, figures in `limits.py`; reading TOML is
-`spec_text.py`.
+`canonical` is its stable form: equal bytes mean an equal version. Made by `spec_parse.py` only,
+which checks the rules; the names are the same in TOML, JSON and proto.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from agent.errors import InvalidSpec
-from agent.model.spec_defaults import PLACEHOLDERS, with_defaults
-from agent.model.spec_rules import broken_rules
-from agent.model.spec_shape import plain, shaped
 
 Kind = Literal["event", "http", "job"]
 ContractName = Literal["fc", "fc2", "scf-web", "scf-job", "vercel"]
@@ -147,8 +138,6 @@ class FunctionSpec(_Table):
         return self.memory_mb << 20
 
 
-_PATH = re.compile(r"[.\[]")
-_STAND_IN = {"name": "f", "image": "kindling.local/unreadable", "contract": "fc"}
 _NEVER_STORED = {"username", "password", "identity_token"}
 
 
@@ -172,57 +161,3 @@ def public(spec: FunctionSpec) -> dict[str, object]:
     data: dict[str, object] = spec.model_dump(mode="json", exclude={"registry": _NEVER_STORED})
     data["secrets"] = [{"name": secret.name} for secret in spec.secrets]
     return data
-
-
-def restored(data: bytes, version: int) -> FunctionSpec:
-    """Read back what `canonical` wrote, as the version it became.
-
-    Defaults are those it was deployed with. Raises InvalidSpec if a newer or damaged store holds
-    something this agent would not deploy.
-    """
-    return parse_spec({**json.loads(data), "version": version})
-
-
-def salvaged(data: bytes, name: str, version: int) -> FunctionSpec:
-    """Return what can still be read of a stored spec that `restored` refuses; to be shown only.
-
-    Fields that are wrong have their defaults, image and contract stand-ins.
-    """
-    try:
-        found = json.loads(data)
-    except ValueError:
-        found = None
-    kept = dict(found) if isinstance(found, dict) else {}
-    while True:
-        try:
-            spec = parse_spec({**_STAND_IN, **kept, "name": _STAND_IN["name"], "version": version})
-        except InvalidSpec as error:
-            wrong = {_PATH.split(problem.field)[0] for problem in error.problems} & kept.keys()
-            kept = {field: value for field, value in kept.items() if wrong and field not in wrong}
-        else:
-            return spec.model_copy(update={"name": name})
-
-
-def parse_spec(data: object) -> FunctionSpec:
-    """Check what a deploy gave and return the whole spec.
-
-    Raises InvalidSpec with every problem at once.
-
-    `data` is a mapping of plain values (str, int, float, bool, list, mapping, None; None means
-    not given). Numbers are never taken from text, except `version`; in `env` and `labels` a whole
-    number becomes its text.
-    """
-    raw, problems = plain(data)
-    spec, wrong = shaped(FunctionSpec, raw, with_defaults, PLACEHOLDERS)
-    problems += wrong
-    told = {problem.field for problem in problems}
-    problems += [p for p in broken_rules(spec, told) if not _told(p.field, told)]
-    if problems:
-        raise InvalidSpec(problems)
-    return spec
-
-
-def _told(field: str, told: set[str]) -> bool:
-    """Say whether a problem at this field, or at a table above it, is already told."""
-    parts = field.replace("[", ".").split(".")
-    return any(".".join(parts[:n]) in told for n in range(1, len(parts) + 1))

@@ -2,7 +2,7 @@
 
 Every rule looks at the whole spec and yields what is wrong with the way out; none stops at the
 first. Figures stand in `model/limits.py`. What only the node knows (volumes of its config, free
-memory, the image) is judged by `agent/functions`.
+memory, the image) is judged by `agent/deployments`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ import ipaddress
 import posixpath
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from agent.errors import Problem
 from agent.model import limits as figures
 from agent.model.image_ref import parse_image_ref
 from agent.model.limits import LIMITS, RANGES, RESERVED_ENV_PREFIXES, ContractLimits, Range
-
-if TYPE_CHECKING:
-    from agent.model.spec import FunctionSpec
+from agent.model.spec import FunctionSpec
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}", re.ASCII)
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}", re.ASCII)

@@ -7,9 +7,10 @@ the wanted state. The rules of who may talk to whom stand in `egress`; they are 
 from __future__ import annotations
 
 import errno
+from operator import methodcaller
+from typing import Any
 
 from agent.core.addresses import AddressPlan
-from agent.errors import RuntimeUnavailable
 from agent.network import namespace, rtnetlink
 from agent.network.netlink import Netlink, NetlinkError
 
@@ -17,26 +18,32 @@ from agent.network.netlink import Netlink, NetlinkError
 def ensure(netlink: Netlink, plan: AddressPlan, mtu: int) -> int:
     """Bring the bridge up in the calling thread's namespace and return its device number.
 
-    Raises RuntimeUnavailable when a device of that name is something else, OSError when the
-    kernel refuses.
+    One that is there already is the plan's own (`wire.check_bridge`). Raises OSError.
     """
     # No device here has IPv6: functions are IPv4 only, and no rule would look at link-locals.
     namespace.set_kernel({"ipv6/conf/default/disable_ipv6": "1"})
+    make = methodcaller(
+        "link",
+        "add",
+        kind="bridge",
+        ifname=plan.bridge,
+        address=plan.bridge_mac,
+        mtu=mtu,
+        br_mcast_snooping=0,
+    )
     try:
-        netlink.send(rtnetlink.new_bridge(plan.bridge, plan.bridge_mac, mtu))
+        netlink.send(f"make bridge {plan.bridge}", rtnetlink.packed(make))
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
     bridge = next(link for link in rtnetlink.links(netlink) if link.name == plan.bridge)
-    if bridge.mac != plan.bridge_mac:
-        raise RuntimeUnavailable(
-            f"bridge {plan.bridge} stands for another subnet (its MAC is {bridge.mac}, not "
-            f"{plan.bridge_mac}): a changed network.subnet needs a stop and start of the agent"
-        )
-    netlink.send(
-        rtnetlink.new_address(bridge.index, plan.bridge_address, plan.subnet.prefixlen),
-        rtnetlink.set_up(bridge.index, plan.bridge),
-    )
+    address = {"address": plan.bridge_address, "prefixlen": plan.subnet.prefixlen}
+
+    def bring_up(ip: Any) -> None:
+        ip.addr("replace", index=bridge.index, **address)
+        ip.link("set", index=bridge.index, state="up")
+
+    netlink.send(f"bring {plan.bridge} up", rtnetlink.packed(bring_up))
     namespace.set_kernel(
         {
             "ipv4/ip_forward": "1",

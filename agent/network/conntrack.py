@@ -10,52 +10,62 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from agent.network.netlink import (
-    NETFILTER,
-    Message,
-    Netlink,
-    NetlinkError,
-    attributes,
-    nest,
+from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_REQUEST
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
+from pyroute2.netlink.nfnetlink.nfctsocket import (
+    IPCTNL_MSG_CT_DELETE,
+    IPCTNL_MSG_CT_GET,
+    NFCTAttrTuple,
+    nfct_msg,
 )
 
-_CONNTRACK = 1 << 8
-_GET, _DELETE = _CONNTRACK | 1, _CONNTRACK | 2
-_GENERAL = struct.Struct("=BBH")
-_TUPLE_ORIGINAL, _TUPLE_IP, _IP_V4_SOURCE = 1, 1, 1
+from agent.network.netlink import Netlink, NetlinkError
+
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 
 def open_netfilter() -> Netlink:
     """Open an nfnetlink socket in the calling thread's namespace."""
-    return Netlink(NETFILTER)
+    return Netlink(NETLINK_NETFILTER)
 
 
 def forget(netlink: Netlink, addresses: Collection[str]) -> int:
     """Drop every tracked connection that one of `addresses` opened; return how many there were."""
     if not addresses or int(_COUNT.read_text()) == 0:
         return 0
-    sources = {socket.inet_aton(address) for address in addresses}
-    body = _GENERAL.pack(socket.AF_INET, 0, 0)
-    dropped = 0
-    for row in netlink.dump(Message(_GET, body, what="list tracked connections")):
-        original = attributes(row[_GENERAL.size :]).get(_TUPLE_ORIGINAL, b"")
-        ends = attributes(attributes(original).get(_TUPLE_IP, b""))
-        if ends.get(_IP_V4_SOURCE) in sources:
-            dropped += _drop(netlink, original)
-    return dropped
+    packed = [socket.inet_aton(address) for address in addresses]
+
+    def concerns(row: bytes) -> bool:
+        return any(address in row for address in packed)
+
+    listing = _ask(IPCTNL_MSG_CT_GET, nfct_msg())
+    rows = netlink.dump("list tracked connections", listing, nfct_msg, concerns)
+    found = [_original(row) for row in rows]
+    return sum(_drop(netlink, ends) for ends in found if ends.saddr in addresses)
 
 
-def _drop(netlink: Netlink, original: bytes) -> int:
-    body = _GENERAL.pack(socket.AF_INET, 0, 0) + nest(_TUPLE_ORIGINAL, original)
+def _original(row: Any) -> NFCTAttrTuple:
+    return NFCTAttrTuple.from_netlink(socket.AF_INET, row.get_attr("CTA_TUPLE_ORIG"))
+
+
+def _drop(netlink: Netlink, ends: NFCTAttrTuple) -> int:
+    message = nfct_msg.create_from(tuple_orig=ends)
     try:
-        netlink.send(Message(_DELETE, body, what="drop a tracked connection"))
+        netlink.send("drop a tracked connection", _ask(IPCTNL_MSG_CT_DELETE, message))
     except NetlinkError as error:
         if error.errno != errno.ENOENT:  # it ended by itself
             raise
         return 0
     return 1
+
+
+def _ask(kind: int, message: Any) -> bytes:
+    message["header"]["type"] = NFNL_SUBSYS_CTNETLINK << 8 | kind
+    message["header"]["flags"] = NLM_F_REQUEST
+    message["nfgen_family"] = socket.AF_INET
+    message.encode()
+    return bytes(message.data)

@@ -1,8 +1,11 @@
 """What a function may reach: the packet filter of the functions' namespace, as nft rules.
 
 From inside a function none of these answer: other functions, the bridge, every address the host
-itself has, link-local addresses, and slirp's own network but for DNS. A function may further be
-closed (`none`) or bound to networks (CIDRs); the default `all` is in no set and costs nothing.
+itself has, link-local addresses, what clouds tell a machine about itself (`core/clouds`), what the
+operator denies, and slirp's own network but for DNS. A function may further be closed (`none`) or
+bound to networks (CIDRs); the default `all` is in no set and costs nothing. No list of a function
+opens what is refused to all: that is asked first, for every packet, so that a new rule also ends
+connections that are open.
 Traffic between agent and functions is not tracked. `wire` isolates the bridge's ports; both must
 hold. Loaded as one transaction by libnftables inside this process, on the network thread.
 """
@@ -14,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, collapse_addresses
 from typing import Literal
 
+from agent.core import clouds
 from agent.core.addresses import AddressPlan
 from agent.errors import InvalidSpec, Problem, RuntimeUnavailable
 
@@ -23,15 +27,35 @@ Verb = Literal["add", "delete"]
 # rootlesskit's slirp4netns defaults: device, network and resolver (slirp4netns(1)).
 UPLINK = "tap0"
 RESOLVER = "10.0.2.3"
-# slirp's own network; loopback; this network; link-local with its metadata service; multicast and
-# reserved, which no function has business with.
-_NEVER = "10.0.2.0/24, 127.0.0.0/8, 0.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4"
+# slirp's own network; loopback; this network; link-local, where most clouds' metadata is; multicast
+# and reserved, which no function has business with.
+_NEVER = (
+    "10.0.2.0/24",
+    "127.0.0.0/8",
+    "0.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+)
 _TABLE = "inet kindling"
 _REFUSE = "reject with icmpx type admin-prohibited"
 
 
-def ruleset(plan: AddressPlan) -> str:
-    """Return the whole ruleset as nft text; the members of its sets stay as they are."""
+def never(deny: Iterable[str] = ()) -> list[str]:
+    """Return the networks that no function reaches whatever its egress says, `deny` among them.
+
+    Merged, because overlapping members of one set are an error of the kernel's.
+    """
+    metadata = (row.address for row in clouds.METADATA)
+    networks = (IPv4Network(entry) for entry in (*_NEVER, *metadata, *deny))
+    return [str(network) for network in collapse_addresses(networks)]
+
+
+def ruleset(plan: AddressPlan, deny: Iterable[str] = ()) -> str:
+    """Return the whole ruleset as nft text; the members of its sets stay as they are.
+
+    `deny` are checked networks (`config.Network.deny`). DNS passes even if they hold the resolver.
+    """
     bridge = plan.bridge
     here = f'iifname "{bridge}" ip daddr {plan.bridge_address}'
     return f"""
@@ -66,7 +90,7 @@ table {_TABLE} {{
     ip saddr @closed {_REFUSE}
     ip daddr {RESOLVER} udp dport 53 accept
     ip daddr {RESOLVER} tcp dport 53 accept
-    ip daddr {{ {_NEVER} }} {_REFUSE}
+    ip daddr {{ {", ".join(never(deny))} }} {_REFUSE}
     ip daddr @host {_REFUSE}
     ip saddr @listed ip saddr . ip daddr != @allowed {_REFUSE}
     accept
@@ -152,9 +176,12 @@ class PacketFilter:
             self._library.nft_ctx_free(self._context)
             self._context = None
 
-    def load(self, plan: AddressPlan) -> None:
-        """Put the ruleset in force; sets of an older table with another shape are made anew."""
-        text = ruleset(plan)
+    def load(self, plan: AddressPlan, deny: Iterable[str]) -> None:
+        """Put the ruleset in force; sets of an older table with another shape are made anew.
+
+        One transaction: a worker that takes over with another `deny` leaves no moment without.
+        """
+        text = ruleset(plan, deny)
         try:
             self.run(text)
         except RuntimeUnavailable:

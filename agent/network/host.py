@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from agent.aio import tasks
 from agent.network import rtnetlink
-from agent.network.netlink import ROUTE, Netlink
+from agent.network.netlink import Netlink
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class HostAddresses:
 
     async def start(self) -> None:
         """Listen first, then read and tell once; raises what reading or `heard` raises."""
-        self._socket = Netlink(ROUTE, rtnetlink.GROUPS_IPV4)
+        self._socket = rtnetlink.open_events()
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
         await self._refresh()
         self._task = tasks.spawn("host-addresses", self._watch())

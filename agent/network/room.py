@@ -3,30 +3,36 @@
 Builds the room's parts once, starts them in order and stops them in reverse. What a slot is stands
 in `wire`, what it may reach in `egress`, who has it in `slots`. The next room up is `sandbox`; the
 gateway's connector takes its sockets here.
+
+What speaks netlink is imported and opened after `ready`: pyroute2 takes 40 ms, and a worker that
+takes over need not wait for it. Until then adopted slots keep the rules they have, the host's
+addresses among them, and nobody gets a new one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import importlib
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent import config
 from agent.core import addresses
 from agent.core.slots import SlotCounts
 from agent.errors import RuntimeUnavailable
-from agent.network import bridge, egress, resolv, rtnetlink
+from agent.network import egress, resolv
 from agent.network.egress import Egress, PacketFilter
-from agent.network.host import HostAddresses
-from agent.network.slots import NetworkSlot, NetworkSlots
+from agent.network.slot import NetworkSlot
+from agent.network.slots import NetworkSlots
 from agent.network.thread import NetworkThread, Socket
-from agent.network.wire import Wiring
+from agent.network.wire import check_bridge
+
+if TYPE_CHECKING:
+    from agent.network.wiring import Wiring
 
 __all__ = ["Egress", "Network", "NetworkSlot"]
-
-log = logging.getLogger(__name__)
 
 
 class Network:
@@ -49,7 +55,7 @@ class Network:
         return f"<Network {self._plan.subnet} {self._slots!r} {self._thread!r}>"
 
     async def open(self) -> None:
-        """Bring up thread, packet filter, bridge and host watch; finds what a dead worker left.
+        """Bring up thread, packet filter and rules; finds what a dead worker left.
 
         No slot is made or removed yet: `adopt` what runs, then call `ready`. Raises
         RuntimeUnavailable; nothing is left open then.
@@ -58,32 +64,45 @@ class Network:
             stack.enter_context(_refusals("the functions' network cannot be set up"))
             await self._thread.start()
             stack.push_async_callback(self._thread.stop)
-            packet_filter, wiring = await self._set_up(stack)
+            await self._thread.call(check_bridge, self._plan)
+            packet_filter = await self._thread.call(PacketFilter)
+            stack.push_async_callback(self._thread.call, packet_filter.close)
+            # The rules come before anything that they guard against.
+            await self._thread.call(packet_filter.load, self._plan, self._settings.deny)
+            await asyncio.to_thread(resolv.write, self.resolv_conf, egress.RESOLVER)
+            netlink = await stack.enter_async_context(AsyncExitStack())
+            self._slots = NetworkSlots(
+                self._thread,
+                self._plan,
+                lambda: self._open_netlink(packet_filter, netlink),
+                packet_filter,
+                self._settings.warm_slots,
+            )
+            stack.push_async_callback(self._slots.end)
+            self._stack = stack.pop_all()
+
+    async def _open_netlink(self, packet_filter: PacketFilter, undo: AsyncExitStack) -> Wiring:
+        """Bring up bridge and host watch, before the first slot is made.
+
+        Raises OSError; may then be called again.
+        """
+        await asyncio.to_thread(importlib.import_module, "agent.network.netlink")
+        from agent.network.host import HostAddresses
+        from agent.network.wiring import Wiring
+
+        async with AsyncExitStack() as stack:
+            home, mtu = self._thread.home, self._settings.mtu
+            wiring = await self._thread.call(
+                Wiring, self._plan, mtu, home, discard=lambda made: made.close()
+            )
+            stack.push_async_callback(self._thread.call, wiring.close)
             watch = HostAddresses(
                 lambda found: self._thread.call(packet_filter.run, egress.host_members(found))
             )
             stack.push_async_callback(watch.stop)
             await watch.start()
-            await asyncio.to_thread(resolv.write, self.resolv_conf, egress.RESOLVER)
-            self._slots = NetworkSlots(
-                self._thread, self._plan, wiring, packet_filter, self._settings.warm_slots
-            )
-            stack.push_async_callback(self._slots.end)
-            self._stack = stack.pop_all()
-
-    async def _set_up(self, stack: AsyncExitStack) -> tuple[PacketFilter, Wiring]:
-        packet_filter = await self._thread.call(PacketFilter)
-        stack.push_async_callback(self._thread.call, packet_filter.close)
-        # The rules come before anything that they guard against.
-        await self._thread.call(packet_filter.load, self._plan)
-        wiring = await self._thread.call(self._wire)
-        stack.push_async_callback(self._thread.call, wiring.close)
-        return packet_filter, wiring
-
-    def _wire(self) -> Wiring:
-        with rtnetlink.open_route() as route:
-            index = bridge.ensure(route, self._plan, self._settings.mtu)
-        return Wiring(self._plan, self._settings.mtu, self._thread.home, index)
+            undo.push_async_exit(stack.pop_all())
+        return wiring
 
     async def adopt(self, number: int, pid: int, egress: Egress) -> NetworkSlot:
         """Take over the slot of a process that outlived its worker; between `open` and `ready`.
@@ -97,24 +116,21 @@ class Network:
         """Leave a slot, its devices and its rules alone that nobody here holds; before `ready`."""
         self._opened.reserve(number, egress)
 
-    async def unreserve(self, number: int) -> None:
-        """Remove what is left in a slot that was set aside; safe for one that was not."""
-        with _refusals(f"network slot {number} cannot be cleared"):
-            await self._opened.unreserve(number)
+    def unreserve(self, number: int) -> None:
+        """Have what is left in a slot that was set aside removed; safe for one that was not."""
+        self._opened.unreserve(number)
 
     async def leave(self) -> None:
         """Make and restore no slots any more: the next worker does. Sockets go on being made."""
         await self._opened.leave()
 
     async def ready(self) -> None:
-        """Remove what nobody adopted and start to keep slots in stock.
+        """Begin to remove what nobody adopted and to keep slots in stock.
 
         A worker that this one replaces must have closed its network before.
         """
         with _refusals("network slots cannot be kept"):
-            removed = await self._opened.begin()
-        if removed:
-            log.info("network: removed %d devices that nobody owned", removed)
+            await self._opened.begin()
 
     async def close(self) -> None:
         """Give ready slots back to the kernel; running containers, bridge and rules stay."""

@@ -2,8 +2,9 @@
 
 One background task, the keeper, makes and restores slots one at a time, so that each has one owner
 at any moment; `core.slots` holds who that is. The work itself happens on the network thread
-(`wire`, `egress`). A start takes a ready slot without waiting; only an `egress` other than `all`
-costs it a quarter of a millisecond. The next room up is `sandbox`.
+(`wiring`, `egress`); what speaks netlink is opened by the keeper, after the worker's start. A start
+takes a ready slot without waiting; only an `egress` other than `all` costs it a quarter of a
+millisecond. The next room up is `sandbox`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agent.aio import tasks
 from agent.aio.line import Line
@@ -22,8 +24,12 @@ from agent.errors import Bug, Overloaded, RuntimeUnavailable
 from agent.network import egress as rules
 from agent.network import wire
 from agent.network.egress import Egress, PacketFilter, Verb
+from agent.network.slot import NetworkSlot
 from agent.network.thread import NetworkThread
 from agent.network.wire import Condition
+
+if TYPE_CHECKING:
+    from agent.network.wiring import Wiring
 
 log = logging.getLogger(__name__)
 
@@ -32,27 +38,13 @@ _KEEP_FACTOR = 4
 # How long a start waits for a slot being made or restored (each takes 1 to 8 ms).
 _WAIT_S = 5.0
 # So many slots are restored in one go: about 10 ms of the thread, during which no socket is made.
-_BATCH = 16
+_BATCH = 10
 # A slot with sockets left is looked at again after this, then twice this, …: 1.3 s in all.
 _BUSY_S = 0.02
 _BUSY_TRIES = 6
 # The kernel refused a slot: try again after this.
 _RETRY_S = 1.0
 _VERBS: tuple[Verb, ...] = ("add", "delete")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NetworkSlot:
-    """One instance's network, leased until `Network.release`.
-
-    `netns_path` opens the namespace for as long as this worker lives; a runtime joins it by that.
-    """
-
-    number: int
-    address: str
-    netns_path: str
-    fd: int
-    egress: Egress
 
 
 class NetworkSlots:
@@ -62,20 +54,24 @@ class NetworkSlots:
         self,
         thread: NetworkThread,
         plan: AddressPlan,
-        wiring: wire.Wiring,
+        open_wiring: Callable[[], Awaitable[Wiring]],
         packet_filter: PacketFilter,
         warm: int,
     ) -> None:
         self._thread = thread
         self._plan = plan
-        self._wiring = wiring
+        # made by the keeper, who alone uses it
+        self._open_wiring = open_wiring
+        self._wiring: Wiring | None = None
         self._filter = packet_filter
         self._warm = warm
         # state of all slots
         self._slots = Slots(range(1, plan.capacity + 1))
         self._wires: dict[int, wire.Wire] = {}
         self._held: dict[int, NetworkSlot] = {}
+        # slots that others hold, and those of them that are gone and to be cleared
         self._reserved: dict[int, Egress] = {}
+        self._abandoned: dict[int, Egress] = {}
         # slots that were busy when they were looked at: how often, and when to look again
         self._tries: dict[int, int] = {}
         self._later: dict[int, float] = {}
@@ -94,7 +90,9 @@ class NetworkSlots:
     async def adopt(self, number: int, pid: int, egress: Egress) -> NetworkSlot:
         """Take over the slot of a running process; NotFound if it is not there."""
         rules.members("add", self._plan.address(number), egress)
-        found = await self._thread.call(self._wiring.find, number, pid, discard=wire.drop)
+        found = await self._thread.call(
+            wire.find, self._plan, self._thread.home, number, pid, discard=wire.drop
+        )
         if number in self._reserved:
             del self._reserved[number]
         else:
@@ -106,19 +104,14 @@ class NetworkSlots:
         self._wires[number] = found
         return self._hold(number, egress)
 
-    async def begin(self) -> int:
-        """Remove what nobody adopted, put exactly the adopted rules in force, start the keeper.
-
-        Returns how many stray devices were removed.
-        """
-        kept = frozenset(self._wires) | self._reserved.keys()
-        removed = await self._thread.call(self._wiring.sweep, kept)
+    async def begin(self) -> None:
+        """Put exactly the adopted rules in force and start the keeper."""
         restrictions = {slot.address: slot.egress for slot in self._held.values()}
         for number, egress in self._reserved.items():
             restrictions[self._plan.address(number)] = egress
         await self._thread.call(self._filter.run, rules.all_members(restrictions))
-        self._keeper = tasks.spawn("network-slots", self._keep())
-        return removed
+        kept = frozenset(self._wires) | self._reserved.keys() | self._abandoned.keys()
+        self._keeper = tasks.spawn("network-slots", self._keep(kept))
 
     def reserve(self, number: int, egress: Egress) -> None:
         """Set a slot aside whose devices and rules stay as they are; before `begin`."""
@@ -126,24 +119,12 @@ class NetworkSlots:
             self._slots.adopt(number)
             self._reserved[number] = egress
 
-    async def unreserve(self, number: int) -> None:
-        """Take the devices and rules away of a slot that was set aside, and use its number."""
+    def unreserve(self, number: int) -> None:
+        """Have the keeper clear a slot that was set aside; unknown ones are ignored."""
         egress = self._reserved.pop(number, None)
-        if egress is None:
-            return
-        await self._thread.call(self._clear, number, egress)
-        self._slots.release(number)
-        self._slots.discard(number)
-        self._wake.set()
-
-    def _clear(self, number: int, egress: Egress) -> None:
-        """Undo, on the thread, what another worker made of a slot."""
-        self._wiring.cut([number])
-        self._wiring.forget([number])
-        # Adding first makes the deletion right even if the rules are not there.
-        address = self._plan.address(number)
-        for verb in _VERBS:
-            self._filter.run(rules.members(verb, address, egress))
+        if egress is not None:
+            self._abandoned[number] = egress
+            self._wake.set()
 
     async def leave(self) -> None:
         """Stop the keeper and give ready slots back to the kernel; leased ones live on."""
@@ -221,10 +202,12 @@ class NetworkSlots:
 
     # -- the keeper
 
-    async def _keep(self) -> None:
+    async def _keep(self, adopted: frozenset[int]) -> None:
         while True:
             try:
-                busy = await self._one_step()
+                if self._wiring is None:
+                    self._wiring = await self._begin_wiring(adopted)
+                busy = await self._one_step(self._wiring)
             except Exception as error:
                 log.exception("network slots: trying again in %g s", _RETRY_S)
                 self._waiting.refuse(RuntimeUnavailable(f"network slot cannot be made: {error}"))
@@ -241,17 +224,27 @@ class NetworkSlots:
             async with asyncio.timeout_at(again):
                 await self._wake.wait()
 
-    async def _one_step(self) -> bool:
+    async def _begin_wiring(self, adopted: frozenset[int]) -> Wiring:
+        """Open what makes slots and remove the devices that nobody adopted."""
+        wiring = await self._open_wiring()
+        removed = await self._thread.call(wiring.sweep, adopted)
+        if removed:
+            log.info("network: removed %d devices that nobody owned", removed)
+        return wiring
+
+    async def _one_step(self, wiring: Wiring) -> bool:
         """Do one piece of work; False when there is none."""
         counts = self._slots.counts()
         due = self._due() if counts.dirty else []
-        if due:
-            await self._restore(due)
+        if self._abandoned:
+            await self._clear(wiring, *self._abandoned.popitem())
+        elif due:
+            await self._restore(wiring, due)
         elif counts.ready < self._warm or self._waiting:
             number = self._slots.make()
             if number is None:
                 return False
-            await self._make(number)
+            await self._make(wiring, number)
         elif counts.ready > max(self._warm * _KEEP_FACTOR, 1):
             number = self._slots.numbers(SlotState.READY)[0]
             self._slots.discard(number)
@@ -261,9 +254,26 @@ class NetworkSlots:
         self._waiting.tell(self._slots.counts().ready)
         return True
 
-    async def _make(self, number: int) -> None:
+    async def _clear(self, wiring: Wiring, number: int, egress: Egress) -> None:
+        """Undo what another worker made of a slot, and use its number."""
         try:
-            made = await self._thread.call(self._wiring.make, number, discard=wire.drop)
+            await self._thread.call(self._clear_on_thread, wiring, number, egress)
+        except BaseException:
+            self._abandoned[number] = egress
+            raise
+        self._slots.release(number)
+        self._slots.discard(number)
+
+    def _clear_on_thread(self, wiring: Wiring, number: int, egress: Egress) -> None:
+        wiring.cut([number])
+        wiring.forget([number])
+        # Adding first makes the deletion right even if the rules are not there.
+        for verb in _VERBS:
+            self._filter.run(rules.members(verb, self._plan.address(number), egress))
+
+    async def _make(self, wiring: Wiring, number: int) -> None:
+        try:
+            made = await self._thread.call(wiring.make, number, discard=wire.drop)
         except BaseException:
             self._slots.discard(number)
             raise
@@ -276,10 +286,10 @@ class NetworkSlots:
         dirty = self._slots.numbers(SlotState.DIRTY)
         return [number for number in dirty if self._later.get(number, now) <= now][:_BATCH]
 
-    async def _restore(self, numbers: list[int]) -> None:
+    async def _restore(self, wiring: Wiring, numbers: list[int]) -> None:
         """Keep used slots that are as new, destroy the others, or look again later."""
         batch = [(self._wires[n], self._held[n], self._tries.get(n, 0)) for n in numbers]
-        conditions = await self._thread.call(self._restore_on_thread, batch)
+        conditions = await self._thread.call(self._restore_on_thread, wiring, batch)
         for number, condition in conditions.items():
             if condition is Condition.BUSY:
                 tries = self._tries.get(number, 0)
@@ -296,12 +306,12 @@ class NetworkSlots:
             del self._held[number]
 
     def _restore_on_thread(
-        self, batch: list[tuple[wire.Wire, NetworkSlot, int]]
+        self, wiring: Wiring, batch: list[tuple[wire.Wire, NetworkSlot, int]]
     ) -> dict[int, Condition]:
-        conditions = {used.number: self._condition(used, tries) for used, _, tries in batch}
-        self._wiring.cut([n for n, how in conditions.items() if how is Condition.SPOILED])
+        conditions = {used.number: self._condition(wiring, used, tries) for used, _, tries in batch}
+        wiring.cut([n for n, how in conditions.items() if how is Condition.SPOILED])
         quiet = [slot for _, slot, _ in batch if conditions[slot.number] is not Condition.BUSY]
-        self._wiring.forget([slot.number for slot in quiet])
+        wiring.forget([slot.number for slot in quiet])
         # Only now: while anything lives in a slot its rules must hold. Adding first makes the
         # deletion right even if the lease failed before its own addition.
         for verb in _VERBS:
@@ -309,10 +319,10 @@ class NetworkSlots:
             self._filter.run("".join(members))
         return conditions
 
-    def _condition(self, used: wire.Wire, tries: int) -> Condition:
+    def _condition(self, wiring: Wiring, used: wire.Wire, tries: int) -> Condition:
         """Restore one wire, on the thread, and say what is to become of it."""
         try:
-            condition = self._wiring.restore(used)
+            condition = wiring.restore(used)
         except OSError as error:
             log.warning("network slot %d cannot be restored: %s", used.number, error)
             condition = Condition.SPOILED

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import re
 import socket
-import struct
 from contextlib import suppress
 from pathlib import Path
 
-from agent.network.netlink import SOCK_DIAG, Message, Netlink, NetlinkError
+from pyroute2.netlink import NETLINK_SOCK_DIAG, NLM_F_REQUEST, nlmsg
+from pyroute2.netlink.diag import SOCK_DESTROY, SOCK_DIAG_BY_FAMILY
 
-_BY_FAMILY, _DESTROY = 20, 21
-# family, protocol, extensions, pad, states; then struct inet_diag_sockid of 48 bytes
-_REQUEST = struct.Struct("=BBBxI48s")
+from agent.network.netlink import Netlink, NetlinkError
+
 _ALL_STATES = 0xFFFFFFFF
-_ID_AT, _ID_BYTES = 4, 48
+_ANY = bytes(48)
 _COUNTS = re.compile(r"^sockets: used (\d+)$.*^TCP: .*\btw (\d+)\b", re.MULTILINE | re.DOTALL)
+
+
+# A socket is named by the 48 bytes the kernel gave for it (struct inet_diag_sockid). pyroute2 turns
+# them into text on reading and cannot turn that back, so they are one field here.
+class _Asked(nlmsg):  # type: ignore[misc]  # pyroute2 has no types
+    fields = (("family", "B"), ("protocol", "B"), ("pad", "H"), ("states", "I"), ("id", "48s"))
+
+
+class _Listed(nlmsg):  # type: ignore[misc]
+    fields = (("family", "B"), ("state", "B"), ("pad", "H"), ("id", "48s"))
 
 
 def count() -> tuple[int, int]:
@@ -36,10 +45,20 @@ def end_tcp() -> None:
 
     Does nothing where the kernel cannot: ask `count` afterwards.
     """
-    with Netlink(SOCK_DIAG) as diag, suppress(NetlinkError):
+    with Netlink(NETLINK_SOCK_DIAG) as diag, suppress(NetlinkError):
         for family in (socket.AF_INET, socket.AF_INET6):
-            body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES, bytes(_ID_BYTES))
-            for row in diag.dump(Message(_BY_FAMILY, body, what="list connections")):
-                which = row[_ID_AT : _ID_AT + _ID_BYTES]
-                body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES, which)
-                diag.send(Message(_DESTROY, body, what="end a connection"))
+            listing = _ask(SOCK_DIAG_BY_FAMILY, family, _ANY)
+            for row in diag.dump("list connections", listing, _Listed):
+                diag.send("end a connection", _ask(SOCK_DESTROY, family, row["id"]))
+
+
+def _ask(kind: int, family: int, which: bytes) -> bytes:
+    message = _Asked()
+    message["header"]["type"] = kind
+    message["header"]["flags"] = NLM_F_REQUEST
+    message["family"] = family
+    message["protocol"] = socket.IPPROTO_TCP
+    message["states"] = _ALL_STATES
+    message["id"] = which
+    message.encode()
+    return bytes(message.data)

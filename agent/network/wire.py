@@ -1,28 +1,26 @@
-"""Makes, checks and removes one slot's namespace with its veth pair: the work on the thread.
+"""One slot in the kernel: its namespace, and how to find it again in a process that lives in it.
 
-Every method of `Wiring` runs on the network thread and leaves it in the detached namespace. Which
-slot belongs to whom is decided in `slots`. A function has no capability over its slot's namespace,
-so all it can leave behind is sockets; everything else is compared all the same, because a slot that
-is not as new must never be used again.
+Speaks no netlink, so that a worker can look and adopt before it has imported what does (`wiring`).
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-from collections.abc import Collection
-from contextlib import suppress
-from dataclasses import dataclass, field
+import socket
+import struct
+from dataclasses import dataclass
 from enum import Enum
 
 from agent.core.addresses import AddressPlan
-from agent.errors import NotFound
-from agent.network import conntrack, namespace, rtnetlink, sockets
-from agent.network.netlink import Netlink, NetlinkError
+from agent.errors import NotFound, RuntimeUnavailable
+from agent.network import namespace
 
-# Device numbers are ours to choose; these leave room for tap0, the bridge and what else comes.
-_FIRST_INDEX = 10_000
-_LO, _ETH0 = 1, 2
+# SIOCGIFHWADDR and struct ifreq: a name, then here an address family and the MAC (netdevice(7)).
+_GET_MAC = 0x8927
+_IFREQ = struct.Struct("16s24s")
+_MAC_AT = slice(2, 8)
 
 
 class Condition(Enum):
@@ -44,166 +42,56 @@ class Wire:
     fd: int
     sockets: int = -1
     """Sockets the kernel itself holds in a fresh namespace; -1: unknown, so never used again."""
-    looks: tuple[object, ...] = field(default=(), repr=False)
 
 
-class Wiring:
-    """All wires of one node; lives on the network thread, in the namespace `home`."""
+def find(plan: AddressPlan, home: int, number: int, pid: int) -> Wire:
+    """Open the namespace of a running process and make sure that it is slot `number`'s.
 
-    def __init__(self, plan: AddressPlan, mtu: int, home: int, bridge: int) -> None:
-        self._plan = plan
-        self._mtu = mtu
-        self._home = home
-        self._bridge = bridge
-        self._route = rtnetlink.open_route()
-        self._netfilter = conntrack.open_netfilter()
-        self._settings = {
-            "ipv6/conf/default/disable_ipv6": "1",
-            "ipv4/ip_unprivileged_port_start": "0",
-            "ipv4/ping_group_range": f"0 {namespace.highest_group()}",
-            "ipv4/conf/all/accept_redirects": "0",
-        }
+    On the network thread, which is left in `home`. Raises NotFound when the process is gone or has
+    another network.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFound(f"process {pid} of network slot {number} is gone") from error
+    try:
+        with namespace.inside(fd, home):
+            found = mac("eth0")
+    except BaseException:
+        os.close(fd)
+        raise
+    if found != plan.mac(number):
+        os.close(fd)
+        raise NotFound(f"process {pid} is not in network slot {number}")
+    return Wire(number, fd)
 
-    def close(self) -> None:
-        """Close the netlink sockets."""
-        self._route.close()
-        self._netfilter.close()
 
-    def make(self, number: int) -> Wire:
-        """Make a new namespace with eth0, joined to the bridge by an isolated port.
+def check_bridge(plan: AddressPlan) -> None:
+    """Make sure, on the network thread, that a bridge that is there already is this plan's.
 
-        Raises OSError; nothing is left then.
-        """
-        with namespace.fresh(self._home) as fd:
-            namespace.set_kernel(self._settings)
-            held, _ = sockets.count()
-            inner = rtnetlink.open_route()
+    Raises RuntimeUnavailable when it is another's: nothing may be adopted or changed then.
+    """
+    found = mac(plan.bridge)
+    if found not in {None, plan.bridge_mac}:
+        raise RuntimeUnavailable(
+            f"bridge {plan.bridge} stands for another subnet (its MAC is {found}, not "
+            f"{plan.bridge_mac}): a changed network.subnet needs a stop and start of the agent"
+        )
+
+
+def mac(device: str) -> str | None:
+    """Return the MAC of a device of the calling thread's namespace, None if there is no such."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         try:
-            with inner:
-                self._join(number, fd)
-                self._furnish(number, inner)
-                return Wire(number, fd, held, _looks(inner))
-        except BaseException:
-            os.close(fd)
-            raise
-
-    def find(self, number: int, pid: int) -> Wire:
-        """Open the namespace of a running process and make sure that it is slot `number`'s.
-
-        Raises NotFound when the process is gone or has another network.
-        """
-        try:
-            fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            answer = fcntl.ioctl(probe, _GET_MAC, _IFREQ.pack(device.encode(), b""))
         except OSError as error:
-            raise NotFound(f"process {pid} of network slot {number} is gone") from error
-        try:
-            with namespace.inside(fd, self._home), rtnetlink.open_route() as inner:
-                macs = {link.index: link.mac for link in rtnetlink.links(inner)}
-        except BaseException:
-            os.close(fd)
+            if error.errno == errno.ENODEV:
+                return None
             raise
-        if macs.get(_ETH0) != self._plan.mac(number):
-            os.close(fd)
-            raise NotFound(f"process {pid} is not in network slot {number}")
-        return Wire(number, fd)
-
-    def restore(self, wire: Wire) -> Condition:
-        """Bring a used wire back to what `make` made, as far as that goes, and say how far.
-
-        The kernel frees a closed socket a little later (RCU), so `BUSY` soon after the end of a
-        process only means: ask again.
-        """
-        if wire.sockets < 0:
-            return Condition.SPOILED
-        with namespace.inside(wire.fd, self._home):
-            # Counted before any socket of ours is made in there.
-            held, waiting = sockets.count()
-            if held > wire.sockets or waiting:
-                sockets.end_tcp()
-                _, waiting = sockets.count()
-            if held > wire.sockets or waiting:
-                return Condition.BUSY
-            with rtnetlink.open_route() as inner:
-                return Condition.CLEAN if _looks(inner) == wire.looks else Condition.SPOILED
-
-    def forget(self, numbers: Collection[int]) -> None:
-        """Drop what the kernel still tracks of the outward connections of these slots."""
-        conntrack.forget(self._netfilter, [self._plan.address(number) for number in numbers])
-
-    def cut(self, numbers: Collection[int]) -> None:
-        """Remove the devices of slots at once, even if something still holds their namespaces."""
-        found = 0
-        for number in numbers:
-            try:
-                self._route.send(rtnetlink.condemn(self._plan.veth(number)))
-            except NetlinkError as error:
-                if error.errno != errno.ENODEV:
-                    raise
-                continue
-            found += 1
-        if found:
-            self._route.send(rtnetlink.delete_condemned())
-        for number in numbers:
-            with suppress(NetlinkError):
-                address = self._plan.address(number)
-                self._route.send(rtnetlink.delete_neighbour(self._bridge, address))
-
-    def sweep(self, keep: Collection[int]) -> int:
-        """Remove the devices of all slots but `keep`; return how many there were."""
-        names = [link.name for link in rtnetlink.links(self._route)]
-        found = [self._plan.number_of_veth(name) for name in names]
-        strays = [number for number in found if number is not None and number not in keep]
-        self.cut(strays)
-        return len(strays)
-
-    def _join(self, number: int, fd: int) -> None:
-        plan, index = self._plan, _FIRST_INDEX + number
-        pair = rtnetlink.VethPair(
-            name=plan.veth(number),
-            index=index,
-            master=self._bridge,
-            mtu=self._mtu,
-            netns_fd=fd,
-            peer_name="eth0",
-            peer_index=_ETH0,
-            peer_mac=plan.mac(number),
-        )
-        batch = (
-            rtnetlink.new_veth(pair),
-            rtnetlink.isolate_port(index, pair.name),
-            rtnetlink.new_neighbour(self._bridge, plan.address(number), pair.peer_mac),
-            rtnetlink.new_forwarding(index, pair.peer_mac),
-        )
-        try:
-            self._route.send(*batch)
-        except NetlinkError as error:
-            if error.errno not in {errno.EEXIST, errno.EBUSY}:
-                raise
-            # The number's last device is still there, because the kernel has not come to it yet.
-            self.cut([number])
-            self._route.send(*batch)
-
-    def _furnish(self, number: int, inner: Netlink) -> None:
-        plan = self._plan
-        inner.send(
-            rtnetlink.set_up(_LO, "lo"),
-            rtnetlink.new_address(_ETH0, plan.address(number), 32),
-            rtnetlink.set_up(_ETH0, "eth0"),
-            rtnetlink.new_route(_ETH0, plan.bridge_address, None),
-            rtnetlink.new_route(_ETH0, None, plan.bridge_address),
-            rtnetlink.new_neighbour(_ETH0, plan.bridge_address, plan.bridge_mac),
-        )
+    hardware: bytes = _IFREQ.unpack(answer)[1]
+    return hardware[_MAC_AT].hex(":")
 
 
 def drop(wire: Wire) -> None:
     """Close a wire that nothing uses; the kernel removes namespace and devices in its own time."""
     os.close(wire.fd)
-
-
-def _looks(inner: Netlink) -> tuple[object, ...]:
-    return (
-        tuple(rtnetlink.links(inner)),
-        tuple(rtnetlink.addresses(inner)),
-        tuple(rtnetlink.routes(inner)),
-        tuple(rtnetlink.neighbours(inner)),
-    )

@@ -14,6 +14,8 @@ from pathlib import Path
 from agent.errors import AlreadyExists
 
 NAME = "lock"
+# For those who only ask, root among them: what stands there may be a link or a pipe by now.
+_ASK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def acquire(run: Path) -> int:
@@ -47,7 +49,7 @@ def holder(run: Path) -> int | None:
     Answers None too where this process may not read the lock file.
     """
     try:
-        descriptor = os.open(run / NAME, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(run / NAME, _ASK)
     except OSError:
         return None
     try:
@@ -62,10 +64,13 @@ def holder(run: Path) -> int | None:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether an agent that is alive has this file or directory (see `acquire_shared`)."""
+    """Return whether an agent that is alive has this file or directory (see `acquire_shared`).
+
+    Answers False too where this process may not read it, and for a link.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        descriptor = os.open(path, _ASK)
+    except OSError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 NAME = "reload.json"
 RUNNING, DONE, FAILED = "running", "done", "failed"
+# Ends the reason of a failure that changed nothing.
+AS_IT_WAS = "the agent goes on as it was"
 
 
 @dataclass(frozen=True, slots=True)

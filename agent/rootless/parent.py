@@ -228,7 +228,8 @@ class Parent:
         """Say that a reload changes nothing."""
         run = self.house.run
         notice.say("run", f"reload refused, the agent goes on as it was: {reason}")
-        outcome.end(run, outcome.read(run).number, reason)
+        said = "; ".join([*reason.splitlines(), outcome.AS_IT_WAS])
+        outcome.end(run, outcome.read(run).number, said)
         self.held.refused = ""
 
     def _reload(self) -> None:

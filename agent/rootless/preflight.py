@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from agent.linux import mountinfo
 
@@ -24,6 +25,14 @@ LEAST_VERSIONS = {"containerd": ((1, 7), (2, 1)), "rootlesskit": ((2, 0), (2, 0)
 LEAST_OPEN_FILES = 100_000
 
 
+class Mark(StrEnum):
+    """What a row comes to: MISSING blocks a start and fails `kindling check`, ADVICE neither."""
+
+    OK = "ok"
+    ADVICE = "advice"
+    MISSING = "missing"
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One prerequisite. `mend` is a command to type; what is `required` blocks a start."""
@@ -34,11 +43,19 @@ class Check:
     mend: str = ""
     required: bool = True
 
+    @property
+    def mark(self) -> Mark:
+        """What this row comes to."""
+        if self.ok:
+            return Mark.OK
+        return Mark.MISSING if self.required else Mark.ADVICE
+
     def line(self) -> str:
         """Say it in one line."""
-        if self.ok:
+        if self.mark is Mark.OK:
             return f"{self.name}: ok, {self.detail}"
-        return f"{self.name}: {self.detail}: run '{self.mend}'"
+        advice = "advice, " if self.mark is Mark.ADVICE else ""
+        return f"{self.name}: {advice}{self.detail}: run '{self.mend}'"
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -160,11 +177,41 @@ def sysctls(wanted: Mapping[str, int], found: Mapping[str, int]) -> Check:
     return Check("kernel limits", False, detail, mend, required=False)
 
 
-def open_files(hard: int) -> Check:
-    """Judge the hard limit of open files: nobody below it, functions included, can go higher."""
-    enough = hard >= LEAST_OPEN_FILES
-    detail = str(hard) if enough else f"{hard}, some functions may have {LEAST_OPEN_FILES}"
-    return Check("open files", enough, detail, "ulimit -n 1048576", required=False)
+def open_files(hard: int, granted: int, running: int | None) -> Check:
+    """Judge the hard limit of open files: nobody below it, functions included, can go higher.
+
+    `running` is that of the agent that runs, and then decides. Else `hard` is the caller's, and
+    `granted` what a login program (runuser, su) gives the agent's user, 0 for nothing.
+    """
+    mend = "ulimit -n 1048576"
+    if running is not None:
+        enough, detail = running >= LEAST_OPEN_FILES, f"{running} of the running agent"
+    else:
+        enough, detail = max(hard, granted) >= LEAST_OPEN_FILES, str(hard)
+        if hard < LEAST_OPEN_FILES <= granted:
+            detail = f"{granted} from the unit or runuser, {hard} in this shell"
+    if not enough:
+        detail += f", some functions may have {LEAST_OPEN_FILES}"
+    return Check("open files", enough, detail, mend, required=False)
+
+
+def hard_open_files(limits: str) -> int:
+    """Return the hard limit of open files in /proc/<pid>/limits; 0 for one that is not told."""
+    words = next((line.split() for line in limits.splitlines() if "open files" in line), [])
+    return int(words[4]) if len(words) > 4 and words[4].isdigit() else 0
+
+
+def granted_open_files(text: str, user: str) -> int:
+    """Return what a file of limits.conf(5) gives a user as hard limit of open files, 0 for none."""
+    rows = [line.partition("#")[0].split() for line in text.splitlines()]
+    found = [
+        int(row[3]) for row in rows if len(row) == 4 and row[3].isdigit() if _grants(row, user)
+    ]
+    return max(found, default=0)
+
+
+def _grants(row: Sequence[str], user: str) -> bool:
+    return row[0] == user and row[1] in ("-", "hard") and row[2] == "nofile"
 
 
 def slots(

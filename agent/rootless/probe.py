@@ -24,6 +24,8 @@ from agent.rootless.settings import House
 _BINARIES = ("containerd", "containerd-shim-runc-v2", "ctr", "rootlesskit")
 # Where daemons live on Debian; not on every user's PATH.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What setup writes for programs that log the agent's user in.
+_LOGIN_LIMITS = "/etc/security/limits.d/60-kindling.conf"
 _SYSTEM_UNIT = Path("/etc/systemd/system/kindling.service")
 
 
@@ -45,7 +47,7 @@ def checks(house: House, *, starting: bool) -> list[Check]:
         _swap_limit(),
         _slots(house),
         _sysctls(house),
-        preflight.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+        _open_files(house, user, starting),
         preflight.directory("run", str(house.run), _directory_error(house.run), user),
         preflight.directory("data", str(house.data), _directory_error(house.data), user),
         preflight.tmpfs(str(house.run), _filesystem(house.run)),
@@ -143,6 +145,16 @@ def _sysctls(house: House) -> Check:
     return preflight.sysctls(wanted, found)
 
 
+def _open_files(house: House, user: str, starting: bool) -> Check:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    granted = preflight.granted_open_files(_read(_LOGIN_LIMITS), user)
+    running = None
+    pid = None if starting else lock.holder(house.run)
+    if pid and (limits := _read(f"/proc/{pid}/limits")):
+        running = preflight.hard_open_files(limits)
+    return preflight.open_files(hard, 0 if starting else granted, running)
+
+
 def _ports(house: House, starting: bool) -> Check:
     running = None if starting else lock.holder(house.run)
     taken: dict[str, str] = {}
@@ -186,8 +198,15 @@ def _userns_error() -> str:
     unshare = _which("unshare")
     if unshare is None:
         return ""
+    # Root may have asked, and others of this user may trace the child: no terminal of root's.
     made = subprocess.run(
-        [unshare, "--user", "true"], capture_output=True, text=True, timeout=10, check=False
+        [unshare, "--user", "true"],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
     )
     return made.stderr.strip() if made.returncode else ""
 

@@ -25,6 +25,12 @@ HEAR_VARIABLE = "KINDLING_HEAR_FD"
 MAX_LINE_BYTES = 4096
 
 
+def line(word: str, text: str = "") -> bytes:
+    """Return a word, and what there is to say about it, as one line."""
+    said = f"{word} {text}".strip().replace("\n", " ").encode()
+    return said[: MAX_LINE_BYTES - 1] + b"\n"
+
+
 class Lines:
     """Cuts what comes from a pipe into lines."""
 

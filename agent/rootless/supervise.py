@@ -207,8 +207,7 @@ class Supervisor:
             worker.heard = -1
             return
         for line in lines:
-            word, _, text = line.partition(" ")
-            self._heard(worker, word, text)
+            self._heard(worker, *line.partition(" ")[::2])
 
     def _heard(self, worker: Worker, word: str, text: str) -> None:
         now = time.monotonic()
@@ -239,6 +238,8 @@ class Supervisor:
 
     def _reap(self, now: float) -> None:
         """Note every child's end. None of their pids is used any more once this has seen it."""
+        if self.successor is not None and self.successor.heard >= 0:
+            self._hear(self.successor)  # its last words say why it ends
         for pid, status in ending.reap():
             self.retiring.pop(pid, None)
             if pid == self.containerd.pid:
@@ -248,7 +249,8 @@ class Supervisor:
             elif self.successor is not None and pid == self.successor.pid:
                 self._forget(self.successor)
                 self.successor = None
-                self._fail_reload(f"the new worker ended with {child.how_ended(status)}")
+                how = child.how_ended(status)
+                self._fail_reload(f"the new worker ended with {how}: its last words are in the log")
             elif pid == self.trial:
                 self._tried(status)
 
@@ -267,10 +269,8 @@ class Supervisor:
         if self.swap.phase is Phase.HANDING_OVER:
             self._go(now)
         elif self.swap.phase is Phase.STARTING:
-            self._fail_reload(
-                f"the new worker ended with {child.how_ended(status)} after it had taken over; "
-                "it is started again"
-            )
+            how = child.how_ended(status)
+            self._fail_reload(f"the new worker ended with {how} after it had taken over")
 
     def _forget(self, worker: Worker) -> None:
         if worker.heard >= 0:
@@ -355,8 +355,7 @@ class Supervisor:
         if self.swap.phase is not Phase.TRYING:
             return
         if status != 0:
-            how = child.how_ended(status)
-            self._fail_reload(f"the installed supervisor does not start: {how}")
+            self._fail_reload(f"the installed supervisor does not start: {child.how_ended(status)}")
         elif self.inbox.blocked():
             self._replace_self()
 
@@ -417,7 +416,8 @@ class Supervisor:
         """Give a reload up and say why; before the hand-over nothing has changed."""
         if self.swap.phase is Phase.IDLE:
             return
-        notice.say("supervise", f"reload failed, the agent goes on as it was: {reason}")
+        reason = f"{reason}; {self.swap.after_failure}"
+        notice.say("supervise", f"reload failed: {reason}")
         outcome.end(self.house.run, self.swap.number, reason)
         (self.house.run / settings.NEXT_CONFIG_NAME).unlink(missing_ok=True)
         sockets.close_others(self.wanted, self.held)

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from agent.rootless.outcome import AS_IT_WAS
+
 
 class Phase(Enum):
     """Where a reload stands."""
@@ -67,6 +69,13 @@ class Swap:
     def late(self, now: float) -> bool:
         """Return whether the present phase takes longer than it may."""
         return self.until is not None and now >= self.until
+
+    @property
+    def after_failure(self) -> str:
+        """What the agent does when the present phase fails."""
+        if self.phase in (Phase.HANDING_OVER, Phase.STARTING):
+            return "a worker of the installed code is started again"
+        return AS_IT_WAS
 
     def _enter(self, phase: Phase, now: float) -> Phase:
         self.phase = phase

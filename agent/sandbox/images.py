@@ -1,7 +1,7 @@
 """What a start needs of an image, found once and kept: its facts, layers and accounts.
 
 Layers come from the one View per image; users and groups are looked up in the image's own passwd
-and group files. Nothing is pulled here: that is `agent/functions/deploy.py` with
+and group files. Nothing is pulled here: that is `agent/deployments/deploy.py` with
 `agent/containerd`. Forgetting an image is the caller's duty when its name is removed.
 """
 

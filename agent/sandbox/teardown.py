@@ -119,7 +119,7 @@ class Teardown:
         if record is not None:
             network, layers = self._rooms.network, self._rooms.layers
             number, kind = record.network_slot, record.layer_kind
-            await self._tried(id, "network slot", lambda: network.unreserve(number))
+            network.unreserve(number)
             await self._tried(
                 id, "writable layer", lambda: layers.unreserve(id, kind, record.layer_slot)
             )

@@ -2,7 +2,7 @@
 
 Registry credentials are never written (`model.spec.canonical` leaves them out). A version that
 cannot be read back comes as Failed, with the reason: one bad row neither takes the node down nor
-makes another version LATEST. `agent/functions/registry.py` holds the same in memory.
+makes another version LATEST. `agent/deployments/catalog.py` holds the same in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 from agent.errors import InvalidSpec
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import canonical, digest, restored, salvaged
+from agent.model.spec import canonical, digest
+from agent.model.spec_parse import restored, salvaged
 from agent.store.database import Database
 
 MIGRATIONS = (

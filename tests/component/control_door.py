@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc.aio
 
 from agent._pb.worker.v1.worker_pb2_grpc import WorkerStub
+from agent.control.health import Health
 from agent.control.node import Node
 from agent.control.server import ControlServer
 from tests.component.control_fake import FakeNode
@@ -40,7 +41,7 @@ def typed(fake: FakeNode) -> Node:
 @asynccontextmanager
 async def open_doors(run: Path, max_connections: int = 16) -> AsyncIterator[Doors]:
     fake = FakeNode()
-    server = ControlServer(typed(fake), run, max_connections)
+    server = ControlServer(typed(fake), Health(), run, max_connections)
     with listener(run / "a.sock") as admin, listener(run / "r.sock") as readonly:
         await server.start(admin, readonly)
         try:

@@ -22,7 +22,9 @@ from agent.control.node import (
 )
 from agent.errors import NotFound
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, ImageFacts, Meters
-from agent.model.spec import FunctionSpec, parse_spec
+from agent.model.spec import FunctionSpec
+from agent.model.spec_parse import parse_spec
+from agent.rootless.outcome import DONE, FAILED, RUNNING, Outcome
 from agent.telemetry.logs import LogLine
 
 AT_NS = 1_700_000_000_123_456_789
@@ -64,6 +66,10 @@ class FakeNode:
         self.closed: asyncio.Queue[str] = asyncio.Queue()
         self.result: InvokeResult | None = None
         self.lines: asyncio.Queue[LogEntry] = asyncio.Queue()
+        self.outcome = Outcome()
+        # How often a reload that was asked for is seen running, and why it fails then, if it does.
+        self.reload_looks = 0
+        self.reload_reason = ""
         # Until it is set nothing happens that a watcher could see.
         self.quiet = asyncio.Event()
         self.quiet.set()
@@ -177,8 +183,22 @@ class FakeNode:
 
     async def info(self) -> NodeView:
         self._come("info")
+        if self.outcome.state == RUNNING:
+            self.reload_looks -= 1
+            if self.reload_looks < 0:
+                ended = FAILED if self.reload_reason else DONE
+                self.outcome = Outcome(self.outcome.number, ended, self.reload_reason)
         return NodeView(
-            "node", "local", "0.1.0", AT_NS, False, CAPACITY, {"crun": "1.8.1"}, ("fc",), ("x",)
+            "node",
+            "local",
+            "0.1.0",
+            AT_NS,
+            False,
+            CAPACITY,
+            {"crun": "1.8.1"},
+            ("fc",),
+            ("x",),
+            reload=self.outcome,
         )
 
     async def capacity(self, min_interval_s: float) -> AsyncIterator[CapacityView]:
@@ -191,3 +211,8 @@ class FakeNode:
 
     async def undrain(self) -> None:
         self._come("undrain")
+
+    async def reload(self) -> int:
+        self._come("reload")
+        self.outcome = Outcome(self.outcome.number + 1, RUNNING)
+        return self.outcome.number

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, Manifest
+from agent.deployments.catalog import Catalog
+from agent.deployments.deploy import Deployer, Runners, Stores
 from agent.errors import (
     NotFound,
     RuntimeUnavailable,
 )
-from agent.functions.deploy import Deployer, Runners, Stores
-from agent.functions.registry import Registry
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 from agent.store.functions import FunctionStore
 from agent.telemetry.events import Events
 from tests.component.function_house import IMAGE, House
@@ -39,7 +39,7 @@ class Town(House):
 
     async def __aenter__(self):
         self.store = await FunctionStore.open(self.path / "functions.db")
-        self.registry = Registry()
+        self.catalog = Catalog()
         self.events = Events()
         self.images = {"docker.io/library/x:1": IMAGE, "kindling.local/x:1": IMAGE}
         self.compressed, self.unpacked = [1], 1
@@ -56,7 +56,7 @@ class Town(House):
         functions = FakeStore(self.store, self.points)
         stores = Stores(functions, None, containerd, self.logs, self.events)
         runners = Runners(self.fleet, self.jobs, self.builder)
-        self.deployer = Deployer(self.config, self.registry, runners, stores)
+        self.deployer = Deployer(self.config, self.catalog, runners, stores)
         return self
 
     async def __aexit__(self, *_):
@@ -114,7 +114,7 @@ class Town(House):
         }
 
     def deployed(self):
-        return {f.name: (f.latest, sorted(f.versions)) for f in self.registry.functions()}
+        return {f.name: (f.latest, sorted(f.versions)) for f in self.catalog.functions()}
 
 
 def record(digest):

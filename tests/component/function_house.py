@@ -11,18 +11,22 @@ import socket
 import time
 from types import SimpleNamespace
 
+from agent.calls.job import JobRunner
+from agent.calls.target import FunctionTarget
 from agent.config import Limits, NodeConfig, Paths, Runtime
 from agent.contracts.base import Call, NodeFacts
 from agent.contracts.bind import bind
 from agent.core.mode import NodeMode
 from agent.errors import AgentError, FunctionFailed
-from agent.functions.fleet import Fleet
-from agent.functions.instance import Doors
-from agent.functions.job import JobRunner
-from agent.functions.target import FunctionTarget
+from agent.instances.admission import Admission, Bounds
+from agent.instances.eviction import Eviction
+from agent.instances.fleet import Fleet
+from agent.instances.ports import InstancePorts
+from agent.instances.room import RoomQueue
+from agent.instances.timer import Timer
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Exit, FunctionVersion, ImageFacts
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 from agent.sandbox.order import Timings
 from agent.store.instances import InstanceFiles
 from agent.store.ledger import Ledger
@@ -246,6 +250,8 @@ class House:
         self.obeys_term = True
         self.on_start = lambda container: None
         self.skipped_s = 0.0
+        self.targets = []
+        """Those whose idle instances may give way."""
         self.config = NodeConfig(
             paths=Paths(run=path, data=path),
             runtime=Runtime(max_instances=instances, parallel_starts=parallel),
@@ -258,7 +264,7 @@ class House:
         self.left_states = []
         self.connections = []
         self.told = Told()
-        self.doors = Doors(
+        self.ports = InstancePorts(
             builder=self.builder,
             connector=SimpleNamespace(adopt=self._adopt),
             open_socket=self._socket,
@@ -269,8 +275,7 @@ class House:
             row=lambda row: self.ledger.row(row),
             observe=lambda state, spent_s: self.left_states.append(state.value),
         )
-        self.fleet = Fleet(self.config, self.doors, self.mode, (self.told,), memory_mb * MB)
-        self.fleet.now = lambda: time.monotonic() + self.skipped_s
+        self.fleet = self._fleet(instances, memory_mb * MB, parallel)
         self.saved = {}
         self.save_fails = []
         self.jobs = JobRunner(self.fleet, self._save)
@@ -280,6 +285,20 @@ class House:
         self.server.bind(("127.0.0.1", 0))
         self.server.listen(512)
         self.port = self.server.getsockname()[1]
+
+    def _fleet(self, instances, memory_bytes, parallel):
+        room = RoomQueue(self.now)
+        bounds = Bounds(instances, memory_bytes)
+        admission = Admission(bounds, self.ports, room, (self.told,))
+        eviction = Eviction(admission, room, self.mode, self.now, self._idle)
+        permits = asyncio.Semaphore(parallel)
+        return Fleet(self.now, self.mode, admission, eviction, Timer(self.now), permits)
+
+    def now(self):
+        return time.monotonic() + self.skipped_s
+
+    def _idle(self, now):
+        return [one for target in self.targets for one in target.scaling.idle(now)]
 
     async def __aenter__(self):
         return self
@@ -333,11 +352,11 @@ class House:
 
     def instance(self, target):
         """An instance that belongs to no pool."""
-        return self.fleet.new_instance(target.version, target.contract, target.log)
+        return self.fleet.admission.new_instance(target.version, target.contract, target.log)
 
     async def start(self, instance):
         environment = instance.contract.environment(instance.id)
-        await instance.start(environment, time.monotonic(), self.fleet.start_permit())
+        await instance.start(environment, time.monotonic(), self.fleet.permits)
 
     async def lease(self, target):
         """Acquire as a caller does; the lease, or the kind of failure."""
@@ -357,11 +376,11 @@ class House:
     def held(self):
         """What is held now, by what holds it."""
         found = {
-            "instances": list(self.fleet.instances),
+            "instances": list(self.fleet.admission.instances),
             "containers": list(self.builder.alive),
             "records": [record.id for record in self.files.load()[0]],
-            "memory": self.fleet.use.memory_bytes,
-            "cpu": self.fleet.use.cpu_millis,
+            "memory": self.fleet.admission.use.memory_bytes,
+            "cpu": self.fleet.admission.use.cpu_millis,
             "ledger": [row for row in range(self.ledger.rows) if self.ledger.row(row).inflight],
         }
         return {what: things for what, things in found.items() if things}

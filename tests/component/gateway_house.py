@@ -12,16 +12,16 @@ from collections import deque
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
+from agent.calls.ports import Endpoint, Lease
 from agent.config import Invoke, Limits, NodeConfig
 from agent.contracts.base import Call, CallReport, NodeFacts, Reply
 from agent.contracts.bind import bind
 from agent.errors import Bug, FunctionFailed, NotFound
-from agent.functions.ports import Endpoint, Lease
 from agent.gateway.doors.server import Gateway
 from agent.gateway.wire.upstream import UpstreamConnector
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion, Meters
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 from agent.telemetry.metrics import AgentMetrics
 from tests.component.function_house import until
 

@@ -20,7 +20,7 @@ from agent.containerd.containers import RuntimeOptions
 from agent.containerd.tasks import Exit, Task, TaskStatus
 from agent.errors import Bug, FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 from agent.network.room import NetworkSlot
 from agent.sandbox.builder import Builder
 from agent.sandbox.images import PreparedImage

@@ -150,7 +150,7 @@ def test_deploy_sends_every_field_that_a_spec_has(agent: Agent, tmp_path: Path) 
     file.write_text(EVERYTHING)
     done = agent.cli("deploy", str(file))
     assert done.exit_code == 0, done.stderr
-    from agent.model.spec import parse_spec
+    from agent.model.spec_parse import parse_spec
     from agent.model.spec_text import parse_toml
 
     assert asked(agent, "deploy")[0] == parse_spec(parse_toml(EVERYTHING))

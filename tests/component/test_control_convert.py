@@ -21,7 +21,8 @@ from agent.control.errors import DETAILS_KEY, MESSAGE_BYTES, Refusal, clipped, r
 from agent.errors import Bug, FunctionFailed, InvalidSpec, Problem
 from agent.model import spec as model
 from agent.model.failure import Failure, FailureKind
-from agent.model.spec import canonical, parse_spec
+from agent.model.spec import canonical
+from agent.model.spec_parse import parse_spec
 
 WHOLE = """
 name = "whole"

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent._pb.worker.v1.worker_pb2_grpc import WorkerStub
 from agent.aio.tasks import spawn
+from agent.control.health import Health
 from agent.control.node import LogEntry
 from agent.control.server import ControlServer
 from agent.errors import FailedPrecondition
@@ -43,9 +44,9 @@ async def test_health_and_reflection_on_both_doors(doors: Doors) -> None:
         async with grpc.aio.insecure_channel(f"unix:{doors.run}/{socket_name}") as channel:
             health = health_pb2_grpc.HealthStub(channel)
             asked = health_pb2.HealthCheckRequest(service="worker.v1.Worker")
-            await doors.server.set_serving(False)
+            await doors.server.health.set(serving=False)
             assert (await health.Check(asked)).status == asked_status("NOT_SERVING")
-            await doors.server.set_serving(True)
+            await doors.server.health.set(serving=True)
             assert (await health.Check(asked)).status == asked_status("SERVING")
             stub = reflection_pb2_grpc.ServerReflectionStub(channel)
             requests = [reflection_pb2.ServerReflectionRequest(list_services="")]
@@ -61,13 +62,13 @@ def asked_status(name: str) -> int:
 async def test_two_workers_swap_on_the_same_held_socket(run: Path) -> None:
     old_node, new_node = FakeNode(), FakeNode()
     with listener(run / "a.sock") as held:
-        old = ControlServer(typed(old_node), run, 16)
+        old = ControlServer(typed(old_node), Health(), run, 16)
         await old.start(held, None)
         async with grpc.aio.insecure_channel(f"unix:{run}/a.sock") as first:
             from_old = WorkerStub(first).StreamLogs(pb.StreamLogsRequest(name="f", follow=True))
             await from_old.read()
             old.leave()
-            new = ControlServer(typed(new_node), run, 16)
+            new = ControlServer(typed(new_node), Health(), run, 16)
             await new.start(held, None)
             async with grpc.aio.insecure_channel(
                 f"unix:{run}/a.sock", options=[("grpc.use_local_subchannel_pool", 1)]
@@ -102,12 +103,12 @@ async def test_a_connected_scheduler_loses_no_call_while_workers_change(run: Pat
             await asyncio.sleep(0.01)
 
     with listener(run / "a.sock") as held:
-        worker = ControlServer(typed(FakeNode()), run, 16)
+        worker = ControlServer(typed(FakeNode()), Health(), run, 16)
         await worker.start(held, None)
         async with grpc.aio.insecure_channel(f"unix:{run}/a.sock") as channel:
             callers = [spawn("caller", call_on(WorkerStub(channel))) for _ in range(4)]
             for _ in range(5):
-                successor = ControlServer(typed(FakeNode()), run, 16)
+                successor = ControlServer(typed(FakeNode()), Health(), run, 16)
                 worker.leave()
                 await successor.start(held, None)
                 await until(done + 50)
@@ -144,7 +145,7 @@ async def test_a_stop_lets_a_call_in_flight_end(run: Path) -> None:
 
     node.drain = slow  # type: ignore[method-assign]
     with listener(run / "a.sock") as held:
-        server = ControlServer(typed(node), run, 16)
+        server = ControlServer(typed(node), Health(), run, 16)
         await server.start(held, None)
         async with grpc.aio.insecure_channel(f"unix:{run}/a.sock") as channel:
             call = WorkerStub(channel).Drain(pb.DrainRequest())
@@ -158,7 +159,7 @@ async def test_a_stop_lets_a_call_in_flight_end(run: Path) -> None:
 async def test_a_stop_past_its_grace_cancels_what_is_left(run: Path) -> None:
     with listener(run / "a.sock") as held:
         node = FakeNode()
-        server = ControlServer(typed(node), run, 16)
+        server = ControlServer(typed(node), Health(), run, 16)
         await server.start(held, None)
         async with grpc.aio.insecure_channel(f"unix:{run}/a.sock") as channel:
             stream = WorkerStub(channel).StreamLogs(pb.StreamLogsRequest(name="f", follow=True))
@@ -175,7 +176,7 @@ async def test_a_run_directory_that_will_not_do_is_named(run: Path, where: str) 
     if where != "missing":
         place.mkdir()
     with listener(run / "a.sock") as held:
-        server = ControlServer(typed(FakeNode()), place, 16)
+        server = ControlServer(typed(FakeNode()), Health(), place, 16)
         with pytest.raises(FailedPrecondition, match=str(place)):
             await server.start(held, None)
     assert where == "missing" or list(place.iterdir()) == []

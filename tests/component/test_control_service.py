@@ -472,3 +472,14 @@ async def test_drain_and_undrain(doors: Doors) -> None:
     assert doors.node.seen == [("drain", 3.0), ("drain", None), ("undrain",)]
     told = await refused(doors.admin.Drain(pb.DrainRequest(timeout=Duration(seconds=-3))))
     assert told.problems[0].field == "timeout"
+
+
+async def test_a_reload_is_asked_for_and_the_node_tells_how_it_went(doors: Doors) -> None:
+    assert not (await doors.admin.GetNode(pb.GetNodeRequest())).HasField("reload")
+    doors.node.reload_looks, doors.node.reload_reason = 1, "no such module"
+    assert (await doors.admin.Reload(pb.ReloadRequest())).number == 1
+    found = [(await doors.readonly.GetNode(pb.GetNodeRequest())).reload for _ in range(2)]
+    assert [(one.number, one.state, one.reason) for one in found] == [
+        (1, pb.RELOAD_STATE_RUNNING, ""),
+        (1, pb.RELOAD_STATE_FAILED, "no such module"),
+    ]

@@ -52,7 +52,7 @@ async def test_the_same_tag_with_other_content_is_another_version(town):
 async def test_only_latest_keeps_a_minimum(town):
     await town.deploy(scaling={"min": 1}, wait=True)
     await town.deploy(scaling={"min": 1}, timeout_s=9, wait=True)
-    versions = town.registry.get("f").versions
+    versions = town.catalog.get("f").versions
     assert [versions[n].pool.policy.min for n in (1, 2)] == [0, 1]
     await town.deployer.remove("f", force=True)
     assert town.held() == {}
@@ -148,7 +148,7 @@ async def test_deploys_at_once_do_not_get_past_the_limit_of_functions(town):
 
 
 def broken(town, **fields):
-    target = town.registry.get("f").current
+    target = town.catalog.get("f").current
     target.version = replace(target.version, state="Failed", reason="it broke", **fields)
     target.scaling.version = target.version
 
@@ -156,12 +156,12 @@ def broken(town, **fields):
 async def test_an_equal_deploy_mends_a_version_whose_image_had_vanished(town):
     await town.deploy(scaling={"min": 1})
     broken(town)
-    town.registry.get("f").current.tick(town.fleet.now())
-    assert await town.lease(town.registry.find("f", "")) is FailureKind.IMAGE_UNAVAILABLE
+    town.catalog.get("f").current.tick(town.fleet.now())
+    assert await town.lease(town.catalog.find("f", "")) is FailureKind.IMAGE_UNAVAILABLE
     outcome = await town.deploy(scaling={"min": 1}, wait=True)
     assert (outcome.created, outcome.version.version) == (False, 1)
     assert (outcome.version.state, outcome.version.reason) == ("Ready", "")
-    assert town.registry.get("f").current.pool.ready_count == 1
+    assert town.catalog.get("f").current.pool.ready_count == 1
     await town.deployer.remove("f", force=True)
     assert town.held() == {}
 
@@ -243,7 +243,7 @@ async def test_a_deploy_that_fails_leaves_no_blueprint_behind(town, step):
 
 async def test_wait_returns_when_the_minimum_serves(town):
     await town.deploy(scaling={"min": 2}, wait=True)
-    assert town.registry.get("f").current.pool.ready_count == 2
+    assert town.catalog.get("f").current.pool.ready_count == 2
     await town.deployer.remove("f", force=True)
     assert town.held() == {}
 
@@ -295,12 +295,12 @@ async def test_who_waits_for_a_version_that_is_removed_meanwhile_is_told(town):
 
 async def test_a_removal_drains_and_forgets_everything(town):
     await town.deploy()
-    target = town.registry.find("f", "")
+    target = town.catalog.find("f", "")
     lease = await town.lease(target)
     removal = spawn("r", town.deployer.remove("f", force=False))
     await until(lambda: not town.deployed())
     with pytest.raises(NotFound):
-        town.registry.find("f", "")
+        town.catalog.find("f", "")
     assert not removal.done()
     target.release(lease, call())
     await removal
@@ -313,7 +313,7 @@ async def test_a_removal_drains_and_forgets_everything(town):
 
 async def test_a_forced_removal_waits_for_nobody(town):
     await town.deploy()
-    target = town.registry.find("f", "")
+    target = town.catalog.find("f", "")
     lease = await town.lease(target)
     await town.deployer.remove("f", force=True)
     assert ("kill", lease.endpoint.id) in town.did
@@ -339,7 +339,7 @@ async def test_a_removal_that_the_store_refuses_changes_nothing(town):
     with pytest.raises(RuntimeUnavailable):
         await town.deployer.remove("f", force=False)
     assert town.deployed() == await town.stored() == {"f": (1, [1])}
-    target = town.registry.find("f", "")
+    target = town.catalog.find("f", "")
     target.release(await town.lease(target), call())
     await town.deployer.remove("f", force=False)
     assert town.held() == {}

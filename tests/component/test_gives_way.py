@@ -24,7 +24,7 @@ class Node(House):
 
     def line(self):
         """Who waits for room."""
-        return list(self.fleet._short)
+        return list(self.fleet.eviction.queue._seekers)
 
     async def used(self, target):
         """Have one call made; its instance is idle then."""
@@ -36,8 +36,8 @@ class Node(House):
 @asynccontextmanager
 async def node(path, **fields):
     async with Node(path, **fields) as house:
-        house.targets = []
-        timer = spawn("timer", house.fleet.run_timer(lambda: house.targets))
+        house.targets.clear()
+        timer = spawn("timer", house.fleet.timer.run(lambda: house.targets))
         await turns()
         try:
             yield house
@@ -237,7 +237,7 @@ async def test_instances_of_the_next_worker_are_left_alone(tmp_path):
         id = await house.used(one)
         house.mode.hand_over()
         two.pool.enqueue(object(), 0.0, 1e9)
-        house.fleet.make_room(two.version, house.no_slots())
+        house.fleet.eviction.make_room(two.version, house.no_slots())
         assert one.pool.ready_count == 1
         assert id in house.builder.alive
         two.pool.close()

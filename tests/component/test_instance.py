@@ -40,7 +40,7 @@ def closed_port(house):
 
 def over(house, instance):
     """Count it out as its owner does, and return what is still held."""
-    house.fleet.ended(instance, None)
+    house.fleet.admission.ended(instance, None)
     return house.held()
 
 
@@ -316,7 +316,7 @@ async def test_a_record_that_cannot_be_written_holds_no_end_up(house, monkeypatc
         raise RuntimeUnavailable("no space on tmpfs")
 
     monkeypatch.setattr(house.files, "save", full)
-    object.__setattr__(house.doors, "save", full)
+    object.__setattr__(house.ports, "save", full)
     await instance.stop(grace_s=0.0)
     assert over(house, instance) == {}
 

@@ -11,6 +11,7 @@ from agent.aio.tasks import spawn
 from agent.contracts.base import Call
 from agent.core.logtail import Line
 from agent.errors import AlreadyExists, FunctionFailed, NotFound, Overloaded, RuntimeUnavailable
+from agent.instances.handover import hand_over, unsettled
 from agent.model.failure import FailureKind
 from agent.model.records import CallRecord
 from tests.component.function_house import House, failing, turns, until
@@ -151,7 +152,7 @@ async def test_a_fault_anywhere_leaves_no_instance_and_a_record(house, at):
     await ended(run)
     assert states(house)["j-1"] in ("Failed", "Stopped")
     assert house.jobs.running == 0
-    assert house.fleet.use.memory_bytes == 0
+    assert house.fleet.admission.use.memory_bytes == 0
 
 
 async def test_a_job_that_cannot_be_noted_down_is_not_accepted(house):
@@ -326,13 +327,13 @@ async def test_a_failed_job_fails_the_call_that_waits_for_it(house):
 
 
 async def adopted(house, target, **fields):
-    instance = house.fleet.make("f-0000000a", target.version, target.contract, target.log)
+    instance = house.fleet.admission.make("f-0000000a", target.version, target.contract, target.log)
     record = CallRecord("j-1", "f", 1, instance.id, "Running", time.time_ns(), **fields)
     found = type("Record", (), {"id": instance.id, "network_slot": 5, "cold_start": None})
     found.created_ns = 1
     container = await house.builder.adopt(found, None, "all")
     instance.adopted(container, found)
-    house.fleet.adopt(instance)
+    house.fleet.admission.adopt(instance)
     house.jobs.adopt(target, instance, record)
     return container
 
@@ -362,7 +363,7 @@ async def test_its_time_began_with_its_start_or_with_its_acceptance(house):
 async def test_a_worker_that_has_handed_over_leaves_its_jobs_alone(house):
     run, container = await running(house, job(house))
     saves = len(house.points.passed)
-    house.fleet.hand_over(house.jobs.kept())
+    hand_over(house.fleet, house.jobs.kept())
     container.die(0)
     await ended(run)
     assert run.record.state == "Succeeded"
@@ -375,14 +376,14 @@ async def test_a_job_whose_caller_waits_here_ends_here_also_after_a_hand_over(ho
     run, container = await running(house, job(house))
     waiting = spawn("caller", run.wait(to_the_end=True))
     await turns()
-    house.fleet.hand_over(house.jobs.kept())
+    hand_over(house.fleet, house.jobs.kept())
     [record] = house.files.load()[0]
     assert (record.kept, record.owner) == (True, house.ledger.generation)
     assert not container.detached
-    assert house.fleet.unsettled == 1
+    assert unsettled(house.fleet) == 1
     container.die(3)
     await waiting
-    await until(lambda: house.fleet.unsettled == 0)
+    await until(lambda: unsettled(house.fleet) == 0)
     assert house.saved["j-1"].exit_code == 3
     assert house.held() == {}
 
@@ -391,7 +392,7 @@ async def test_a_job_that_starts_across_a_hand_over_is_left_to_the_next_worker(h
     house.points.hang["start"] = gate = asyncio.Event()
     run = await begun(house, job(house))
     await until(lambda: house.builder.alive)
-    house.fleet.hand_over(house.jobs.kept())
+    hand_over(house.fleet, house.jobs.kept())
     [record] = house.files.load()[0]
     assert (record.state, record.kept) == ("creating", False)
     gate.set()
@@ -400,7 +401,7 @@ async def test_a_job_that_starts_across_a_hand_over_is_left_to_the_next_worker(h
     [record] = house.files.load()[0]
     assert record.state == "ready"
     assert house.saved["j-1"].state == "Running"
-    assert house.fleet.unsettled == 0
+    assert unsettled(house.fleet) == 0
     container = house.builder.alive[run.instance.id]
     assert container.detached
     container.die(0)

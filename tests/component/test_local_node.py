@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent.errors import AlreadyExists
-from agent.functions.job import JobRunner
-from agent.functions.registry import Registry
-from agent.node import LocalNode
+from agent.calls.job import JobRunner
+from agent.control.health import Health
+from agent.core.mode import NodeMode
+from agent.deployments.catalog import Catalog
+from agent.errors import AlreadyExists, RuntimeUnavailable
+from agent.node.local import LocalNode
+from agent.rootless import outcome
 from agent.store.calls import CallStore
 from tests.component.function_house import House
 
@@ -21,7 +24,7 @@ async def house(tmp_path):
     async with House(tmp_path) as found:
         found.calls = await CallStore.open(tmp_path / "calls.db", kept=10)
         found.jobs = JobRunner(found.fleet, found.calls.save)
-        found.registry = Registry()
+        found.catalog = Catalog()
         yield found
         await found.calls.close()
 
@@ -32,15 +35,16 @@ def node_of(house):
             config=SimpleNamespace(paths=SimpleNamespace(data=Path("/nowhere"))),
             containerd=None,
             images=None,
-            registry=house.registry,
+            catalog=house.catalog,
             runners=SimpleNamespace(jobs=house.jobs, fleet=house.fleet),
             calls=house.calls,
-        )
+        ),
+        Health(),
     )
 
 
 async def test_the_id_of_a_job_names_one_run_also_after_its_end(house):
-    house.registry.put(house.target("j", contract="scf-job", kind="job"), latest=True)
+    house.catalog.put(house.target("j", contract="scf-job", kind="job"), latest=True)
     house.on_start = lambda container: container.die(3)
     node = node_of(house)
     async with asyncio.timeout(10):
@@ -54,3 +58,47 @@ async def test_the_id_of_a_job_names_one_run_also_after_its_end(house):
         await node.run_job("j", "", b"{}", wait=False, request_id="other")
     await house.jobs.stop_all(grace_s=0.0)
     assert house.held() == {}
+
+
+class Supervised:
+    """A node with a run directory, that counts how often its supervisor was asked."""
+
+    def __init__(self, run):
+        self.mode = NodeMode()
+        self.asked = 0
+        paths = SimpleNamespace(data=Path("/nowhere"), run=run)
+        self.node = LocalNode(
+            SimpleNamespace(
+                config=SimpleNamespace(paths=paths),
+                containerd=None,
+                images=None,
+                catalog=None,
+                mode=self.mode,
+                reload=self._ask,
+            ),
+            Health(),
+        )
+
+    def _ask(self):
+        self.asked += 1
+
+
+async def test_a_reload_asked_for_gets_the_number_after_the_last_even_beside_a_running_one(
+    tmp_path,
+):
+    supervised = Supervised(tmp_path)
+    assert await supervised.node.reload() == 1
+    assert outcome.begin(tmp_path) == 1
+    assert await supervised.node.reload() == 2
+    outcome.end(tmp_path, 1)
+    assert await supervised.node.reload() == 2
+    assert supervised.asked == 3
+
+
+@pytest.mark.parametrize("end", ["stop", "hand_over"])
+async def test_a_worker_that_goes_asks_nobody_for_a_reload(tmp_path, end):
+    supervised = Supervised(tmp_path)
+    getattr(supervised.mode, end)()
+    with pytest.raises(RuntimeUnavailable, match="ask again in a moment"):
+        await supervised.node.reload()
+    assert supervised.asked == 0

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent.functions.registry import Registry
-from agent.node_capacity import LEAST_INTERVAL_S, NodeCapacity
+from agent.deployments.catalog import Catalog
+from agent.node.capacity import LEAST_INTERVAL_S, NodeCapacity
 from tests.component.function_house import House
 
 Usage = namedtuple("Usage", "total used free")
@@ -36,7 +36,7 @@ class Disk:
 @pytest.fixture
 async def house(tmp_path):
     async with House(tmp_path) as found:
-        found.registry, found.counted = Registry(), 0
+        found.catalog, found.counted = Catalog(), 0
         yield found
 
 
@@ -48,7 +48,7 @@ def capacity_of(house):
     return NodeCapacity(
         SimpleNamespace(
             config=house.config,
-            registry=house.registry,
+            catalog=house.catalog,
             runners=SimpleNamespace(fleet=house.fleet),
             layers=SimpleNamespace(counts=counts),
             mode=house.mode,
@@ -78,7 +78,7 @@ async def test_every_watcher_asks_the_disk_anew(house, monkeypatch):
 
 async def test_a_disk_that_does_not_answer_holds_the_watchers_up(house, monkeypatch):
     disk, capacity = Disk(monkeypatch), capacity_of(house)
-    monkeypatch.setattr("agent.node_capacity.FREE_BYTES_S", 0.01)
+    monkeypatch.setattr("agent.node.capacity.FREE_BYTES_S", 0.01)
     await capacity.now()
     disk.open.clear()
     try:

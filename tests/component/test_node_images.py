@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent import node_images
 from agent.aio.tasks import spawn
 from agent.containerd import scratch
 from agent.core.oci_image import Descriptor
+from agent.deployments.catalog import Catalog
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, Problem, RuntimeUnavailable
-from agent.functions.registry import Registry
-from agent.node_images import NodeImages
+from agent.node import images as node_images
+from agent.node.images import NodeImages
 
 ROOT = Path(__file__).parents[2]
 NAME = "docker.io/library/x:1"
@@ -72,12 +72,12 @@ def function(name, digest, chain_id):
 
 @pytest.fixture
 async def node(tmp_path):
-    store, registry = Store(), Registry()
+    store, catalog = Store(), Catalog()
     store.add(NAME)
     containerd = SimpleNamespace(images=store, importer=store)
-    images = NodeImages(containerd, store, registry, tmp_path / "import")
+    images = NodeImages(containerd, store, catalog, tmp_path / "import")
     path = tmp_path / "import"
-    return SimpleNamespace(store=store, registry=registry, images=images, path=path)
+    return SimpleNamespace(store=store, catalog=catalog, images=images, path=path)
 
 
 async def test_the_last_name_of_layers_takes_their_view_with_it(node):
@@ -91,7 +91,7 @@ async def test_the_last_name_of_layers_takes_their_view_with_it(node):
 
 
 async def test_an_image_in_use_is_not_removed(node):
-    node.registry.put(function("f", "sha256:1", "sha256:c"), latest=True)
+    node.catalog.put(function("f", "sha256:1", "sha256:c"), latest=True)
     with pytest.raises(FailedPrecondition, match="in use by f"):
         await node.images.remove("x:1")
     assert NAME in node.store.here
@@ -99,14 +99,14 @@ async def test_an_image_in_use_is_not_removed(node):
 
 async def test_layers_of_a_function_stay_when_another_image_of_them_is_removed(node):
     # Its own name was moved to other content meanwhile: only the version knows its layers.
-    node.registry.put(function("f", "sha256:old", "sha256:c"), latest=True)
+    node.catalog.put(function("f", "sha256:old", "sha256:c"), latest=True)
     await node.images.remove("x:1")
     assert (node.store.here, node.store.forgotten) == ({}, [])
 
 
 async def test_an_image_is_not_removed_under_a_deploy(node):
     with (
-        node.registry.image_use.deploying(NAME),
+        node.catalog.image_use.deploying(NAME),
         pytest.raises(FailedPrecondition, match="is being deployed; try again"),
     ):
         await node.images.remove("x:1")
@@ -119,14 +119,14 @@ async def test_an_image_is_not_deployed_under_its_removal(node):
     await node.store.at_gate.wait()
     with (
         pytest.raises(FailedPrecondition, match="is being removed; try again"),
-        node.registry.image_use.deploying(NAME),
+        node.catalog.image_use.deploying(NAME),
     ):
         pytest.fail("got in")
     with pytest.raises(FailedPrecondition, match="removed already"):
         await node.images.remove("x:1")
     node.store.gate.set()
     await removal
-    with node.registry.image_use.deploying(NAME):
+    with node.catalog.image_use.deploying(NAME):
         pass
 
 
@@ -134,7 +134,7 @@ async def test_an_image_is_not_deployed_under_its_removal(node):
 WORKER = """
 import asyncio, sys
 from pathlib import Path
-from agent.node_images import NodeImages
+from agent.node.images import NodeImages
 
 async def chunks():
     yield b"x" * (1 << 20)

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from agent.functions import readiness
+from agent.instances import readiness
 
 
 async def open_socket():

@@ -14,11 +14,11 @@ import pytest
 from agent.aio.tasks import spawn, stop
 from agent.containerd.tasks import Task, TaskStatus
 from agent.core.instance import State
+from agent.deployments.catalog import Catalog
+from agent.deployments.deploy import Deployer, Runners, Stores
 from agent.errors import FunctionFailed, NotFound, RuntimeUnavailable
-from agent.functions.deploy import Deployer, Runners, Stores
-from agent.functions.reconcile import LOST, Reconciler
-from agent.functions.registry import Registry
 from agent.model.records import CallRecord, InstanceRecord
+from agent.recovery.reconcile import LOST, Reconciler
 from agent.store.ledger import Ledger
 from agent.telemetry.events import Events
 from tests.component.function_house import IMAGE, Caller, House, call, turns, until
@@ -28,7 +28,7 @@ class Node(House):
     """A house with a reconciler; containerd shows what the fake builder has, and `others`."""
 
     async def __aenter__(self):
-        self.registry = Registry()
+        self.catalog = Catalog()
         self.stored = []
         self.unfinished = []
         self.others = {}
@@ -42,8 +42,8 @@ class Node(House):
         calls = SimpleNamespace(unfinished=self._unfinished, save=self._save)
         stores = Stores(functions, calls, containerd, self.logs, Events())
         runners = Runners(self.fleet, self.jobs, self.builder)
-        deployer = Deployer(self.config, self.registry, runners, stores)
-        self.parts = (self.registry, deployer, runners, stores, self.files)
+        deployer = Deployer(self.config, self.catalog, runners, stores)
+        self.parts = (self.catalog, deployer, runners, stores, self.files)
         self.reconciler = Reconciler(*self.parts, self.ledger)
         return self
 
@@ -68,7 +68,7 @@ class Node(House):
 
     def deploy(self, name="f", **fields):
         target = self.target(name, **fields)
-        self.registry.put(target, latest=True)
+        self.catalog.put(target, latest=True)
         return target
 
     def left(self, id, *, state="ready", task=TaskStatus.RUNNING, number=5, **fields):
@@ -126,7 +126,7 @@ async def test_what_serves_is_adopted_and_what_nobody_owns_is_removed(node):
     node.left("g-unwanted", function="g", number=10)
     node.others["stranger"] = TaskStatus.CREATED
     await settled(node)
-    assert list(node.fleet.instances) == ["f-good"]
+    assert list(node.fleet.admission.instances) == ["f-good"]
     assert node.records() == ["f-good"]
     removed = {"f-starting", "f-stopping", "f-dead", "f-nothing", "g-unwanted", "stranger"}
     assert set(node.builder.foreign) == removed
@@ -155,9 +155,9 @@ async def test_one_instance_that_cannot_be_adopted_holds_up_no_other(node, error
     node.left("f-good", number=6)
     node.builder.fails = [error]
     await settled(node)
-    assert len(node.fleet.instances) == 1
+    assert len(node.fleet.admission.instances) == 1
     assert len(node.builder.foreign) == 1
-    assert node.records() == list(node.fleet.instances)
+    assert node.records() == list(node.fleet.admission.instances)
     await gone(node, target)
 
 
@@ -174,7 +174,7 @@ async def test_versions_are_loaded_and_only_latest_keeps_its_minimum(node):
     versions = [node.target(version=n, scaling={"min": 1}).version for n in (1, 2, 3)]
     node.stored = [SimpleNamespace(name="f", latest=2, versions=versions)]
     await node.reconciler.load()
-    function = node.registry.get("f")
+    function = node.catalog.get("f")
     assert function.latest == 2
     assert [function.versions[n].pool.policy.min for n in (1, 2, 3)] == [0, 1, 0]
 
@@ -191,18 +191,18 @@ def unreadable(node, number=2, **fields):
 async def test_a_latest_that_is_not_valid_any_more_stays_latest_and_tells_why(node, caplog):
     stored(node, node.target().version, unreadable(node, scaling={"min": 1}), latest=2)
     await node.reconciler.load()
-    function = node.registry.get("f")
+    function = node.catalog.get("f")
     assert (function.latest, function.current.version.state) == (2, "Failed")
     assert "its spec is not valid any more" in caplog.text
     caller = Caller()
     with pytest.raises(FunctionFailed, match="not valid any more"):
-        node.registry.find("f", "").acquire(caller)
+        node.catalog.find("f", "").acquire(caller)
     await node.reconciler.cycle()  # its minimum is not asked for again and again
     assert node.reconciler.sentence == "everything is as wanted"
     assert node.builder.built == []
-    lease = await node.lease(node.registry.find("f", "1"))
+    lease = await node.lease(node.catalog.find("f", "1"))
     function.versions[1].release(lease, call())
-    await gone(node, *node.registry.targets())
+    await gone(node, *node.catalog.targets())
 
 
 async def test_instances_of_a_version_that_cannot_be_read_are_not_taken_over(node):
@@ -220,7 +220,7 @@ async def test_a_version_whose_image_has_vanished_says_so_but_keeps_what_runs(no
     node.left("f-good")
     await node.reconciler.load()
     await settled(node)
-    target = node.registry.find("f", "")
+    target = node.catalog.find("f", "")
     assert target.version.state == "Failed"
     assert "image x:1" in target.version.reason
     assert "deploy f again" in target.version.reason
@@ -233,7 +233,7 @@ async def test_a_version_whose_image_has_vanished_says_so_but_keeps_what_runs(no
 
 
 async def test_a_job_goes_on_and_one_that_did_not_survive_has_failed(node):
-    node.registry.put(node.target(contract="scf-job", kind="job"), latest=True)
+    node.catalog.put(node.target(contract="scf-job", kind="job"), latest=True)
     node.left("f-alive")
     node.left("f-unknown", number=6)
     now_ns = time.time_ns()
@@ -312,7 +312,7 @@ async def test_what_begins_or_ends_during_the_look_is_not_judged_by_it(node, ste
     await node.points.reached(step)
     target.release(ends, call(), recycle=True)  # gone before the look is over
     starting.set()  # serves before the look is over
-    await until(lambda: ends.endpoint.id not in node.fleet.instances)
+    await until(lambda: ends.endpoint.id not in node.fleet.admission.instances)
     await until(lambda: target.pool.ready_count == 1)
     gate.set()
     await cycle
@@ -324,7 +324,7 @@ async def test_what_begins_or_ends_during_the_look_is_not_judged_by_it(node, ste
 async def test_what_serves_here_is_its_targets_to_end_even_when_nobody_wants_it(node):
     target = node.deploy()
     target.release(await node.lease(target), call())
-    node.registry.remove("f")
+    node.catalog.remove("f")
     await node.reconciler.cycle()
     assert node.builder.foreign == []
     assert target.pool.ready_count == 1
@@ -332,7 +332,7 @@ async def test_what_serves_here_is_its_targets_to_end_even_when_nobody_wants_it(
 
 
 async def test_a_cycle_that_fails_says_so_and_the_next_one_runs(node, monkeypatch):
-    monkeypatch.setattr("agent.functions.reconcile.CYCLE_S", 0.001)
+    monkeypatch.setattr("agent.recovery.reconcile.CYCLE_S", 0.001)
     node.points.fail["containers.list"] = RuntimeUnavailable("containerd is away")
     running = spawn("cycle", node.reconciler.run())
     await until(lambda: "containerd is away" in node.reconciler.sentence)
@@ -449,14 +449,14 @@ async def test_after_a_kill_instances_in_a_call_are_not_adopted(node, before):
     before.ledger.row(5).begin()
     before.die()
     await settled(node)
-    assert list(node.fleet.instances) == ["f-idle"]
+    assert list(node.fleet.admission.instances) == ["f-idle"]
     assert node.builder.foreign == ["f-busy"]
     assert forgotten(node)
     await gone(node, target)
 
 
 async def test_the_cycle_runs_while_the_worker_before_still_lives(node, before, monkeypatch):
-    monkeypatch.setattr("agent.functions.reconcile.CYCLE_S", 0.001)
+    monkeypatch.setattr("agent.recovery.reconcile.CYCLE_S", 0.001)
     target = node.deploy(concurrency=2)
     node.left("f-good")
     before.ledger.row(5).begin()
@@ -478,12 +478,12 @@ async def test_what_the_worker_before_still_starts_or_ends_is_not_stopped(
     await node.reconciler.cycle()
     assert node.builder.foreign == []
     assert node.builder.reserved == {"f-theirs": 5}
-    assert list(node.fleet.instances) == ["f-theirs"]
-    assert node.fleet.use.memory_bytes == target.version.spec.memory_bytes
+    assert list(node.fleet.admission.instances) == ["f-theirs"]
+    assert node.fleet.admission.use.memory_bytes == target.version.spec.memory_bytes
     following()
     node.files.remove("f-theirs")
     await until(lambda: node.builder.reserved == {})
-    assert list(node.fleet.instances) == []
+    assert list(node.fleet.admission.instances) == []
     await gone(node, target)
 
 
@@ -548,7 +548,7 @@ async def test_a_job_whose_caller_waits_elsewhere_is_left_there_until_that_worke
 ):
     node.deploy("j", kind="job", contract="scf-job")
     node.left("j-kept", function="j", owner=before.generation, kept=True)
-    node.unfinished.append(CallRecord("c-1", "j", 1, "j-kept", "Running", 1))
+    node.unfinished.append(CallRecord("c-1", "j", 1, "j-kept", "Running", time.time_ns()))
     await settled(node)
     following()
     await turns()

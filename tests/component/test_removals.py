@@ -22,7 +22,7 @@ async def town(tmp_path):
 async def job(town):
     """Deploy a job, start it, and return its run."""
     await town.deploy("j", contract="fc2", kind="job", port=None)
-    target = town.registry.find("j", "")
+    target = town.catalog.find("j", "")
     run = await town.jobs.run(target, call(), b"")
     await run.started
     return run
@@ -87,8 +87,8 @@ async def test_who_joined_a_removal_that_failed_tries_again(town):
 @pytest.fixture
 def at_once(monkeypatch):
     """Removals are late as soon as they have to wait."""
-    monkeypatch.setattr("agent.functions.deploy._longest_end_s", lambda version: 0.0)
-    monkeypatch.setattr("agent.functions.deploy.REMOVE_SLACK_S", 0.05)
+    monkeypatch.setattr("agent.deployments.deploy._longest_end_s", lambda version: 0.0)
+    monkeypatch.setattr("agent.deployments.deploy.REMOVE_SLACK_S", 0.05)
 
 
 async def test_remove_answers_success_while_instances_still_drain(town, at_once):
@@ -113,7 +113,7 @@ async def test_remove_answers_success_while_instances_still_drain(town, at_once)
 
 async def test_a_late_removal_can_be_forced(town, at_once):
     await town.deploy("j")
-    target = town.registry.find("j", "")
+    target = town.catalog.find("j", "")
     lease = await town.lease(target)
     with pytest.raises(RuntimeUnavailable, match=lease.endpoint.id):
         await town.deployer.remove("j", force=False)

@@ -11,7 +11,7 @@ import pytest
 
 from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import CallRecord, FunctionVersion, ImageFacts, Meters
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 from agent.store import calls
 from agent.store.calls import CallStore
 from agent.store.database import Database

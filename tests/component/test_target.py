@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from agent.calls.target import PoolLease
 from agent.errors import Bug, RuntimeUnavailable
-from agent.functions.target import PoolLease
 from agent.model.failure import FailureKind
 from tests.component.function_house import (
     Caller,

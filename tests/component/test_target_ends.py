@@ -8,7 +8,8 @@ import pytest
 
 from agent.core.instance import State
 from agent.errors import FunctionFailed, RuntimeUnavailable
-from agent.functions.fleet import TICK_S
+from agent.instances.handover import hand_over, starts_have_slots, unsettled
+from agent.instances.timer import TICK_S
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import InstanceRecord
 from tests.component.function_house import (
@@ -68,9 +69,9 @@ async def test_an_exit_while_serving_is_told_and_makes_room(house):
     target.release(lease, call(), why, recycle=True)
     other = await waiting.answer()
     assert other.endpoint is not lease.endpoint
-    await until(lambda: len(house.fleet.instances) == 1)
+    await until(lambda: len(house.fleet.admission.instances) == 1)
     assert house.told.ended == [(lease.endpoint.id, FailureKind.EXITED)]
-    assert house.fleet.use.memory_bytes == 256 << 20
+    assert house.fleet.admission.use.memory_bytes == 256 << 20
     target.release(other, call())
     await gone(house, target)
 
@@ -113,7 +114,7 @@ async def test_why_a_call_broke(house):
 
 
 async def test_a_living_instance_gave_a_bad_response(house, monkeypatch):
-    monkeypatch.setattr("agent.functions.target.EXIT_S", 0.0)
+    monkeypatch.setattr("agent.calls.target.EXIT_S", 0.0)
     target = house.target()
     lease = await house.lease(target)
     assert (await target.explain(lease, 0.0)).kind is FailureKind.BAD_RESPONSE
@@ -229,9 +230,9 @@ def record(house, number=5):
 
 async def adopted(house, target, foreign=0):
     found = record(house)
-    instance = house.fleet.make(found.id, target.version, target.contract, target.log)
+    instance = house.fleet.admission.make(found.id, target.version, target.contract, target.log)
     instance.adopted(await house.builder.adopt(found, None, "all"), found)
-    house.fleet.adopt(instance)
+    house.fleet.admission.adopt(instance)
     return target.scaling.adopt(instance, foreign)
 
 
@@ -266,7 +267,7 @@ async def test_places_of_another_workers_calls_are_taken_until_given_back(house)
 async def test_a_worker_that_has_handed_over_ends_and_starts_nothing(house):
     target = house.target(scaling={"min": 1, "idle_s": 60})
     lease, other = await house.lease(target), await house.lease(target)
-    house.fleet.hand_over(kept=())
+    hand_over(house.fleet, kept=())
     assert container_of(house, lease).detached
     assert await house.lease(target) is FailureKind.DRAINING
     target.release(lease, call(), recycle=True)
@@ -285,17 +286,17 @@ async def test_a_start_under_way_at_a_hand_over_goes_on_and_serves_who_waits_her
     target = house.target()
     house.points.hang["start"] = gate = asyncio.Event()
     caller = house.wait(target)
-    assert await house.fleet.starts_have_slots(5)
-    house.fleet.hand_over(kept=())
+    assert await starts_have_slots(house.fleet, 5)
+    hand_over(house.fleet, kept=())
     [record] = house.files.load()[0]
     assert (record.state, record.owner) == ("creating", house.ledger.generation)
-    assert house.fleet.unsettled == 1
+    assert unsettled(house.fleet) == 1
     gate.set()
     lease = await caller.answer()
     await until(lambda: house.files.load()[0][0].state == "ready")
     assert container_of(house, lease).detached
     assert house.ledger.row(1).inflight == 1, "before the next worker could see it as free"
-    assert house.fleet.unsettled == 0
+    assert unsettled(house.fleet) == 0
     target.release(lease, call())
     assert ("destroy", lease.endpoint.id) not in house.did
 
@@ -304,9 +305,9 @@ async def test_a_start_without_slots_is_given_up_at_a_hand_over_and_leaves_nothi
     target = house.target()
     house.points.hang["build"] = asyncio.Event()
     caller = house.wait(target)
-    assert not await house.fleet.starts_have_slots(0.01)
+    assert not await starts_have_slots(house.fleet, 0.01)
     target.scaling.give_up_starts()
-    await until(lambda: not house.fleet.instances)
+    await until(lambda: not house.fleet.admission.instances)
     target.abandon(caller)
     await gone(house, target)
 
@@ -339,8 +340,8 @@ async def test_a_draining_instance_is_its_workers_own_by_its_record(house):
     target.scaling.retire(member)
     [record] = house.files.load()[0]
     assert (record.state, record.owner) == ("draining", house.ledger.generation)
-    house.fleet.hand_over(kept=())
-    assert house.fleet.unsettled == 1
+    hand_over(house.fleet, kept=())
+    assert unsettled(house.fleet) == 1
     target.release(lease, call())
     await until(lambda: house.held() == {})
 
@@ -354,7 +355,7 @@ async def test_the_timer_looks_at_waiting_targets_often_and_at_all_of_them_now_a
     class Idle:
         def __init__(self, name):
             self.name = name
-            self.pool = type("Pool", (), {"waiting": 0})()
+            self.waiting = False
 
         def tick(self, now):
             seen[self.name] += 1
@@ -362,8 +363,8 @@ async def test_the_timer_looks_at_waiting_targets_often_and_at_all_of_them_now_a
                 raise RuntimeError("one function's trouble")
 
     targets = [Idle(name) for name in seen]
-    targets[3].pool.waiting = 1
-    timer = asyncio.ensure_future(house.fleet.run_timer(lambda: targets))  # noqa: TID251
+    targets[3].waiting = True
+    timer = asyncio.ensure_future(house.fleet.timer.run(lambda: targets))  # noqa: TID251
     await until(lambda: seen[3] >= 3, within_s=100 * TICK_S)
     timer.cancel()
     await asyncio.wait({timer})
@@ -412,7 +413,7 @@ async def test_an_end_that_cannot_be_noted_is_still_an_orderly_one(house):
     def full(record):
         raise RuntimeUnavailable("no space left")
 
-    object.__setattr__(house.doors, "save", full)
+    object.__setattr__(house.ports, "save", full)
     await target.stop(grace_s=None)
     id = lease.endpoint.id
     assert house.did == [("hook", "/pre-stop"), ("signal 15", id), ("destroy", id)]

@@ -31,7 +31,7 @@ async def test_its_calls_end_and_the_next_ones_go_to_another_instance(house):
     assert other.endpoint is not lease.endpoint
     assert lease.endpoint.id in house.builder.alive
     target.release(lease, call())
-    await until(lambda: lease.endpoint.id not in house.fleet.instances)
+    await until(lambda: lease.endpoint.id not in house.fleet.admission.instances)
     assert ("signal 15", lease.endpoint.id) in house.did
     assert house.told.ended == [(lease.endpoint.id, None)]
     target.release(other, call())
@@ -56,7 +56,9 @@ async def test_an_idle_one_is_replaced_as_the_minimum_says(house):
     await until(lambda: target.pool.ready_count == 1)
     (old,) = house.builder.alive.values()
     old.unread.set_result(None)
-    await until(lambda: old.id not in house.fleet.instances and target.pool.ready_count == 1)
+    await until(
+        lambda: old.id not in house.fleet.admission.instances and target.pool.ready_count == 1
+    )
     assert house.held()["instances"] == list(house.builder.alive)
     await gone(house, target)
 

@@ -30,7 +30,7 @@ from agent.contracts.failures import from_error
 from agent.errors import AgentError, FunctionFailed
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion, ImageFacts, Meters
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.rglob("*.toml"))

@@ -37,8 +37,9 @@ class Probe:
         assert self.network is not None
         return self.network
 
-    async def open(self, warm: int = 2, subnet: str = "172.30.0.0/16", ready: bool = True) -> str:
-        self.network = Network(config.Network(warm_slots=warm, subnet=subnet), RUN)
+    async def open(self, *, ready: bool = True, **settings: Any) -> str:
+        """Open the room as a worker does; `settings` are those of the Network section."""
+        self.network = Network(config.Network(**{"warm_slots": 2, **settings}), RUN)
         await self.network.open()
         if ready:
             await self.network.ready()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.functions import Functions
-from tests.integration.running import RunningAgent, install
+from tests.integration.running import RunningAgent, install, open_lock
 
 REPOSITORY = Path(__file__).parents[2]
 ALONE = Path("/run/lock/kindling-tests.lock")
@@ -33,8 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def installed() -> Iterator[None]:
     """The package of this working tree, installed; no other test session beside this one."""
     assert os.geteuid() == 0, "integration tests need root to become the user kindling"
-    ALONE.parent.mkdir(parents=True, exist_ok=True)
-    with ALONE.open("w") as alone:
+    with open_lock(ALONE) as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)
         install(REPOSITORY)
         yield

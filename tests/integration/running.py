@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from agent.rootless import cgroup
 from agent.rootless.preflight import USER
@@ -288,6 +288,13 @@ class RunningAgent:
             reply = client.getresponse()
             names = {name.lower(): value for name, value in reply.getheaders()}
             return Reply(reply.status, names, reply.read())
+
+
+def open_lock(path: Path) -> TextIO:
+    """Open a lock file in a directory where others may put links: none is followed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o644), "w", encoding="utf-8")
 
 
 def free_ports(count: int) -> list[int]:

@@ -359,7 +359,7 @@ def test_check_is_content_with_this_host(house):
     checks = {check["name"]: check for check in done.json()["checks"]}
     assert done.json()["ok"]
     assert checks["cgroups"]["ok"]
-    assert set(checks["kernel"]) == {"name", "ok", "detail", "mend", "required"}
+    assert set(checks["kernel"]) == {"name", "ok", "detail", "mend", "required", "mark"}
 
 
 def child_named(house, name: str) -> int:

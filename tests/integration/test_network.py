@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.core import clouds
 from tests.inside.rootless_session import ProbeFailed, Session
 
 pytestmark = pytest.mark.integration
@@ -30,13 +31,16 @@ REFUSED = {"No route to host", "silent"}
 OUTSIDE_HOST_SIDE = "198.18.77.1"
 OUTSIDE = "198.18.77.2"
 FAR_OUTSIDE = "203.0.113.77"
+# What clouds answer at beyond link-local; here the other machine does. Alibaba's resolver is none.
+METADATA = [row.address for row in clouds.METADATA if not row.address.startswith("169.254.")]
+NO_METADATA = "100.100.2.136"
 
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
     session = Session("network_probe")
     try:
-        session.call("open", warm=2)
+        session.call("open", warm_slots=2)
         yield session
     finally:
         session.end()
@@ -93,13 +97,15 @@ def outside() -> Iterator[int]:
             ["ip", "address", "add", f"{OUTSIDE_HOST_SIDE}/30", "dev", device],
             ["ip", "link", "set", device, "up"],
             [*there, "address", "add", f"{OUTSIDE}/30", "dev", "eth0"],
-            [*there, "address", "add", f"{FAR_OUTSIDE}/32", "dev", "eth0"],
             [*there, "link", "set", "eth0", "up"],
             [*there, "route", "add", "default", "via", OUTSIDE_HOST_SIDE],
-            ["ip", "route", "add", f"{FAR_OUTSIDE}/32", "via", OUTSIDE],
         ):
             subprocess.run(command, check=True)
-        for address in (OUTSIDE, FAR_OUTSIDE):
+        far = (FAR_OUTSIDE, NO_METADATA, *METADATA)
+        for address in far:
+            subprocess.run([*there, "address", "add", f"{address}/32", "dev", "eth0"], check=True)
+            subprocess.run(["ip", "route", "add", f"{address}/32", "via", OUTSIDE], check=True)
+        for address in (OUTSIDE, *far):
             socket.create_connection((address, port), 2).close()
         yield port
     finally:
@@ -120,6 +126,9 @@ def host_port() -> Iterator[int]:
 def host_addresses() -> list[str]:
     listing = json.loads(subprocess.check_output(["ip", "-j", "-4", "address"]))
     return [info["local"] for link in listing for info in link["addr_info"]]
+
+
+DNS_QUERY = "abcd01000001000000000000076578616d706c6503636f6d0000010001"
 
 
 def wait_until_blocked(session: Session, *addresses: str) -> None:
@@ -251,8 +260,28 @@ def test_link_local_and_reserved_networks_do_not_answer(session, functions, addr
         assert ask(session, "a", "tcp", address, 80) == "No route to host"
 
 
+@pytest.mark.parametrize("address", METADATA)
+def test_metadata_of_a_cloud_answers_no_function(session, functions, outside, address) -> None:
+    name = f"lists {address}"
+    session.call("lease", name=name, egress=[f"{address}/32", f"{FAR_OUTSIDE}/32"])
+    session.call("start", name=name)
+    try:
+        for asker in ("a", name):
+            assert ask(session, asker, "tcp", address, outside) == "No route to host"
+            assert ask(session, asker, "udp", address, 80) == "No route to host"
+            # what is beside it does answer
+            assert ask(session, asker, "tcp", FAR_OUTSIDE, outside) == "open"
+    finally:
+        session.call("kill", name=name)
+        session.call("release", name=name)
+
+
+def test_a_clouds_resolver_is_no_metadata(session, functions, outside) -> None:
+    assert ask(session, "a", "tcp", NO_METADATA, outside) == "open"
+
+
 def test_dns_passes_but_nothing_else_of_the_resolver(session, functions) -> None:
-    query = "abcd01000001000000000000076578616d706c6503636f6d0000010001"
+    query = DNS_QUERY
     assert ask(session, "a", "udp", "10.0.2.3", 53, query) in {"answer", "silent"}
     assert ask(session, "cidr", "udp", "10.0.2.3", 53, query) in {"answer", "silent"}
     assert ask(session, "none", "udp", "10.0.2.3", 53, query) == "No route to host"
@@ -368,7 +397,7 @@ def test_a_network_that_is_none_is_the_callers_error(session) -> None:
 def test_functions_outlive_the_worker_and_are_adopted(session, functions, outside) -> None:
     """Last of the shared session: the room is closed and opened again around running processes."""
     session.call("close")
-    session.call("open", warm=2, ready=False)
+    session.call("open", warm_slots=2, ready=False)
     # before anybody is adopted the old rules still hold
     assert ask(session, "none", "tcp", OUTSIDE, outside) == "No route to host"
     adopted = session.call("adopt", name="none", number=functions["none"]["number"], egress="none")
@@ -396,10 +425,63 @@ def test_functions_outlive_the_worker_and_are_adopted(session, functions, outsid
     assert session.call("nft")["closed"] == []
 
 
+def test_what_the_operator_denies_holds_for_all_and_changes_with_a_reload(outside) -> None:
+    """Two functions stay while one worker after another opens the room with another `deny`."""
+    egress = {"all": "all", "lists": ["0.0.0.0/0"]}
+    session = Session("network_probe")
+    try:
+        session.call("open", deny=[f"{FAR_OUTSIDE}/32"])
+        slots = {name: session.call("lease", name=name, egress=egress[name]) for name in egress}
+        for name in egress:
+            session.call("start", name=name)
+
+        def answers(address: str, port: int = outside) -> set[object]:
+            return {ask(session, name, "tcp", address, port) for name in egress}
+
+        assert answers(FAR_OUTSIDE) == {"No route to host"}
+        assert answers(OUTSIDE) == {"open"}
+        for deny in (["198.18.0.0/15", "198.18.77.0/30"], [], ["10.0.0.0/8"], ["0.0.0.0/0"]):
+            session.call("close")
+            session.call("open", ready=False, deny=deny)
+            reached = "No route to host" if deny[:1] == ["0.0.0.0/0"] else "open"
+            outer = reached if deny in ([], ["10.0.0.0/8"]) else "No route to host"
+            # at once, before anybody is adopted, and after
+            assert (answers(FAR_OUTSIDE), answers(OUTSIDE)) == ({reached}, {outer})
+            for name, slot in slots.items():
+                session.call("adopt", name=name, number=slot["number"], egress=egress[name])
+            session.call("ready")
+            assert (answers(FAR_OUTSIDE), answers(OUTSIDE)) == ({reached}, {outer})
+            for name in egress:
+                assert ask(session, name, "udp", "10.0.2.3", 53, DNS_QUERY) in {"answer", "silent"}
+                address = slots[name]["address"]
+                assert session.call("fetch", address=address)[1] == "hello 172.30.0.1"
+    finally:
+        session.end()
+
+
+def test_a_changed_subnet_is_refused_and_changes_nothing(outside) -> None:
+    """A reload that names another subnet: what runs keeps its network and its rules."""
+    session = Session("network_probe")
+    try:
+        session.call("open")
+        slot = session.call("lease", name="f", egress="none")
+        session.call("start", name="f")
+        session.call("close")
+        with pytest.raises(ProbeFailed) as caught:
+            session.call("open", subnet="10.99.0.0/24")
+        assert caught.value.kind == "RuntimeUnavailable"
+        assert "needs a stop and start of the agent" in caught.value.message
+        assert ask(session, "f", "tcp", OUTSIDE, outside) == "No route to host"
+        session.call("open", ready=False)
+        assert session.call("adopt", name="f", number=slot["number"], egress="none") == slot
+    finally:
+        session.end()
+
+
 def test_a_full_node_says_so() -> None:
     session = Session("network_probe")
     try:
-        session.call("open", warm=1, subnet="10.99.0.0/29")
+        session.call("open", warm_slots=1, subnet="10.99.0.0/29")
         for n in range(5):
             session.call("lease", name=f"s{n}")
         with pytest.raises(ProbeFailed) as caught:

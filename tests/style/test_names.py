@@ -11,9 +11,7 @@ NOT_RENAMED_YET = frozenset(
     (
         "Bind",
         "Container",
-        "Deployed",
         "Door",
-        "Doors",
         "Event",
         "Exit",
         "Hooks",
@@ -26,8 +24,6 @@ NOT_RENAMED_YET = frozenset(
         "Node",
         "Outcome",
         "Output",
-        "Registry",
-        "Rooms",
         "Route",
         "Scaling",
         "Supervisor",

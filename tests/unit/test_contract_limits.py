@@ -13,7 +13,7 @@ from agent.contracts.bind import bind
 from agent.model import limits
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 
 # (contract, kind): request, response, async, header and target bytes of a bound contract. A job's
 # event is one variable: `NAME=value` and its NUL take at most 131072 bytes.

@@ -15,7 +15,7 @@ from agent.contracts.tencent_api import sealed
 from agent.errors import Problem
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion, Meters
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 
 CASES = [
     ("fc", "event"),

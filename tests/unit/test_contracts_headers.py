@@ -12,7 +12,7 @@ from agent.contracts import headers as h
 from agent.contracts.base import Call, CallReport, Contract, NodeFacts
 from agent.contracts.bind import bind
 from agent.model.records import FunctionVersion, Meters
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 
 WEB = ("fc", "fc2", "scf-web", "vercel")
 REPORT = CallReport(Meters())

@@ -14,7 +14,7 @@ from agent.errors import FunctionFailed, InvalidSpec
 from agent.model.failure import FailureKind
 from agent.model.limits import MAX_EXEC_BYTES, MAX_STRING_BYTES
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 
 IMAGE = ImageFacts("i", "sha256:0", "sha256:1", 1, cmd=("/bin/true",), env=("PATH=/bin",))
 JOBS = {"fc2": "FC_CUSTOM_CONTAINER_EVENT", "scf-job": "SCF_CUSTOM_CONTAINER_EVENT"}

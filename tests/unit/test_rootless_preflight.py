@@ -134,10 +134,30 @@ def test_slots_must_be_ready_and_as_free_as_their_class(writable, ready, free, o
     assert (check.ok, check.required) == (ok, required)
 
 
-@pytest.mark.parametrize(("hard", "ok"), [(1024, False), (100_000, True)])
-def test_few_open_files_are_said_but_do_not_block(hard, ok):
-    check = preflight.open_files(hard)
+@pytest.mark.parametrize(
+    ("hard", "granted", "running", "ok", "says"),
+    [
+        (1024, 0, None, False, "1024, some functions may have 100000"),
+        (100_000, 0, None, True, "100000"),
+        (1024, 1_048_576, None, True, "1048576 from the unit or runuser, 1024 in this shell"),
+        (1024, 0, 1_048_576, True, "1048576 of the running agent"),
+        (1_048_576, 1_048_576, 1024, False, "1024 of the running agent, some functions"),
+    ],
+)
+def test_few_open_files_are_said_but_do_not_block(hard, granted, running, ok, says):
+    check = preflight.open_files(hard, granted, running)
     assert (check.ok, check.required) == (ok, False)
+    assert check.detail.startswith(says)
+
+
+def test_limits_of_a_process_and_of_a_login_are_read():
+    limits = "Limit  Soft  Hard  Units\nMax open files            1024    524288   files\n"
+    assert preflight.hard_open_files(limits) == 524288
+    assert preflight.hard_open_files(limits.replace("524288", "unlimited")) == 0
+    assert preflight.hard_open_files("") == 0
+    login = "# kindling - nofile 9\nkindling - nofile 1048576\nother hard nofile 5\nkindling x\n"
+    assert preflight.granted_open_files(login, "kindling") == 1048576
+    assert preflight.granted_open_files("kindling soft nofile 7\n", "kindling") == 0
 
 
 SWAPS = "Filename\tType\tSize\tUsed\tPriority\n"
@@ -154,7 +174,9 @@ def test_swap_without_a_limit_is_said_but_does_not_block(counted, swaps, ok):
 
 def test_swap_without_a_limit_names_what_it_means_and_the_boot_parameter():
     line = preflight.swap_limit(False, SWAPS).line()
-    assert line.startswith("swap limit: none: functions may swap beyond their memory: run '")
+    assert line.startswith(
+        "swap limit: advice, none: functions may swap beyond their memory: run '"
+    )
     assert "swapaccount=1" in line
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from agent.errors import InvalidSpec, Problem
 from agent.model.limits import LIMITS
-from agent.model.spec import FunctionSpec, canonical, digest, parse_spec, public, restored
+from agent.model.spec import FunctionSpec, canonical, digest, public
+from agent.model.spec_parse import parse_spec, restored
 
 MINIMAL = {"name": "hello", "image": "kindling.local/hello-event:1", "contract": "fc"}
 FIELDS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import InvalidSpec
-from agent.model.spec import parse_spec
+from agent.model.spec_parse import parse_spec
 from agent.model.spec_text import apply_sets, parse_toml
 
 FILE = """

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from agent.aio.tasks import launch
+from agent.calls.ports import Target, TargetFinder
 from agent.config import NodeConfig
 from agent.contracts.base import Call, CallKind, Reply
 from agent.contracts.doors import (
@@ -28,7 +29,6 @@ from agent.contracts.doors import (
 )
 from agent.contracts.own_errors import own_error
 from agent.errors import NotFound
-from agent.functions.ports import Catalog, Target
 from agent.gateway.doors.envelope import EnvelopedCall
 from agent.gateway.doors.local import LocalCaller, LocalResult
 from agent.gateway.doors.routed import EXCHANGES, NOWHERE, Client, RoutedHead, too_long
@@ -60,7 +60,7 @@ class Gateway:
     def __init__(
         self,
         config: NodeConfig,
-        catalog: Catalog,
+        catalog: TargetFinder,
         connector: UpstreamConnector,
         counters: CallCounters,
     ) -> None:

@@ -9,7 +9,7 @@ import logging
 from time import perf_counter
 from typing import Final, Protocol
 
-from agent.functions.ports import Lease
+from agent.calls.ports import Lease
 from agent.gateway.exchanges.shared import Callee, SharedState
 from agent.gateway.exchanges.stage import CONNECTING, DONE, EXPLAINING, RUNNING
 from agent.gateway.wire.ports import Caller

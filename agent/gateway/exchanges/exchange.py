@@ -13,10 +13,10 @@ from time import perf_counter
 from typing import Final
 
 from agent.aio.tasks import spawn
+from agent.calls.ports import Lease
 from agent.contracts.base import Call, CallReport, Headers, Reply
 from agent.contracts.failures import from_error
 from agent.errors import AgentError
-from agent.functions.ports import Lease
 from agent.gateway.exchanges.answer import failure_reply, mark, server_timing
 from agent.gateway.exchanges.background import ask_why, open_connection
 from agent.gateway.exchanges.buffer import BodyBuffer

@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
+from agent.calls.ports import Target
 from agent.contracts.base import CallKind
 from agent.contracts.doors import Door, admits, call_kind
-from agent.functions.ports import Target
 from agent.gateway.wire.upstream import UpstreamConnector
 from agent.telemetry.metrics import CallCounters, FunctionCounters
 

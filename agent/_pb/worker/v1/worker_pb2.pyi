@@ -49,6 +49,13 @@ class LogStream(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOG_STREAM_STDOUT: _ClassVar[LogStream]
     LOG_STREAM_STDERR: _ClassVar[LogStream]
     LOG_STREAM_PLATFORM: _ClassVar[LogStream]
+
+class ReloadState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RELOAD_STATE_UNSPECIFIED: _ClassVar[ReloadState]
+    RELOAD_STATE_RUNNING: _ClassVar[ReloadState]
+    RELOAD_STATE_DONE: _ClassVar[ReloadState]
+    RELOAD_STATE_FAILED: _ClassVar[ReloadState]
 VERSION_STATE_UNSPECIFIED: VersionState
 VERSION_STATE_PREPARING: VersionState
 VERSION_STATE_READY: VersionState
@@ -76,6 +83,10 @@ LOG_STREAM_UNSPECIFIED: LogStream
 LOG_STREAM_STDOUT: LogStream
 LOG_STREAM_STDERR: LogStream
 LOG_STREAM_PLATFORM: LogStream
+RELOAD_STATE_UNSPECIFIED: ReloadState
+RELOAD_STATE_RUNNING: ReloadState
+RELOAD_STATE_DONE: ReloadState
+RELOAD_STATE_FAILED: ReloadState
 
 class FunctionSpec(_message.Message):
     __slots__ = ("name", "version", "image", "contract", "kind", "command", "args", "env", "secrets", "mounts", "port", "user", "memory_mb", "cpu_millis", "pids", "disk_mb", "timeout_s", "startup_timeout_s", "concurrency", "max_queue", "queue_timeout_s", "environment", "scaling", "hooks", "health_check", "egress", "acceleration", "registry", "async_calls", "on_client_cancel", "labels", "wait_for_image")
@@ -766,7 +777,7 @@ class GetNodeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("name", "region", "version", "started_at", "draining", "capacity", "components", "contracts", "features", "labels", "summary")
+    __slots__ = ("name", "region", "version", "started_at", "draining", "capacity", "components", "contracts", "features", "labels", "summary", "reload")
     class ComponentsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -792,6 +803,7 @@ class Node(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    RELOAD_FIELD_NUMBER: _ClassVar[int]
     name: str
     region: str
     version: str
@@ -803,7 +815,18 @@ class Node(_message.Message):
     features: _containers.RepeatedScalarFieldContainer[str]
     labels: _containers.ScalarMap[str, str]
     summary: str
-    def __init__(self, name: _Optional[str] = ..., region: _Optional[str] = ..., version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., draining: _Optional[bool] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., components: _Optional[_Mapping[str, str]] = ..., contracts: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., summary: _Optional[str] = ...) -> None: ...
+    reload: Reload
+    def __init__(self, name: _Optional[str] = ..., region: _Optional[str] = ..., version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., draining: _Optional[bool] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., components: _Optional[_Mapping[str, str]] = ..., contracts: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., summary: _Optional[str] = ..., reload: _Optional[_Union[Reload, _Mapping]] = ...) -> None: ...
+
+class Reload(_message.Message):
+    __slots__ = ("number", "state", "reason")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    state: ReloadState
+    reason: str
+    def __init__(self, number: _Optional[int] = ..., state: _Optional[_Union[ReloadState, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class WatchCapacityRequest(_message.Message):
     __slots__ = ("min_interval",)
@@ -865,6 +888,16 @@ class UndrainRequest(_message.Message):
 class UndrainResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ReloadRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReloadResponse(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class PullUsageRequest(_message.Message):
     __slots__ = ("max_records",)

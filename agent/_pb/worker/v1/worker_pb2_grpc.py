@@ -140,6 +140,11 @@ class WorkerStub:
                 request_serializer=worker_dot_v1_dot_worker__pb2.UndrainRequest.SerializeToString,
                 response_deserializer=worker_dot_v1_dot_worker__pb2.UndrainResponse.FromString,
                 _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/worker.v1.Worker/Reload',
+                request_serializer=worker_dot_v1_dot_worker__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=worker_dot_v1_dot_worker__pb2.ReloadResponse.FromString,
+                _registered_method=True)
         self.PullUsage = channel.unary_unary(
                 '/worker.v1.Worker/PullUsage',
                 request_serializer=worker_dot_v1_dot_worker__pb2.PullUsageRequest.SerializeToString,
@@ -315,6 +320,14 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reload(self, request, context):
+        """Ask for a reload of code and configuration, as HUP to the agent does. Returns at once; how it
+        went stands in Node.reload.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PullUsage(self, request, context):
         """Read usage records that were not acknowledged yet, oldest first. Nothing is consumed.
         """
@@ -436,6 +449,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Undrain,
                     request_deserializer=worker_dot_v1_dot_worker__pb2.UndrainRequest.FromString,
                     response_serializer=worker_dot_v1_dot_worker__pb2.UndrainResponse.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=worker_dot_v1_dot_worker__pb2.ReloadRequest.FromString,
+                    response_serializer=worker_dot_v1_dot_worker__pb2.ReloadResponse.SerializeToString,
             ),
             'PullUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.PullUsage,
@@ -1016,6 +1034,33 @@ class Worker:
             '/worker.v1.Worker/Undrain',
             worker_dot_v1_dot_worker__pb2.UndrainRequest.SerializeToString,
             worker_dot_v1_dot_worker__pb2.UndrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/worker.v1.Worker/Reload',
+            worker_dot_v1_dot_worker__pb2.ReloadRequest.SerializeToString,
+            worker_dot_v1_dot_worker__pb2.ReloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

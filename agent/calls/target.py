@@ -1,0 +1,296 @@
+"""One function version as calls see it: leases, waiting calls, and what a call has cost.
+
+Decisions are `agent/core/pool.py`'s; instances come and go in `scaling.py`. `acquire` and `release`
+are the warm path and touch neither gRPC nor disk nor tasks. Every waiter is told exactly once, here
+and nowhere else. Jobs are `agent/calls/job.py`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from time import time_ns
+
+from agent.calls.job import JobRunner
+from agent.calls.ports import Lease, Waiter
+from agent.contracts.base import Call, CallReport, Contract, Reply
+from agent.contracts.failures import from_error
+from agent.core.billing import gb_s
+from agent.core.pool import Member, Policy, Pool, Stage
+from agent.errors import Bug, FunctionFailed, Overloaded
+from agent.instances.failures import bad_response
+from agent.instances.fleet import Fleet
+from agent.instances.instance import EXIT_S, Instance
+from agent.instances.scaling import Answers, Scaling
+from agent.model.failure import Failure, FailureKind
+from agent.model.limits import LOG_TAIL_BYTES
+from agent.model.records import ColdStart, FunctionVersion, Meters
+from agent.telemetry.logs import FunctionLog
+
+log = logging.getLogger(__name__)
+
+MS = 1000.0
+
+
+class PoolLease(Lease):
+    """A lease with what the pool needs to take it back, and what its call has cost by then."""
+
+    cpu_ns: float
+    joins: int
+    alone: bool
+    peak_bytes: int
+    released = False
+    wall_ms = 0.0
+    log_tail = b""
+
+    def __init__(
+        self,
+        member: Member[Instance],
+        taken_at: float,
+        cold_start: ColdStart | None,
+    ) -> None:
+        self.endpoint = member.instance.endpoint
+        self.taken_at = taken_at
+        self.cold_start = cold_start
+        self.member = member
+
+
+class FunctionTarget:
+    """The pool of one function version, and its door to the fleet of the node."""
+
+    def __init__(
+        self,
+        version: FunctionVersion,
+        contract: Contract,
+        fleet: Fleet,
+        jobs: JobRunner,
+        out: FunctionLog,
+    ) -> None:
+        spec = version.spec
+        self.version = version
+        self.contract = contract
+        self.log = out
+        self.pool: Pool[Instance, Waiter] = Pool(
+            Policy(
+                concurrency=spec.concurrency,
+                min=spec.scaling.min if spec.kind != "job" else 0,
+                max=spec.scaling.max,
+                max_queue=spec.max_queue,
+                idle_s=spec.scaling.idle_s,
+            )
+        )
+        answers = Answers(self._serve, self._refuse)
+        self.scaling = Scaling(version, contract, fleet, self.pool, answers, out)
+        self._fleet = fleet
+        self._jobs = jobs
+        self._number = version.version
+        speaks = type(contract).log_before is not Contract.log_before
+        self._words_before = contract.log_before if speaks else None
+        self._logs_after = type(contract).log_after is not Contract.log_after
+        self._causing: set[Waiter] = set()
+        """Those who wait for a start of their own: it is not under way for somebody else."""
+
+    def __repr__(self) -> str:
+        return f"<Target {self.version.name}:{self.version.version} {self.pool!r}>"
+
+    # -- the warm path
+
+    def acquire(self, waiter: Waiter) -> Lease | None:
+        """See `ports.Target.acquire`."""
+        now = self._fleet.now()
+        if not self._fleet.mode.takes_calls:
+            raise FunctionFailed(Failure(FailureKind.DRAINING, "the node takes no new calls"))
+        member = self.pool.take(now)
+        if member is not None:
+            return self._lease(member, now, waiter)
+        self.check_runnable()
+        # What it waited elsewhere, before it was passed on to this worker, counts as well.
+        until = now + self.version.spec.queue_timeout_s - waiter.waited_s
+        try:
+            self.pool.enqueue(waiter, now, until)
+        except Overloaded as error:
+            raise FunctionFailed(from_error(error)) from error
+        if self.pool.waiting > self.pool.starting * self.pool.policy.concurrency:
+            self._causing.add(waiter)
+        self._fleet.timer.visit(self)
+        self.scaling.scale(now)
+        return None
+
+    def _lease(
+        self, member: Member[Instance], now: float, waiter: Waiter, cold: ColdStart | None = None
+    ) -> Lease:
+        instance = member.instance
+        instance.calls.begin()
+        lease = PoolLease(member, now, cold)
+        instance.meter.begin(lease, now)
+        if self._words_before is not None:
+            given = (waiter.request_id,)
+            self.log.append_unworded(
+                time_ns(), instance.id, self._number, self._words_before, given
+            )
+        return lease
+
+    def release(
+        self, lease: Lease, call: Call, failure: Failure | None = None, *, recycle: bool = False
+    ) -> None:
+        """See `ports.Target.release`."""
+        if not isinstance(lease, PoolLease) or lease.released:
+            raise Bug(f"a lease of {self!r} was released twice")
+        lease.released = True
+        now = self._fleet.now()
+        member = lease.member
+        instance = member.instance
+        instance.meter.end(lease, now)
+        lease.wall_ms = wall_ms = (now - lease.taken_at) * MS
+        if self._logs_after:
+            why = failure.message if failure is not None else ""
+            given = (call.request_id, wall_ms, lease.peak_bytes, why)
+            self.log.append_unworded(time_ns(), instance.id, self._number, self._words_after, given)
+        if call.want_log_tail:
+            lease.log_tail = self._tail(instance)
+        if recycle:  # other calls on it end first
+            alone = self.pool.policy.concurrency == 1
+            self.scaling.retire(member, grace_s=0.0 if alone else None)
+        granted = self._vacate(member, now)
+        # The count never drops in between: another worker would take the place for a free one.
+        instance.calls.end()
+        if granted is not None:
+            granted[0].granted(granted[1])
+
+    def _vacate(self, member: Member[Instance], now: float) -> tuple[Waiter, Lease] | None:
+        """Free a place, or lease it to the next waiter at once; that one is still to be told."""
+        waiter = self.pool.release(member, now)
+        if waiter is None:
+            if member.stage is not Stage.READY:
+                self.scaling.left(member)
+            return None
+        self._causing.discard(waiter)
+        return waiter, self._lease(member, now, waiter)
+
+    def report(self, lease: Lease) -> CallReport:
+        """See `ports.Target.report`."""
+        assert isinstance(lease, PoolLease)
+        meters = self._meters(lease.wall_ms, lease.peak_bytes)
+        meters.cpu_ms, meters.cpu_exact = lease.cpu_ns / 1e6, lease.alone
+        return CallReport(meters, lease.cold_start, lease.log_tail, lease.endpoint.id)
+
+    def _meters(self, wall_ms: float, peak_bytes: int) -> Meters:
+        billed_ms = self.contract.billed_ms(wall_ms)
+        return Meters(
+            wall_ms=wall_ms,
+            billed_ms=billed_ms,
+            memory_gb_s=gb_s(self.version.spec.memory_mb, billed_ms / MS),
+            peak_memory_bytes=peak_bytes,
+        )
+
+    def _words_after(
+        self, request_id: str, wall_ms: float, peak_bytes: int, why: str
+    ) -> Sequence[str]:
+        return self.contract.log_after(request_id, self._meters(wall_ms, peak_bytes), why)
+
+    def _tail(self, instance: Instance) -> bytes:
+        if instance.container is not None:
+            instance.container.output.drain()
+        return self.log.last_text(instance.id, LOG_TAIL_BYTES)
+
+    def abandon(self, waiter: Waiter) -> None:
+        """See `ports.Target.abandon`."""
+        self.pool.abandon(waiter)
+        self._causing.discard(waiter)
+
+    async def explain(self, lease: Lease, waited_s: float) -> Failure:
+        """See `ports.Target.explain`."""
+        assert isinstance(lease, PoolLease)
+        instance = lease.member.instance
+        if instance.container is None:
+            return Failure(FailureKind.EXITED, "the instance is gone", waited_s=waited_s)
+        if await instance.exits_within(EXIT_S):
+            return await instance.explain_exit(FailureKind.EXITED, waited_s)
+        return bad_response(instance.scene(waited_s))
+
+    def check_runnable(self) -> None:
+        """Raise FunctionFailed when the version cannot run, as its state says."""
+        if self.version.state == "Failed":
+            raise FunctionFailed(Failure(FailureKind.IMAGE_UNAVAILABLE, self.version.reason))
+
+    def mended(self, version: FunctionVersion) -> None:
+        """Let a Failed version run again: what it lacked is there."""
+        self.version = self.scaling.version = version
+        self._fleet.timer.visit(self)
+
+    async def run_job(self, call: Call, event: bytes) -> tuple[Reply, CallReport]:
+        """See `ports.Target.run_job`."""
+        return await self._jobs.answer(self, call, event)
+
+    # -- instances
+
+    def _serve(self, member: Member[Instance], waiters: list[Waiter]) -> None:
+        """Grant places on an instance that has just become READY.
+
+        Its cold start is told by the first of the calls that asked for a start.
+        """
+        now = self._fleet.now()
+        cold = member.instance.cold_start
+        for waiter in waiters:
+            asked = waiter in self._causing
+            self._causing.discard(waiter)
+            lease = self._lease(member, now, waiter, cold if asked else None)
+            if asked:
+                cold = None
+            waiter.granted(lease)
+
+    def _refuse(self, waiters: list[Waiter], failure: Failure) -> None:
+        self._causing.difference_update(waiters)
+        for waiter in waiters:
+            try:
+                waiter.refused(failure)
+            except Exception:  # one caller's trouble must not leave the others waiting
+                log.exception("refusing a call of %r", self)
+
+    def give_back(self, member: Member[Instance], places: int) -> None:
+        """Free places that another worker's calls had taken."""
+        now = self._fleet.now()
+        for _ in range(places):
+            granted = self._vacate(member, now)
+            if granted is not None:
+                granted[0].granted(granted[1])
+
+    def keep_no_minimum(self) -> None:
+        """Let idle instances go: LATEST is another version."""
+        self.pool.policy = replace(self.pool.policy, min=0)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether calls wait."""
+        return bool(self.pool.waiting)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is being removed and takes nothing new."""
+        return self.pool.closed
+
+    # -- on the timer
+
+    def tick(self, now: float) -> None:
+        """Refuse waiters whose time is over, end what is idle, start what is wanted."""
+        late = self.pool.expired(now)
+        if late:
+            waited_s = self.version.spec.queue_timeout_s
+            why = Failure(
+                FailureKind.QUEUE_TIMEOUT,
+                f"no instance was free within {waited_s:g} s",
+                waited_s=waited_s,
+                retry_after_s=1.0,
+            )
+            self._refuse(late, why)
+        if self._fleet.mode.owns_instances:
+            for member in self.pool.idle(now):
+                self.scaling.retire(member)
+            self.scaling.scale(now)
+
+    async def stop(self, *, grace_s: float | None) -> None:
+        """Take no more calls, refuse those that wait, drain and stop every instance."""
+        why = Failure(FailureKind.DRAINING, "the function is being removed")
+        self._refuse(self.pool.close(), why)
+        await self.scaling.stop(grace_s=grace_s)

@@ -1,0 +1,1 @@
+"""What is deployed: the catalog, deploys with their images, removals."""

@@ -1,1 +1,0 @@
-"""What is deployed and what runs: versions, pools, instances, jobs, reconciliation."""

@@ -1,0 +1,380 @@
+"""One instance: its walk from an order to READY, and from there to nothing.
+
+Unit of concurrency: `start` runs in a task of its owner; every end, wanted or not, runs in one task
+of the instance's own, which nobody's cancellation reaches and for which every `stop` waits. All
+else is synchronous. The states are `agent/core/instance.py`'s, containers are built by
+`agent/sandbox`, calls go through `agent/calls/target.py`. Whoever calls `start` owns the
+failure: it raises FunctionFailed with what the contract needs, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from agent.aio.patience import Patience
+from agent.aio.tasks import finish, spawn
+from agent.contracts.base import Contract
+from agent.core.instance import BEFORE_READY, Event, Lifecycle, State
+from agent.core.logtail import Line
+from agent.core.metering import InstanceMeter
+from agent.errors import AgentError, FunctionFailed
+from agent.instances import failures, readiness
+from agent.instances.end import Ending
+from agent.instances.endpoint import Endpoint
+from agent.instances.hooks import NO_ANSWER, Hooks
+from agent.instances.ports import InstancePorts
+from agent.model.failure import Failure, FailureKind
+from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord
+from agent.sandbox.order import Laps, Order
+from agent.store.ledger import no_row
+from agent.telemetry.logs import FunctionLog, LogLine, Stream
+
+if TYPE_CHECKING:
+    from agent.sandbox.container import Container
+
+log = logging.getLogger(__name__)
+
+QUOTED_LINES = 20  # how much of its log a failed start quotes
+BROKEN_S = 60.0  # more than a kill and a teardown take
+EXIT_S = 0.5  # how long after its connection broke a process may take to be seen as ended
+
+
+class Instance:
+    """One container of a version, with its state and its idle connections."""
+
+    def __init__(
+        self,
+        id: str,
+        version: FunctionVersion,
+        contract: Contract,
+        ports: InstancePorts,
+        out: FunctionLog,
+    ) -> None:
+        self.id = id
+        self.version = version
+        self.contract = contract
+        self.endpoint = Endpoint(id=id, address="", port=contract.port)
+        self.cold_start: ColdStart | None = None
+        self.container: Container | None = None
+        self.created_ns = time.time_ns()
+        self.meter = InstanceMeter()
+        self.calls = no_row()
+        """Its row in the in-flight ledger: that of its network slot, once it has one."""
+        self._ports = ports
+        self._log = out
+        self._life = Lifecycle(asyncio.get_running_loop().time())
+        self._hooks = Hooks(self.endpoint, contract, ports, self.note)
+        self._patience = Patience()
+        self.handed_over = False
+        """Whether another worker has it: it started it, or was left it."""
+        self._kept = False
+        self._end: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Instance {self.id} {self.state.value} {self.container!r}>"
+
+    @property
+    def state(self) -> State:
+        """Where the instance stands in the table."""
+        return self._life.state
+
+    @property
+    def row(self) -> int:
+        """The number of its network slot and of its row in the ledger; -1 without a container."""
+        return self.container.slot.number if self.container is not None else -1
+
+    @property
+    def last_exit(self) -> Exit | None:
+        """How its process ended, None before."""
+        if self.container is None or not self.container.exited:
+            return None
+        return self.container.exit.result()
+
+    # -- up
+
+    async def start(
+        self,
+        environment: dict[str, str],
+        asked_at: float,
+        permit: AbstractAsyncContextManager[None],
+    ) -> None:
+        """Build, start and initialise; returns when READY (a job: when its process runs).
+
+        `asked_at` is the monotonic time of the decision to start; `permit` is held while the
+        runtime works, not while the function gets ready. Raises FunctionFailed when the function
+        would not start, Overloaded or RuntimeUnavailable when the node could not.
+        """
+        try:
+            cold_start = await self._start(environment, Laps(asked_at), permit)
+            self.cold_start = replace(cold_start, total_ms=(time.monotonic() - asked_at) * 1000)
+            self._happened(Event.INITIALIZED)
+            if self._ports.mode.owns_instances:
+                self._remember()
+        except BaseException:
+            broken = self.stop(grace_s=0.0, event=Event.BROKE)
+            await finish(f"end {self.id}", broken, within_s=BROKEN_S)
+            raise
+
+    async def _start(
+        self,
+        environment: dict[str, str],
+        laps: Laps,
+        permit: AbstractAsyncContextManager[None],
+    ) -> ColdStart:
+        """Go through the phases and return what each took; the total is the caller's."""
+        listen_ms = init_ms = 0.0
+        async with permit:
+            queue_ms = laps.ms()
+            container, timings = await self._ports.builder.build(
+                Order(self.id, self.version, environment, self.sink, self._leased, laps)
+            )
+            self._happened(Event.CREATED)
+            await self._ports.builder.start(container)
+        self._happened(Event.STARTED)
+        self._remember()
+        start_ms = laps.ms()
+        if self.contract.port:
+            await self._listen(container)
+            listen_ms = laps.ms()
+            await self._initialize()
+            init_ms = laps.ms()
+        return ColdStart(
+            total_ms=0.0,
+            queue_ms=queue_ms,
+            image_ms=timings.image_ms,
+            slots_ms=timings.slots_ms,
+            create_ms=timings.create_ms,
+            start_ms=start_ms,
+            listen_ms=listen_ms,
+            init_ms=init_ms,
+            cached=tuple(timings.cached),
+        )
+
+    async def _listen(self, container: Container) -> None:
+        began = asyncio.get_running_loop().time()
+        limit_s = self.version.spec.startup_timeout_s or self.contract.limits.start_s
+        address, port = container.address, self.contract.port
+        try:
+            sock = await readiness.connect(
+                self._ports.open_socket,
+                address,
+                port,
+                deadline=began + limit_s,
+                exited=container.exit,
+            )
+        except TimeoutError as error:
+            waited_s = asyncio.get_running_loop().time() - began
+            raise FunctionFailed(failures.nobody_listens(self.scene(waited_s), limit_s)) from error
+        if sock is None:
+            waited_s = asyncio.get_running_loop().time() - began
+            raise FunctionFailed(await self.explain_exit(FailureKind.EXITED_AT_START, waited_s))
+        try:
+            self.endpoint.idle.append(await self._ports.connector.adopt(sock))
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _initialize(self) -> None:
+        hook = self.contract.hook("initialize")
+        if hook is None:
+            return
+        began = asyncio.get_running_loop().time()
+        status = await self._hooks.run(hook)
+        if 200 <= status < 300:
+            return
+        waited_s = asyncio.get_running_loop().time() - began
+        if status == NO_ANSWER and await self.exits_within(EXIT_S):
+            raise FunctionFailed(await self.explain_exit(FailureKind.EXITED_AT_START, waited_s))
+        raise FunctionFailed(failures.hook_failed(self.scene(waited_s), hook, status))
+
+    async def exits_within(self, seconds: float) -> bool:
+        """Wait a moment for the process to end; says whether it has."""
+        if self.container is not None:
+            await asyncio.wait({self.container.exit}, timeout=seconds)
+        return self.container is not None and self.container.exited
+
+    def _leased(self, container: Container) -> None:
+        """Note the slots before the container is made: a successor must find what to give back."""
+        self._has(container)
+        self._ports.save(self.record_of(container))
+
+    def _has(self, container: Container) -> None:
+        self.container = container
+        self.meter.figures = container.cgroup
+        self.endpoint.address = container.address
+        self.calls = self._ports.row(container.slot.number)
+
+    # -- down
+
+    async def stop(self, *, grace_s: float | None = None, event: Event = Event.STOP_BEGAN) -> None:
+        """Run the pre-stop hook, TERM, wait, KILL, and give everything back; once.
+
+        `grace_s` shortens the contract's grace; 0 kills. A second call waits for the first, and
+        shortens its grace. When the caller is cancelled the end goes on without it. Not for an
+        instance that another task is still starting: cancel that task.
+        """
+        if self._end is None:
+            if not self._life.live:
+                return
+            self._end = spawn(f"end {self.id}", self._run_end(grace_s, event))
+        elif grace_s is not None:
+            self._patience.at_most(grace_s)
+        await asyncio.wait({self._end})
+
+    async def _run_end(self, grace_s: float | None, event: Event) -> None:
+        hooked = self.state in (State.READY, State.DRAINING)
+        self._happened(event)
+        try:
+            self._disown()
+            if self.container is not None and self.container.pid and not self.container.exited:
+                await self._ending(self.container).run(grace_s, hooked=hooked)
+        except Exception:
+            log.exception("end of %s", self.id)
+        finally:
+            self._patience.close()
+        await self._clear()
+
+    def _ending(self, container: Container) -> Ending:
+        stop_signal = self.version.image.stop_signal if self.version.image is not None else ""
+        return Ending(
+            container, self.contract, self._hooks, stop_signal, self._close_idle, self._patience
+        )
+
+    async def _clear(self) -> None:
+        self._close_idle()
+        calls, self.calls = self.calls, no_row()
+        calls.clear()  # before its number can be another instance's
+        if self.container is not None:
+            # The record goes when all of it is gone, which may be later than this.
+            await self._ports.builder.destroy(self.container)
+        left, spent_s = self.state, self._life.clear(asyncio.get_running_loop().time())
+        self._ports.observe(left, spent_s)
+
+    def _close_idle(self) -> None:
+        idle, self.endpoint.idle = self.endpoint.idle, []
+        for connection in idle:
+            connection.close()
+
+    # -- told by others
+
+    def drain_began(self) -> None:
+        """Note that it gets no more calls."""
+        if self.state in (State.READY, State.FROZEN):
+            self._happened(Event.DRAIN_BEGAN)
+            if not self.handed_over:
+                self._disown()
+
+    def hand_over(self) -> None:
+        """Leave it and its output to the next worker, which adopts it by its record."""
+        self.handed_over = True
+        if self.container is not None:
+            self.container.output.detach()
+        self._remember()
+
+    def keep(self) -> None:
+        """Have its record say that it stays with this worker as long as that lives."""
+        self._kept = True
+        self._remember()
+
+    @property
+    def wants_slots(self) -> bool:
+        """Whether it is being started and holds no slots yet."""
+        return self.container is None and self.state in BEFORE_READY and not self.handed_over
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it starts or ends here, or is kept: another worker leaves it alone."""
+        return self._life.live and not self.handed_over
+
+    def expected(self, record: InstanceRecord) -> None:
+        """Stand for an instance that another worker starts, ends or keeps."""
+        self.handed_over = True
+        self.created_ns = record.created_ns
+        known = {state.value: state for state in State}
+        state = known.get(record.state, State.STOPPING)
+        self._life = Lifecycle(asyncio.get_running_loop().time(), state)
+
+    def adopted(self, container: Container, record: InstanceRecord) -> None:
+        """Take over a running container as READY: the record of the worker before says so."""
+        self.handed_over = False
+        self._has(container)
+        self.cold_start = record.cold_start
+        self.created_ns = record.created_ns
+        self._life = Lifecycle(asyncio.get_running_loop().time(), State.READY)
+
+    async def explain_exit(self, kind: FailureKind, waited_s: float) -> Failure:
+        """Say how the process ended; it has, or is about to. `waited_s` is the call's so far."""
+        assert self.container is not None
+        how = await asyncio.shield(self.container.exit)
+        return failures.exited(self.scene(waited_s), kind, how, self.version.spec.memory_mb)
+
+    def scene(self, waited_s: float) -> failures.Scene:
+        """Return what a failure of this instance tells of it."""
+        return failures.Scene(self.endpoint, waited_s, self.quote())
+
+    def cpu_ns(self) -> int:
+        """Return the CPU time its cgroup has used so far, nanoseconds; one read of a kept file."""
+        return self.container.cgroup.cpu_ns() if self.container is not None else 0
+
+    def log_lines(self) -> list[LogLine]:
+        """Return everything that is kept of the function's log."""
+        return self._log.tail(0)
+
+    def quote(self) -> tuple[str, ...]:
+        """Return the last stamped lines of this instance's own output."""
+        if self.container is not None:
+            self.container.output.drain()
+        return self._log.of_instance(self.id, QUOTED_LINES)
+
+    def note(self, text: str) -> None:
+        """Write a line of the platform's into the function's log."""
+        self._log.append(LogLine(time.time_ns(), "platform", self.id, self.version.version, text))
+
+    def sink(self, line: Line) -> None:
+        """Put a line of the container's output into the function's log."""
+        stream: Stream = "stderr" if line.stream == "stderr" else "stdout"
+        text = line.text.decode("utf-8", "replace")
+        version = self.version.version
+        self._log.append(LogLine(line.time_ns, stream, self.id, version, text, line.split))
+
+    def _happened(self, event: Event) -> None:
+        left = self.state
+        spent_s = self._life.happened(event, asyncio.get_running_loop().time())
+        self._ports.observe(left, spent_s)
+
+    def record_of(self, container: Container) -> InstanceRecord:
+        """Return what the next worker needs to adopt this instance."""
+        return InstanceRecord(
+            id=self.id,
+            function=self.version.name,
+            version=self.version.version,
+            row=container.slot.number,
+            network_slot=container.slot.number,
+            address=container.address,
+            port=self.contract.port,
+            layer_kind=container.layer.kind,
+            layer_slot=container.layer.number,
+            pid=container.pid,
+            state=self.state.value,
+            created_ns=self.created_ns,
+            cold_start=self.cold_start,
+            owner=self._ports.worker,
+            kept=self._kept,
+        )
+
+    def _remember(self) -> None:
+        if self.container is not None:
+            self._ports.save(self.record_of(self.container))
+
+    def _disown(self) -> None:
+        """Have no successor take it over any more, also when nothing can be written."""
+        try:
+            self._remember()
+        except AgentError as error:
+            log.warning("%s; a successor will end it as an orphan", error)
+            self._ports.forget(self.id)

@@ -1,0 +1,124 @@
+"""What the node says about itself: versions, memory, readiness, and what happens to instances.
+
+Read-only towards everything: it turns states into metrics, events and pages.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.core.instance import State
+from agent.instances.instance import Instance
+from agent.model.failure import Failure
+from agent.telemetry.events import Events, Subject
+from agent.telemetry.metrics import AgentMetrics
+
+if TYPE_CHECKING:
+    from agent.node.parts import NodeParts
+
+MB = 1 << 20
+FUNCTION_SHARE = 0.9  # of the host's memory, when the config does not say
+
+
+def memory_for_functions(configured_mb: int) -> int:
+    """Return the bytes that functions may have together: as configured, or nine tenths."""
+    if configured_mb:
+        return configured_mb * MB
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * FUNCTION_SHARE)
+
+
+def components(lib: Path, agent: str) -> dict[str, str]:
+    """Return the versions of what the agent stands on, as setup wrote them down."""
+    found = {"kindling": agent}
+    try:
+        lines = (lib / "versions").read_text("utf-8").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        name, _, rest = line.partition(" ")
+        found[name] = rest.split(" ")[0]
+    return found
+
+
+class Watcher:
+    """Turns what happens to instances into events and metrics."""
+
+    def __init__(self, metrics: AgentMetrics, events: Events) -> None:
+        self._events = events
+        self._spent = metrics.histogram(
+            "kindling_instance_state_seconds", "Time instances spent in a state", ("state",)
+        )
+        self._phases = metrics.histogram(
+            "kindling_cold_start_seconds", "Phases of cold starts", ("phase",)
+        )
+
+    def state_left(self, state: State, spent_s: float) -> None:
+        """Note how long an instance was in the state it has left."""
+        self._spent.labels(state.value).observe(spent_s)
+
+    def instance_ready(self, instance: Instance) -> None:
+        """Note that an instance serves."""
+        cold = instance.cold_start
+        if cold is not None:
+            for phase, spent_ms in cold.phases().items():
+                self._phases.labels(phase).observe(spent_ms / 1000)
+            self._phases.labels("total").observe(cold.total_ms / 1000)
+        total_ms = cold.total_ms if cold is not None else 0.0
+        self._events.add("InstanceReady", _subject(instance), f"ready after {total_ms:.1f} ms")
+
+    def instance_ended(self, instance: Instance, failure: Failure | None) -> None:
+        """Note that an instance is gone."""
+        if failure is None:
+            self._events.add("InstanceStopped", _subject(instance), "stopped as wanted")
+            return
+        details = {"kind": failure.kind.value}
+        if failure.exit_code is not None:
+            details["exit_code"] = str(failure.exit_code)
+        if failure.signal is not None:
+            details["signal"] = str(failure.signal)
+        if failure.out_of_memory:
+            details["out_of_memory"] = "true"
+        self._events.add("InstanceFailed", _subject(instance), failure.message, details)
+
+
+def _subject(instance: Instance) -> Subject:
+    return Subject(instance.version.name, instance.version.version, instance.id)
+
+
+class NodeFactsView:
+    """What the operators' door shows."""
+
+    def __init__(self, parts: NodeParts) -> None:
+        self._parts = parts
+
+    def unready(self) -> str | None:
+        """Return None when the node takes calls, else why not."""
+        return None if self._parts.mode.takes_calls else "the node drains"
+
+    def state(self) -> dict[str, Any]:
+        """Return the whole state for somebody who debugs at night, as JSON values."""
+        parts = self._parts
+        return {
+            "summary": parts.reconciler.sentence,
+            "fleet": repr(parts.runners.fleet),
+            "shims": repr(parts.runners.builder.shims),
+            "jobs": repr(parts.runners.jobs),
+            "targets": [repr(target) for target in parts.catalog.targets()],
+            "layers": {kind: repr(counts) for kind, counts in parts.layers.counts().items()},
+            "gateway": parts.gateway.state(),
+        }
+
+    def status(self) -> list[tuple[str, str]]:
+        """Return the rows of the status page."""
+        parts = self._parts
+        admission = parts.runners.fleet.admission
+        use, most = admission.use, admission.bounds.memory_bytes
+        return [
+            ("node", parts.config.node.name),
+            ("summary", parts.reconciler.sentence),
+            ("functions", str(len(parts.catalog.functions()))),
+            ("instances", str(use.instances)),
+            ("memory", f"{use.memory_bytes // MB} of {most // MB} MB"),
+        ]

@@ -1,0 +1,144 @@
+"""A reload in the supervisor, with successors that do not get there: nothing of it is left.
+
+The supervisor is the real one and steps through times that it is given; its workers are small
+programs. It collects every child of its process, so it runs in one of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.config import NodeConfig
+from agent.rootless import outcome, protocol
+from agent.rootless.supervise import WORKER_VARIABLE
+from agent.rootless.swap import LIMITS_S, Phase
+
+PREPARING_S = LIMITS_S[Phase.PREPARING]
+TELLS = f"import os; os.write(int(os.environ['{protocol.TELL_VARIABLE}']), b'%s')"
+STEPS = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+from agent.rootless import outcome, settings, sockets, supervise
+from agent.rootless.cgroup import Layout
+from agent.rootless.swap import LIMITS_S, Phase
+from agent.rootless.worker import Worker
+
+run = Path(sys.argv[1])
+house = settings.read(run / settings.CONFIG_NAME)
+held = sockets.open_all(house.doors, {})
+one = supervise.Supervisor(house, Layout(2, False, "/", {"": "/"}), held, sockets.passing_pair())
+# Stand for containerd and for the worker that serves.
+sleepers = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
+for daemon, sleeper in zip((one.containerd, one.worker), sleepers):
+    daemon.started(sleeper.pid, 100.0)
+    daemon.became_ready(100.0)
+hear, tell = os.pipe(), os.pipe()
+one.process = Worker(sleepers[1].pid, hear[0], tell[1])
+outcome.begin(run)
+one._begin_reload(100.0)
+successor = one.successor.pid
+until = time.monotonic() + 20
+hangs = sys.argv[2] == "hangs"
+if hangs:
+    one._step(100.0 + LIMITS_S[Phase.PREPARING] - 0.01)
+    assert (one.swap.phase, one.successor.pid) == (Phase.PREPARING, successor)
+    assert outcome.read(run).state == outcome.RUNNING
+    one._step(100.0 + LIMITS_S[Phase.PREPARING])
+while one.successor is not None and time.monotonic() < until:
+    one._wait(0.1)
+    one._step(100.0)
+assert one.successor is None and one.swap.phase is Phase.IDLE
+assert one.process.pid == one.worker.pid == sleepers[1].pid
+assert one.held is one.wanted is held
+try:
+    os.kill(successor, 0)
+    raise SystemExit("the successor lives")
+except ProcessLookupError:
+    pass
+for sleeper in sleepers:
+    os.kill(sleeper.pid, 0)
+    os.kill(sleeper.pid, signal.SIGKILL)
+    os.waitpid(sleeper.pid, 0)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    config = NodeConfig.model_validate(
+        {
+            "paths": {"run": str(tmp_path), "data": str(tmp_path)},
+            "invoke": {"listen": "", "socket": ""},
+            "admin": {"listen": "", "socket": ""},
+            "grpc": {"socket": "", "readonly_socket": ""},
+        }
+    )
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    return tmp_path
+
+
+BROKEN = {
+    "ends at once": ("import sys; sys.exit(3)", "ended with exit status 3: its last words"),
+    "is no program": ("(", "ended with exit status 1"),
+    "says why and ends": (TELLS % "FAILED no such module\\n", "the new worker: no such module"),
+    "is killed": ("import os; os.kill(os.getpid(), 9)", "ended with signal 9 (SIGKILL)"),
+    "hangs": ("import time; time.sleep(1000)", f"preparing took longer than {PREPARING_S:g} s"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_successor_that_does_not_get_there_changes_nothing(run: Path, case: str) -> None:
+    program, reason = BROKEN[case]
+    before = sorted(path.name for path in run.iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, str(run), case],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {WORKER_VARIABLE: json.dumps([sys.executable, "-c", program])},
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    ended = outcome.read(run)
+    assert (ended.number, ended.state) == (1, outcome.FAILED)
+    assert reason in ended.reason
+    assert ended.reason.endswith(f"; {outcome.AS_IT_WAS}")
+    assert f"reload failed: {ended.reason}\n" in done.stderr
+    assert sorted({path.name for path in run.iterdir()} - {outcome.NAME}) == before
+
+
+def test_a_release_whose_modules_cannot_be_imported_says_which() -> None:
+    """The real worker's entry, with an `agent.app` that breaks."""
+    reader, writer = os.pipe()
+    code = (
+        "import sys\n"
+        "class Broken:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'agent.app':\n"
+        "            raise ModuleNotFoundError('no module named missing')\n"
+        "sys.meta_path.insert(0, Broken())\n"
+        "sys.argv = ['kindling', 'worker']\n"
+        "from agent.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {protocol.TELL_VARIABLE: str(writer)},
+        pass_fds=[writer],
+        cwd=Path(__file__).parents[2],
+    )
+    os.close(writer)
+    with os.fdopen(reader, "rb") as told:
+        assert told.read() == b"FAILED ModuleNotFoundError: no module named missing\n"
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
