@@ -43,9 +43,9 @@ from agent.core.room import Idle
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners, Stores, node_facts
 from agent.errors import AgentError
-from agent.gateway.admin import AdminDoor
-from agent.gateway.server import Gateway
-from agent.gateway.upstream import UpstreamConnector
+from agent.gateway.doors.admin import AdminDoor
+from agent.gateway.doors.server import Gateway
+from agent.gateway.wire.upstream import UpstreamConnector
 from agent.instances.admission import Admission, Bounds
 from agent.instances.eviction import Eviction, Retire
 from agent.instances.fleet import Fleet

@@ -10,8 +10,8 @@ from agent.config import NodeConfig
 from agent.contracts.base import Call, CallReport, NodeFacts, Reply
 from agent.contracts.bind import bind
 from agent.errors import NotFound
-from agent.gateway.server import Gateway
-from agent.gateway.upstream import UpstreamConnector
+from agent.gateway.doors.server import Gateway
+from agent.gateway.wire.upstream import UpstreamConnector
 from agent.model.failure import Failure
 from agent.model.records import FunctionVersion, Meters
 from agent.model.spec_parse import parse_spec

@@ -1,1 +1,1 @@
-"""The callers' door: a raw HTTP/1.1 data path on uvloop, and the admin door beside it."""
+"""The callers' door on uvloop: `wire` knows bytes, `exchanges` calls, `doors` the ways in."""

@@ -10,7 +10,7 @@ from agent.containerd.client import Containerd
 from agent.core.mode import NodeMode
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners
-from agent.gateway.server import Gateway
+from agent.gateway.doors.server import Gateway
 from agent.recovery.reconcile import Reconciler
 from agent.sandbox.images import Images
 from agent.storage.slots import WritableLayers

@@ -72,6 +72,7 @@ class FakeContainer:
         self.output = SimpleNamespace(drain=lambda: None, detach=self._detach)
         self.cgroup = SimpleNamespace(cpu_ns=lambda: 3_000_000, peak_bytes=lambda: 5 * MB)
         self.detached = False
+        self.gone = False
 
     @property
     def exited(self):
@@ -129,7 +130,7 @@ class FakeBuilder:
             order.leased(container)
             await self.house.points.at("create")
         except BaseException:
-            del self.alive[order.id]
+            await self.destroy(container)
             raise
         self.house.sinks[order.id] = order.sink
         return container, Timings(image_ms=order.laps.ms(), cached=["image"])
@@ -139,9 +140,12 @@ class FakeBuilder:
         self.house.on_start(container)
 
     async def destroy(self, container):
+        if container.gone:
+            return
         self.house.did.append(("destroy", container.id))
         await self.house.points.at("destroy")
         self.alive.pop(container.id, None)
+        container.gone = True
         self.house.files.remove(container.id)
 
     def reserve(self, record, egress):

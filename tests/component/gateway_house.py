@@ -17,8 +17,8 @@ from agent.config import Invoke, Limits, NodeConfig
 from agent.contracts.base import Call, CallReport, NodeFacts, Reply
 from agent.contracts.bind import bind
 from agent.errors import Bug, FunctionFailed, NotFound
-from agent.gateway.server import Gateway
-from agent.gateway.upstream import UpstreamConnector
+from agent.gateway.doors.server import Gateway
+from agent.gateway.wire.upstream import UpstreamConnector
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion, Meters
 from agent.model.spec_parse import parse_spec
@@ -236,8 +236,8 @@ class Door:
 
     async def settled(self):
         """Wait until no lease is out and no exchange is open."""
-        desk, targets = self.gateway.desk, self.targets
-        await until(lambda: not desk.open_exchanges() and not any(t.leases for t in targets))
+        shared, targets = self.gateway.shared, self.targets
+        await until(lambda: not shared.open_calls() and not any(t.leases for t in targets))
 
 
 def tcp_socket():
@@ -268,8 +268,8 @@ async def house(*targets, domain="", zombie_s=30.0, take_socket=tcp_socket, **in
             await asyncio.sleep(0)
         for target in targets:
             assert not target.leases, f"leases left: {target.leases}"
-        assert not gateway.desk.open_exchanges()
-        assert not gateway.desk.buffered_bytes
+        assert not gateway.shared.open_calls()
+        assert not gateway.shared.buffered_bytes
         assert not gateway.calls_running
 
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from agent.errors import FunctionFailed
-from agent.gateway.admin import AdminDoor
+from agent.gateway.doors.admin import AdminDoor
 from agent.telemetry.metrics import LAG_PERIOD_S, AgentMetrics, LoopLag
 from tests.component.function_house import until
 from tests.component.gateway_house import (

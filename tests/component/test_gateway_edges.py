@@ -349,7 +349,7 @@ async def test_a_socket_that_cannot_be_made_ends_the_call(error):
 
 
 async def test_a_socket_that_never_comes_ends_the_call(monkeypatch):
-    monkeypatch.setattr("agent.gateway.connecting.CONNECT_S", 0.2)
+    monkeypatch.setattr("agent.gateway.exchanges.background.CONNECT_S", 0.2)
 
     async def make():
         await asyncio.get_running_loop().create_future()
@@ -361,7 +361,7 @@ async def test_a_socket_that_never_comes_ends_the_call(monkeypatch):
 
 
 async def test_a_queued_call_that_is_refused_for_its_body_is_granted_no_more(monkeypatch):
-    monkeypatch.setattr("agent.gateway.desk.BUFFERED_BYTES", 100)
+    monkeypatch.setattr("agent.gateway.exchanges.shared.BUFFERED_BYTES", 100)
     one = await served(echo)
     async with house(FakeTarget(one.port)) as door:
         door.target.room = 0

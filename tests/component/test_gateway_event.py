@@ -68,7 +68,7 @@ async def test_chunked_events_are_collected_and_sent_with_a_length(instance):
         for piece in (b"ab", b"cd" * 50_000):
             writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
             await apart()
-        await until(lambda: door.gateway.desk.buffered_bytes >= 100_002)
+        await until(lambda: door.gateway.shared.buffered_bytes >= 100_002)
         assert not door.target.leases
         writer.write(b"0\r\n\r\n")
         _, _, body = await read_reply(reader)
@@ -248,7 +248,7 @@ async def test_enveloped_bodies_are_bounded():
 
 
 async def test_an_enveloped_body_without_room_is_told_in_tencents_words(monkeypatch):
-    monkeypatch.setattr("agent.gateway.desk.BUFFERED_BYTES", 10)
+    monkeypatch.setattr("agent.gateway.exchanges.shared.BUFFERED_BYTES", 10)
     async with house(FakeTarget(contract="scf-web", kind="event")) as door:
         reader, writer = await door.connect()
         writer.write(envelope())
@@ -283,7 +283,7 @@ async def test_an_enveloped_caller_that_goes_away_gives_everything_back():
 
     one = await Instance(serve).start()
     async with house(FakeTarget(one.port, contract="scf-web", kind="event")) as door:
-        half = (envelope()[:-5], lambda: door.gateway.desk.buffered_bytes)
+        half = (envelope()[:-5], lambda: door.gateway.shared.buffered_bytes)
         whole = (envelope(), asked.is_set)
         for raw, came in (half, whole):
             _, writer = await door.connect()
@@ -295,7 +295,7 @@ async def test_an_enveloped_caller_that_goes_away_gives_everything_back():
                 assert door.target.leases
                 gate.set()
             await door.settled()
-            assert not door.gateway.desk.buffered_bytes
+            assert not door.gateway.shared.buffered_bytes
 
 
 # -- in memory

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.aio.tasks import spawn
-from agent.gateway.dechunk import BadChunk, Dechunker
+from agent.gateway.wire.dechunk import BadChunk, Dechunker
 from tests.component.function_house import at_rest, until
 from tests.component.gateway_house import (
     FakeTarget,
@@ -114,8 +114,8 @@ async def test_a_body_waits_while_its_call_is_queued():
         body = bytes(range(256)) * 40_000
         writer.write(b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body))
         writer.write(body)
-        await until(lambda: target.queue and door.gateway.desk.buffered_bytes)
-        assert 0 < await at_rest(lambda: door.gateway.desk.buffered_bytes) < 1 << 20
+        await until(lambda: target.queue and door.gateway.shared.buffered_bytes)
+        assert 0 < await at_rest(lambda: door.gateway.shared.buffered_bytes) < 1 << 20
         target.closed = False
         target.open()
         _, _, got = await read_reply(reader)

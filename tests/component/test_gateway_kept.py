@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from agent.contracts.base import Call, NodeFacts
 from agent.contracts.bind import bind
-from agent.gateway.desk import View
-from agent.gateway.head import KEPT_HEAD_BYTES, KEPT_HEADS, HeadCache, ReplyHead, RequestHead
-from agent.gateway.template import TEMPLATES, first_request, reply_template, template
-from agent.gateway.wire import content_length, reply_head
+from agent.gateway.exchanges.shared import Callee
+from agent.gateway.exchanges.template import TEMPLATES, first_request, reply_template, template
+from agent.gateway.wire.head import KEPT_HEAD_BYTES, KEPT_HEADS, HeadCache, ReplyHead, RequestHead
+from agent.gateway.wire.http1 import content_length, reply_head
 from agent.model.records import FunctionVersion
 from agent.telemetry.metrics import FunctionCounters
 from tests.component.function_house import until
@@ -256,7 +256,7 @@ CONTRACTS = [
 HEADERS = [(b"Host", b"h"), (b"Accept", b"*/*"), (b"X-Fc-Forged", b"1"), (b"A", b"100%b%%")]
 
 
-def view_of(contract, kind):
+def callee_of(contract, kind):
     record = FunctionVersion(
         "f", 1, spec(contract=contract, kind=kind), None, "Ready", created_ns=0
     )
@@ -266,53 +266,53 @@ def view_of(contract, kind):
         contract = bind(record, NodeFacts(region="cn-%b"))
         acquire = release = None
 
-    return View(Target, FunctionCounters("f"), {})
+    return Callee(Target, FunctionCounters("f"), {})
 
 
 def random():
     return os.urandom(16)
 
 
-def call_of(view, kind, remote="10.0.0.1"):
-    request_id = view.new_request_id(random())
+def call_of(callee, kind, remote="10.0.0.1"):
+    request_id = callee.new_request_id(random())
     return Call(request_id, kind, b"POST", b"/p%20?q", HEADERS, remote, "h", instance="i-1")
 
 
-def request_of(view, head, call):
+def request_of(callee, head, call):
     """The container's head as an exchange makes it."""
     made = head.templates.get(call.remote)
     if made is not None:
         return made(call.request_id.encode())
-    return first_request(view, head, call, random)
+    return first_request(callee, head, call, random)
 
 
 @pytest.mark.parametrize(("contract", "kind"), CONTRACTS)
 @pytest.mark.parametrize("length", [0, 7, None])
 def test_filled_requests_are_what_the_contract_says(contract, kind, length):
-    view = view_of(contract, kind)
+    callee = callee_of(contract, kind)
     head = RequestHead()
     head.length = length
     head.templates = {}
     for turn in range(TEMPLATES + 3):
-        call = call_of(view, kind, f"10.0.0.{turn}")
-        assert request_of(view, head, call) == view.request_head(call, length)
-        again = call_of(view, kind, f"10.0.0.{turn}")
-        assert request_of(view, head, again) == view.request_head(again, length)
+        call = call_of(callee, kind, f"10.0.0.{turn}")
+        assert request_of(callee, head, call) == callee.request_head(call, length)
+        again = call_of(callee, kind, f"10.0.0.{turn}")
+        assert request_of(callee, head, again) == callee.request_head(again, length)
     assert len(head.templates) == TEMPLATES
     assert all(made is not None for made in head.templates.values())
 
 
 @pytest.mark.parametrize(("contract", "kind"), [c for c in CONTRACTS if c[1] == "http"])
 def test_ready_made_replies_are_what_the_contract_says(contract, kind):
-    view = view_of(contract, kind)
+    callee = callee_of(contract, kind)
     head = ReplyHead()
     head.status, head.length = 200, 5
     head.headers = [(b"Content-Type", b"a/b"), (b"Date", b"d"), (b"X-P", b"%b 100%")]
-    made = reply_template(view, head, call_of(view, kind), random)
+    made = reply_template(callee, head, call_of(callee, kind), random)
     assert made is not None
     for _ in range(3):
-        call = call_of(view, kind)
-        headers = view.http_reply(call, 200, head.headers, None)
+        call = call_of(callee, kind)
+        headers = callee.http_reply(call, 200, head.headers, None)
         headers.append((b"X-Kindling-Request-Id", call.request_id.encode()))
         assert made(call.request_id.encode()) == reply_head(200, headers, content_length(5), b"")
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from agent.gateway.passing import INLINE_BYTES
+from agent.gateway.wire.passing import INLINE_BYTES
 from tests.component.function_house import turns, until
 from tests.component.gateway_house import (
     GET,
@@ -99,7 +99,7 @@ async def test_half_a_head_is_passed_on_when_the_rest_has_come():
     async with two(0) as (before, after):
         reader, writer = await before.connect()
         writer.write(GET[:20])
-        await until(lambda: any(c._reader.size for c in before.gateway._connections))
+        await until(lambda: any(c._requests.tail for c in before.gateway._connections))
         hand_over(before)
         before.gateway.pass_on()
         assert before.gateway.connections == 1
@@ -113,7 +113,9 @@ async def test_a_request_that_comes_after_the_hand_over_is_served_by_the_next_wo
     async with two(0) as (before, after):
         reader, writer = await before.connect()
         await connected(before)
-        before.gateway.desk.passing_on, before.gateway._passing = True, before.passing
+        before.gateway._passing = before.passing
+        for client in before.gateway._connections:
+            client.leaving = True
         writer.write(b"POST /http/f/x HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbo")
         await passed_on(before)
         writer.write(b"dy")

@@ -88,6 +88,21 @@ async def test_a_release_after_the_instance_is_gone_disturbs_no_row(house):
     await gone(house, target)
 
 
+async def test_an_exit_and_an_output_nobody_reads_end_it_once(house, caplog):
+    target = house.target()
+    lease = await house.lease(target)
+    container = container_of(house, lease)
+    container.die(3)
+    container.unread.set_result(None)
+    await turns()
+    target.release(lease, call(), recycle=True)
+    await until(lambda: house.held() == {})
+    assert house.told.ended == [(lease.endpoint.id, FailureKind.EXITED)]
+    assert house.did.count(("destroy", lease.endpoint.id)) == 1
+    await turns()
+    assert not caplog.records
+
+
 async def test_an_exit_while_draining_ends_it_once(house):
     target = house.target()
     lease = await house.lease(target)

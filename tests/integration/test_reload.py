@@ -145,8 +145,8 @@ BROKEN: dict[str, tuple[Change, str]] = {
         "the new worker: RuntimeError: this release is broken",
     ),
     "lacks a module": (
-        without("gateway/server.py"),
-        "No module named 'agent.gateway.server'",
+        without("gateway/doors/server.py"),
+        "No module named 'agent.gateway.doors.server'",
     ),
     "is no Python where the worker begins": (
         appended("cli/worker.py", "("),

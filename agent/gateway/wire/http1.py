@@ -7,10 +7,12 @@ other. Nothing here reads or writes a socket; `client.py` and `upstream.py` do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import IntEnum
 from http import HTTPStatus
 from typing import Final
+
+Fields = list[tuple[bytes, bytes]]
+"""Header fields as they came: name and value."""
 
 HEAD_END: Final = b"\r\n\r\n"
 MAX_REQUEST_HEAD_BYTES: Final = 65536
@@ -23,7 +25,7 @@ JOIN_BYTES: Final = 65536
 """Up to here copying head and body into one write is cheaper than two buffers."""
 
 
-class Field(IntEnum):
+class Steering(IntEnum):
     """Fields of a caller's head that steer the gateway itself."""
 
     CONTENT_LENGTH = 1
@@ -34,13 +36,13 @@ class Field(IntEnum):
     TRACE = 6
 
 
-STEERING: Final[dict[bytes, Field]] = {
-    b"host": Field.HOST,
-    b"content-length": Field.CONTENT_LENGTH,
-    b"transfer-encoding": Field.TRANSFER_ENCODING,
-    b"upgrade": Field.UPGRADE,
-    b"expect": Field.EXPECT,
-    b"x-kindling-trace": Field.TRACE,
+STEERING_FIELDS: Final[dict[bytes, Steering]] = {
+    b"host": Steering.HOST,
+    b"content-length": Steering.CONTENT_LENGTH,
+    b"transfer-encoding": Steering.TRANSFER_ENCODING,
+    b"upgrade": Steering.UPGRADE,
+    b"expect": Steering.EXPECT,
+    b"x-kindling-trace": Steering.TRACE,
 }
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -67,9 +69,7 @@ def content_length(length: int) -> bytes:
     return _DIGITS[length] if length < 4096 else b"Content-Length: %d\r\n" % length
 
 
-def reply_head(
-    status: int, headers: Iterable[tuple[bytes, bytes]], framing: bytes, connection: bytes
-) -> bytes:
+def reply_head(status: int, headers: Fields, framing: bytes, connection: bytes) -> bytes:
     """Return a reply's head; `framing` and `connection` are whole lines or empty."""
     lines = [b"%b: %b\r\n" % field for field in headers]
     return b"%b%b%b%b\r\n" % (STATUS_LINES[status], b"".join(lines), framing, connection)
@@ -80,9 +80,17 @@ def connection_line(*, keep: bool, old: bool) -> bytes:
     return (_KEEP if old else b"") if keep else _CLOSE
 
 
-def chunked_line() -> bytes:
-    """Return the line that announces chunks."""
-    return _CHUNKED
+def framed_head(
+    status: int, headers: Fields, length: int | None, chunked: bool, keep: bool, old: bool
+) -> bytes:
+    """Return a reply's head with its framing: a length if it is known, else chunks, or nothing."""
+    framing = b""
+    if length is not None:
+        if status != 204 and (length or status != 304):
+            framing = content_length(length)
+    elif chunked:
+        framing = _CHUNKED
+    return reply_head(status, headers, framing, connection_line(keep=keep, old=old))
 
 
 def chunk(data: bytes) -> bytes:

@@ -3,32 +3,28 @@
 A contract is asked twice, with two ids; where the first answer holds the first id (or the trace
 header made of it) the template gets a gap. Only if filling in the second id gives the second answer
 byte for byte is the template used: a head that depends on anything else is asked of the contract
-each time. Templates live beside the heads they were made from (`head.py`).
+each time. Templates live beside the heads they were made from (`wire/head.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from agent.contracts.base import Call, CallReport
 from agent.contracts.headers import made_trace, trace_maker
 from agent.errors import FunctionFailed
-from agent.gateway.answer import mark
-from agent.gateway.wire import content_length, reply_head
+from agent.gateway.exchanges.answer import mark
+from agent.gateway.exchanges.shared import Callee
+from agent.gateway.wire.head import HeadTemplate, ReplyHead, RequestHead
+from agent.gateway.wire.http1 import content_length, reply_head
 from agent.model.records import Meters
-
-if TYPE_CHECKING:
-    from agent.gateway.desk import View
-    from agent.gateway.head import ReplyHead, RequestHead
 
 TEMPLATES: Final = 16
 """Kept for one head: that many addresses of callers who send the same."""
 
 Random = Callable[[], bytes]
-HeadTemplate = Callable[[bytes], bytes]
-"""Returns the head of the call with a request id: one form, filled in with it and its trace."""
 _NO_REPORT: Final = CallReport(Meters())
 
 
@@ -69,39 +65,41 @@ def _gapped(text: bytes, gap: bytes) -> bytes:
     return b"%b".join(piece.replace(b"%", b"%%") for piece in text.split(gap))
 
 
-def first_request(view: View, head: RequestHead, call: Call, random: Random) -> bytes:
-    """Return the container's head of a call whose own head is kept, and make its template."""
+def first_request(callee: Callee, head: RequestHead, call: Call, random: Random) -> bytes:
+    """Return the instance's head of a call whose own head is kept, and make its template."""
     templates = head.templates
     if call.remote not in templates and len(templates) < TEMPLATES:
-        one = replace(call, request_id=view.new_request_id(random()))
-        other = replace(one, request_id=view.new_request_id(random()), instance="another")
+        one = replace(call, request_id=callee.new_request_id(random()))
+        other = replace(one, request_id=callee.new_request_id(random()), instance="another")
         templates[call.remote] = template(
-            view.request_head(one, head.length),
+            callee.request_head(one, head.length),
             one.request_id,
-            view.request_head(other, head.length),
+            callee.request_head(other, head.length),
             other.request_id,
         )
-    return view.request_head(call, head.length)
+    return callee.request_head(call, head.length)
 
 
-def reply_template(view: View, head: ReplyHead, call: Call, random: Random) -> HeadTemplate | None:
+def reply_template(
+    callee: Callee, head: ReplyHead, call: Call, random: Random
+) -> HeadTemplate | None:
     """Return the whole raw head of a warm HTTP reply, for a caller that keeps its connection.
 
     None when the contract refuses the head, or when more than the request id varies in it.
     """
-    if call.method == b"HEAD" or (head.length or 0) > view.response_bytes > 0:
+    if call.method == b"HEAD" or (head.length or 0) > callee.response_bytes > 0:
         return None
-    one = replace(call, request_id=view.new_request_id(random()))
-    other = Call(view.new_request_id(random()), call.kind, b"POST", b"/another", [], "192.0.2.1")
+    one = replace(call, request_id=callee.new_request_id(random()))
+    other = Call(callee.new_request_id(random()), call.kind, b"POST", b"/another", [], "192.0.2.1")
     try:
         return template(
-            _reply(view, head, one), one.request_id, _reply(view, head, other), other.request_id
+            _reply(callee, head, one), one.request_id, _reply(callee, head, other), other.request_id
         )
     except FunctionFailed:
         return None
 
 
-def _reply(view: View, head: ReplyHead, call: Call) -> bytes:
-    headers = view.http_reply(call, head.status, head.headers, _NO_REPORT)
+def _reply(callee: Callee, head: ReplyHead, call: Call) -> bytes:
+    headers = callee.http_reply(call, head.status, head.headers, _NO_REPORT)
     mark(headers, call.request_id, None)
     return reply_head(head.status, headers, content_length(head.length or 0), b"")

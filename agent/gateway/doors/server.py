@@ -1,9 +1,9 @@
 """The callers' door: listens, takes requests from connections, and starts their exchanges.
 
-`Gateway` owns everything between the listening sockets and the functions room: connections, the
-desk, and the coarse clock that keeps all time limits of this room. It decides where a request goes
-(doors, then the catalog, then the contract); it knows no platform by name and never awaits for a
-request. The calls themselves are `exchange.py` and `event.py`.
+`Gateway` owns everything between the listening sockets and the functions: connections, the state
+that calls share, and the coarse clock that keeps all time limits here. It decides where a request
+goes (doors, then the catalog, then the contract); it knows no platform by name and never awaits for
+a request. The calls themselves are in `exchanges/`, the bytes in `wire/`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from agent.aio.tasks import launch
@@ -29,15 +29,15 @@ from agent.contracts.doors import (
 )
 from agent.contracts.own_errors import own_error
 from agent.errors import NotFound
-from agent.gateway.client import ClientConnection
-from agent.gateway.desk import TICK_S, Desk, View
-from agent.gateway.envelope import EnvelopedCall
-from agent.gateway.event import EventExchange, JobExchange
-from agent.gateway.exchange import Exchange
-from agent.gateway.head import NOWHERE, HeadCache, RequestHead
-from agent.gateway.local import LocalCaller, LocalResult
-from agent.gateway.passing import TAKEN_AT_ONCE, Passed, receive
-from agent.gateway.upstream import UpstreamConnector
+from agent.gateway.doors.envelope import EnvelopedCall
+from agent.gateway.doors.local import LocalCaller, LocalResult
+from agent.gateway.doors.routed import EXCHANGES, NOWHERE, Client, RoutedHead, too_long
+from agent.gateway.exchanges.exchange import Exchange
+from agent.gateway.exchanges.shared import TICK_S, Callee, SharedState
+from agent.gateway.wire.client import ClientConnection
+from agent.gateway.wire.head import HeadCache
+from agent.gateway.wire.passing import TAKEN_AT_ONCE, Passed, receive
+from agent.gateway.wire.upstream import UpstreamConnector
 from agent.model.failure import Failure, FailureKind
 from agent.telemetry.metrics import CallCounters
 
@@ -46,17 +46,12 @@ log = logging.getLogger(__name__)
 CHECK_S: Final = 1.0
 """How often waits for callers are looked at; a tenth of a timeout shorter than ten seconds."""
 SWEEP_S: Final = 60.0
-"""How often idle upstream connections and cached views are looked at."""
+"""How often idle upstream connections and cached callees are looked at."""
 BACKLOG: Final = 4096
 CLOSE_TURNS: Final = 20
 """Turns of the loop given to connections to send their last bytes when everything closes."""
 
 _NO_ASYNC: Final = ("Unimplemented", "asynchronous calls are not served by this version")
-EXCHANGES: Final[dict[CallKind, type[Exchange]]] = {
-    "http": Exchange,
-    "event": EventExchange,
-    "job": JobExchange,
-}
 
 
 class Gateway:
@@ -71,13 +66,14 @@ class Gateway:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.counters = counters
-        self.desk = Desk(connector, counters, config.limits.zombie_s, self.loop)
+        self.shared = SharedState(connector, counters, config.limits.zombie_s, self.loop)
         self.draining = False
-        self.heads: HeadCache[RequestHead] = HeadCache()
+        self.heads: HeadCache[RoutedHead] = HeadCache()
+        self.new_head: Callable[[], RoutedHead] = RoutedHead
         self._config = config.invoke
         self._catalog = catalog
         self._doors = Doors(config.invoke.domain)
-        self._connections: set[ClientConnection] = set()
+        self._connections: set[Client] = set()
         self._servers: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
         self._taking: socket.socket | None = None
@@ -161,9 +157,10 @@ class Gateway:
         connections end with their calls.
         """
         self.stop_accepting()
-        self.desk.passing_on = passing is not None
         self.draining = passing is None
         self._passing = passing
+        for client in self._connections:
+            client.leaving = passing is not None
         self.pass_on()
 
     def pass_on(self) -> None:
@@ -174,7 +171,7 @@ class Gateway:
         for client in list(self._connections):
             client.pass_on(self._passing)
 
-    def pass_on_soon(self, client: ClientConnection) -> None:
+    def pass_on_soon(self, client: Client) -> None:
         """Pass one connection on, as soon as its own work of this turn is done."""
         if self._passing is not None:
             self.loop.call_soon(client.pass_on, self._passing)
@@ -194,8 +191,8 @@ class Gateway:
         """End everything that is left; every lease is released."""
         self.draining = True
         self.stop_accepting()
-        for exchange in self.desk.open_exchanges():
-            exchange.cut()
+        for call in self.shared.open_calls():
+            call.cut()
         for client in list(self._connections):
             client.close_now()
         if self._timer is not None:
@@ -209,13 +206,13 @@ class Gateway:
             client.cut()
 
     def state(self) -> dict[str, Any]:
-        """Return what /debug/state shows of this room."""
+        """Return what /debug/state shows of the gateway."""
         return {
             "connections": len(self._connections),
             "draining": self.draining,
-            "buffered_bytes": self.desk.buffered_bytes,
-            "upstream_connections": len(self.desk.connector.connections),
-            "calls": [repr(exchange) for exchange in self.desk.open_exchanges()[:100]],
+            "buffered_bytes": self.shared.buffered_bytes,
+            "upstream_connections": len(self.shared.connector.connections),
+            "calls": [repr(call) for call in self.shared.open_calls()[:100]],
         }
 
     async def call(  # noqa: PLR0913 - the parts of a request, by name
@@ -237,11 +234,11 @@ class Gateway:
         cancelled, the call is treated as one whose caller went away.
         """
         target = self._catalog.find(function, qualifier) if isinstance(function, str) else function
-        view = self.desk.view(target)
+        callee = self.shared.callee(target)
         # An HTTP call comes by the door of HTTP calls, with that door's rules.
-        admitted = view.kinds["http" if kind == "http" else "invoke"]
+        admitted = callee.kinds["http" if kind == "http" else "invoke"]
         call = Call(
-            request_id or view.contract.new_request_id(self.desk.random()),
+            request_id or callee.contract.new_request_id(self.shared.random()),
             admitted or kind,
             method,
             path,
@@ -250,7 +247,7 @@ class Gateway:
             want_log_tail=want_log_tail,
         )
         if admitted is None:
-            reply = refusal(Route("http", view.contract.version.name), view.contract, call)
+            reply = refusal(Route("http", callee.contract.version.name), callee.contract, call)
             assert reply is not None
             failure = Failure(FailureKind.WRONG_KIND, "this is not an HTTP function")
             return LocalResult(
@@ -258,16 +255,17 @@ class Gateway:
             )
         kind = admitted
         caller = LocalCaller(self.loop)
-        exchange = EXCHANGES[kind](self.desk, view, call, caller, len(body))
-        exchange.provide(body, True)
+        exchange = EXCHANGES[kind](self.shared, callee, call, caller, len(body))
+        exchange.begin_body(body, True)
         self._arm()
         return await caller.result_of(exchange)
 
     # -- for connections
 
-    def connected(self, client: ClientConnection) -> bool:
+    def connected(self, client: Client) -> bool:
         """Count a new connection in; False when there are too many."""
         self._connections.add(client)
+        client.leaving = self._passing is not None
         counters = self.counters
         counters.connections = len(self._connections)
         counters.connections_total += 1
@@ -277,23 +275,39 @@ class Gateway:
         counters.connections_refused += 1
         return False
 
-    def disconnected(self, client: ClientConnection) -> None:
+    def turn_away(self, client: Client) -> None:
+        """Answer a connection that is one too many."""
+        request_id = self.shared.random().hex()
+        message = "this node has too many connections; try again"
+        reply = own_error(503, "Overloaded", message, request_id, fault="platform", retryable=True)
+        self.answer(client, reply, request_id)
+
+    def refuse(self, client: Client, status: int, code: str, message: str) -> None:
+        """Answer what is no request, in our own error shape."""
+        request_id = self.shared.random().hex()
+        self.answer(client, own_error(status, code, message, request_id), request_id)
+
+    def answer(self, client: Client, reply: Reply, request_id: str) -> None:
+        """Answer a request that never became a call."""
+        self.counters.refused(reply.status)
+        headers = [*reply.headers, (b"X-Kindling-Request-Id", request_id.encode())]
+        client.reply(reply.status, headers, len(reply.body), reply.body, True)
+
+    def disconnected(self, client: Client) -> None:
         """Forget a closed connection."""
         self._connections.discard(client)
         self.counters.connections = len(self._connections)
 
-    def request(
-        self, client: ClientConnection, head: RequestHead, first: bytes, done: bool
-    ) -> None:
+    def request(self, client: Client, head: RoutedHead, first: bytes, done: bool) -> None:
         """Start what a whole head asks for; `first` is what came of the body, `done` if all."""
         if head.generation != self._catalog.generation and not self._found(
             client, head, first, done
         ):
             return
-        view = head.view
-        assert view is not None
-        call = self._new_call(client, head, view)
-        exchange = head.make(self.desk, view, call, client, head.length)
+        callee = head.callee
+        assert callee is not None
+        call = self._new_call(client, head, callee)
+        exchange: Exchange = head.make(self.shared, callee, call, client, head.length)
         exchange.head = head
         if client.waited_s:
             exchange.waited_s, client.waited_s = client.waited_s, 0.0
@@ -301,15 +315,15 @@ class Gateway:
             exchange.traced = True
         client.sink = exchange
         if first:
-            exchange.provide(first, done)
+            exchange.begin_body(first, done)
         elif done:
             exchange.request_done = True
         exchange.start()
 
-    def _new_call(self, client: ClientConnection, head: RequestHead, view: View) -> Call:
+    def _new_call(self, client: Client, head: RoutedHead, callee: Callee) -> Call:
         route = head.route
         return Call(
-            view.new_request_id(self.desk.random()),
+            callee.new_request_id(self.shared.random()),
             head.kind,
             head.method,
             route.target,
@@ -322,17 +336,17 @@ class Gateway:
             head.want_log_tail,
         )
 
-    def _found(self, client: ClientConnection, head: RequestHead, first: bytes, done: bool) -> bool:
+    def _found(self, client: Client, head: RoutedHead, first: bytes, done: bool) -> bool:
         """Find where a head goes now; False when it was answered, or its body has to say."""
         route = head.route
         if route is NOWHERE:
             found = self._doors.match(head.method, head.target, head.host, head.headers)
             if found is None:
-                request_id = self.desk.random().hex()
-                client.answer(no_door(head.method, head.target, request_id), request_id)
+                request_id = self.shared.random().hex()
+                self.answer(client, no_door(head.method, head.target, request_id), request_id)
                 return False
             if found.needs_body:
-                envelope = EnvelopedCall(self, client, head, self.desk.random().hex())
+                envelope = EnvelopedCall(self, client, head, self.shared.random().hex())
                 client.sink = envelope
                 envelope.start(head.length, first, done)
                 return False
@@ -340,53 +354,53 @@ class Gateway:
         try:
             target = self._catalog.find(route.name, route.qualifier)
         except NotFound as error:
-            request_id = self.desk.random().hex()
-            client.answer(unknown_function(route, error.message, request_id), request_id)
+            request_id = self.shared.random().hex()
+            self.answer(client, unknown_function(route, error.message, request_id), request_id)
             return False
-        known = head.view is not None and head.view.target is target
+        known = head.callee is not None and head.callee.target is target
         if not known and not self._admit(client, head, target):
             return False
         head.generation = self._catalog.generation
         return True
 
-    def _admit(self, client: ClientConnection, head: RequestHead, target: Target) -> bool:
+    def _admit(self, client: Client, head: RoutedHead, target: Target) -> bool:
         """Check what holds for every call with this head to this target, or answer why not."""
         route = head.route
-        view = self.desk.view(target)
-        kind = view.kinds[route.door]
+        callee = self.shared.callee(target)
+        kind = callee.kinds[route.door]
         head.kind = kind or "event"
         reply: Reply | None = None
         call: Call | None = None
         if kind is None:
-            call = self._new_call(client, head, view)
-            reply = refusal(route, view.contract, call)
-        elif head.size > view.short_head_bytes:
-            wrong = _too_long(head, route, view)
+            call = self._new_call(client, head, callee)
+            reply = refusal(route, callee.contract, call)
+        elif head.size > callee.short_head_bytes:
+            wrong = too_long(head, route, callee)
             if wrong is not None:
-                call = self._new_call(client, head, view)
-                reply = view.contract.error(wrong, call)
+                call = self._new_call(client, head, callee)
+                reply = callee.contract.error(wrong, call)
         if kind is not None and kind != "http" and reply is None:
             options = call_options(head.headers)
             head.want_log_tail = options.want_log_tail
             if options.asynchronous:
-                call = self._new_call(client, head, view)
+                call = self._new_call(client, head, callee)
                 reply = own_error(501, *_NO_ASYNC, call.request_id)
         if call is not None:
             reply = reply or own_error(500, "Bug", "refused without a reason", call.request_id)
-            client.answer(reply, call.request_id)
+            self.answer(client, reply, call.request_id)
             return False
         head.make = EXCHANGES[head.kind]
-        head.view = view
+        head.callee = head.made_for = callee
         head.templates = {}
         return True
 
-    def find(self, name: str, qualifier: str) -> View:
-        """Return the view of a deployed function; raises NotFound."""
-        return self.desk.view(self._catalog.find(name, qualifier))
+    def find(self, name: str, qualifier: str) -> Callee:
+        """Return a deployed function as calls use it; raises NotFound."""
+        return self.shared.callee(self._catalog.find(name, qualifier))
 
     # -- connections and the clock
 
-    def _connection(self) -> ClientConnection:
+    def _connection(self) -> Client:
         return ClientConnection(self)
 
     def _close_idle(self) -> None:
@@ -395,7 +409,7 @@ class Gateway:
 
     def _arm(self) -> None:
         if self._timer is None:
-            delay_s = TICK_S if self.desk.busy else self._check_s
+            delay_s = TICK_S if self.shared.busy else self._check_s
             self._timer = self.loop.call_later(delay_s, self._tick)
 
     def _tick(self) -> None:
@@ -405,11 +419,11 @@ class Gateway:
         try:
             self._keep_time(now)
         finally:
-            if self._connections or self.desk.busy or self.desk.connector.connections:
+            if self._connections or self.shared.busy or self.shared.connector.connections:
                 self._arm()
 
     def _keep_time(self, now: float) -> None:
-        self.desk.tick(now)
+        self.shared.tick(now)
         if now - self._checked_at >= self._check_s:
             self._checked_at = now
             head_s, idle_s = self._config.head_timeout_s, self._config.idle_timeout_s
@@ -417,7 +431,7 @@ class Gateway:
                 client.check(now, head_s, idle_s)
         if now - self._swept_at >= SWEEP_S:
             self._swept_at = now
-            self.desk.sweep(now)
+            self.shared.sweep(now)
             self.heads.clear()
             self._forget_removed()
 
@@ -429,15 +443,3 @@ class Gateway:
                     self._catalog.find(name, "LATEST")
                 except NotFound:
                     self.counters.forget(name)
-
-
-def _too_long(head: RequestHead, route: Route, view: View) -> Failure | None:
-    """Return the failure when head or target are larger than the contract allows."""
-    limits = view.contract.limits
-    if len(route.target) > limits.target_bytes > 0:
-        message = f"path and query are longer than {limits.target_bytes} bytes"
-        return Failure(FailureKind.HEADERS_TOO_LARGE, message, limit=limits.target_bytes)
-    if head.size - len(head.target) > limits.header_bytes > 0:
-        message = f"the request's headers are larger than {limits.header_bytes} bytes"
-        return Failure(FailureKind.HEADERS_TOO_LARGE, message, limit=limits.header_bytes)
-    return None

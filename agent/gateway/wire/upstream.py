@@ -1,7 +1,7 @@
-"""Connections to instances: HTTP/1.1 as a client, idle or serving one exchange at a time.
+"""Connections to instances: HTTP/1.1 as a client, idle or carrying one call at a time.
 
-A connection at rest lies in its endpoint's `idle` list and leaves it by itself when the instance
-closes it or speaks out of turn. It is closed by us after IDLE_S at rest, never during a call.
+A connection at rest lies in its instance's list of idle ones and leaves it by itself when the
+instance closes it or speaks out of turn. We close it after IDLE_S at rest, never during a call.
 Heads that come again are recognised (`head.py`) and bodies of known length counted; the parser sees
 the rest. Sockets come from a callable, because they must be made inside the functions' network.
 """
@@ -11,53 +11,37 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from contextlib import suppress
+from typing import Any, Final, Protocol, cast
 
 import httptools
 
-from agent.contracts.base import CallReport, Headers
 from agent.errors import FunctionFailed
-from agent.gateway.flow import ReadFlow
-from agent.gateway.head import KEPT_HEAD_BYTES, HeadCache, ReplyHead
-from agent.gateway.roundtrip import RoundTrip
-from agent.gateway.wire import HEAD_END, MAX_HEADERS, MAX_REPLY_HEAD_BYTES
+from agent.gateway.wire.flow import ReadFlow
+from agent.gateway.wire.head import KEPT_HEAD_BYTES, HeadCache, ReplyHead
+from agent.gateway.wire.http1 import HEAD_END, MAX_HEADERS, MAX_REPLY_HEAD_BYTES, Fields
+from agent.gateway.wire.ports import ReplySink
+from agent.gateway.wire.roundtrip import RoundTrip
 from agent.model.failure import Failure, FailureKind
-from agent.model.records import Meters
-
-if TYPE_CHECKING:
-    from agent.instances.endpoint import Connection, Endpoint
 
 IDLE_S: Final = 14 * 60.0
 """The clouds close an idle connection at 15 minutes at the latest; sweeps are a minute apart."""
 MIN_STATUS: Final = 100
 MAX_STATUS: Final = 599
 """RFC 9110, section 15: another status is invalid, and who gets one takes it for a 5xx."""
-_NO_METERS: Final = Meters()
 
 TakeSocket = Callable[[], socket.socket | None]
 MakeSocket = Callable[[], Awaitable[socket.socket]]
 
 
-class Reader(Protocol):
-    """Who sent the request and reads the reply."""
+class IdleList(Protocol):
+    """Where connections to one instance lie idle, newest last."""
 
-    def reply_began(self, head: ReplyHead, body: bytes, ended: bool) -> None:
-        """Take the head and the first bytes."""
+    def append(self, conn: UpstreamConnection, /) -> None:
+        """Take one in."""
 
-    def reply_went_on(self, data: bytes, ended: bool) -> None:
-        """Take more."""
-
-    def switched_protocols(self, head: ReplyHead, data: bytes) -> None:
-        """Take a 101; from here on `reply_went_on` carries raw bytes."""
-
-    def upstream_ended(self, reply_came: bool, nonsense: str) -> None:
-        """The connection is gone before the reply was whole."""
-
-    def upstream_full(self) -> None:
-        """Write no more for now."""
-
-    def upstream_drained(self) -> None:
-        """Write on."""
+    def remove(self, conn: UpstreamConnection, /) -> None:
+        """Let one go; raises ValueError when it is not there."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -79,8 +63,8 @@ class UpstreamConnection(asyncio.Protocol):
         "_no_body",
         "_parser",
         "_raw",
-        "_reader",
         "_reusable",
+        "_sink",
         "_transport",
         "closed",
         "flow",
@@ -101,16 +85,16 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser: Any = None
         self.closed = False
         """By either side; a closed one may still lie in somebody's list of idle ones."""
-        self._at_rest_in: list[Connection] | None = None
+        self._at_rest_in: IdleList | None = None
         self.rested_at = self._loop.time()
         self.full = False
         """True while request bytes should wait."""
         self.write: Callable[[bytes], None]
         self.instance = ""
-        self.report = CallReport(_NO_METERS)
-        """What is known of a warm call on this connection before it has ended."""
-        # of the exchange
-        self._reader: Reader | None = None
+        self.report: Any = None
+        """What its users say of a call to this instance. Theirs; nothing here looks at it."""
+        # of the call
+        self._sink: ReplySink | None = None
         self._no_body = False
         self._raw = False
         # of the reply
@@ -126,15 +110,15 @@ class UpstreamConnection(asyncio.Protocol):
         self._reusable = True
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else "busy" if self._reader is not None else "idle"
+        state = "closed" if self.closed else "busy" if self._sink is not None else "idle"
         return f"<UpstreamConnection {self.instance or '?'} {state}>"
 
-    # -- ports.Connection
+    # -- also for hooks and for whoever asks whether an instance is ready
 
     @property
     def usable(self) -> bool:
         """False once either side has closed it, or while it is in a call."""
-        return not self.closed and self._reader is None
+        return not self.closed and self._sink is None
 
     @property
     def silent(self) -> bool:
@@ -149,7 +133,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     async def roundtrip(
         self, head: bytes, body: bytes, deadline: float
-    ) -> tuple[int, Headers, bytes]:
+    ) -> tuple[int, Fields, bytes]:
         """Send one request and return status, headers and the whole body (at most 1 MB).
 
         `deadline` is absolute loop time. Raises FunctionFailed(BAD_RESPONSE) when the connection
@@ -159,7 +143,7 @@ class UpstreamConnection(asyncio.Protocol):
         if not self.usable:
             raise FunctionFailed(Failure(FailureKind.BAD_RESPONSE, "the connection is closed"))
         trip = RoundTrip(self._loop)
-        self.begin(trip, self.instance, head.startswith(b"HEAD "))
+        self.begin(trip, head.startswith(b"HEAD "))
         self.write(head + body)
         try:
             async with asyncio.timeout_at(deadline):
@@ -170,38 +154,35 @@ class UpstreamConnection(asyncio.Protocol):
         self._after_reply()
         return answer
 
-    # -- for exchanges
+    # -- for its users
 
-    def begin(self, reader: Reader, instance: str, no_body: bool) -> None:
-        """Start an exchange; the request is written next. `no_body`: the reply to a HEAD."""
-        self._reader = reader
+    def begin(self, sink: ReplySink, no_body: bool) -> None:
+        """Begin a call; the request is written next. `no_body`: the reply to a HEAD."""
+        self._sink = sink
         self._at_rest_in = None
         self._no_body = no_body
         self._bytes_came = 0
-        if instance != self.instance:
-            self.instance = instance
-            self.report = CallReport(_NO_METERS, None, b"", instance)
 
-    def rest(self, endpoint: Endpoint) -> None:
-        """Go idle in the endpoint's list after a whole reply, or close if that cannot be."""
+    def rest(self, idle: IdleList) -> None:
+        """Go idle in its instance's list after a whole reply, or close if that cannot be."""
         if self._head_done or not self._reusable or self.closed or self.flow.paused:
             if not self._after_reply():
                 return
         else:  # a known head: nothing to clear
-            self._reader = None
+            self._sink = None
             self.rested_at = self._loop.time()
-        self._at_rest_in = idle = endpoint.idle
+        self._at_rest_in = idle
         idle.append(self)
 
     def drop(self) -> None:
         """Close at once, in the middle of whatever it was doing."""
-        self._reader = None
+        self._sink = None
         if not self.closed:
             self._leave()
             self._transport.abort()
 
     def _after_reply(self) -> bool:
-        self._reader = None
+        self._sink = None
         if self.closed or not self._reusable:
             self.close()
             return False
@@ -223,8 +204,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.closed = True
         self._connector.connections.discard(self)
         idle, self._at_rest_in = self._at_rest_in, None
-        if idle is not None and self in idle:
-            idle.remove(self)
+        if idle is not None:
+            with suppress(ValueError):  # somebody has taken it out, and found it closed
+                idle.remove(self)
 
     # -- asyncio.Protocol
 
@@ -236,40 +218,40 @@ class UpstreamConnection(asyncio.Protocol):
         self._connector.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the exchange; a body without a length ends here, if it ended in order."""
+        """Tell the sink; a body without a length ends here, if it ended in order."""
         if not self.closed:
             self._leave()
-        reader, self._reader = self._reader, None
-        if reader is None:
+        sink, self._sink = self._sink, None
+        if sink is None:
             return
         self._reusable = False
         until_close = self._head_told and self._head.length is None and not self._head.coding
         if self._raw or (until_close and exc is None):
-            reader.reply_went_on(b"", True)
+            sink.reply_went_on(b"", True)
         else:
-            reader.upstream_ended(self._bytes_came > 0, "")
+            sink.upstream_ended(self._bytes_came > 0, "")
 
     def eof_received(self) -> None:
         """The instance closed: an idle connection is gone for good from this moment."""
-        if self._reader is None:
+        if self._sink is None:
             self.close()
 
     def pause_writing(self) -> None:
         """The instance reads slowly."""
         self.full = True
-        if self._reader is not None:
-            self._reader.upstream_full()
+        if self._sink is not None:
+            self._sink.upstream_full()
 
     def resume_writing(self) -> None:
         """The instance has caught up."""
         self.full = False
-        if self._reader is not None:
-            self._reader.upstream_drained()
+        if self._sink is not None:
+            self._sink.upstream_drained()
 
     def data_received(self, data: bytes) -> None:
         """Take a reply; a head that is known and whose body is counted goes the short way."""
-        reader = self._reader
-        if reader is None:
+        sink = self._sink
+        if sink is None:
             self.close()
             return
         if not self._bytes_came and not self._no_body:
@@ -279,38 +261,38 @@ class UpstreamConnection(asyncio.Protocol):
                 body = data[stop:]
                 self._bytes_came = stop
                 if len(body) == head.length:
-                    reader.reply_began(head, body, True)
+                    sink.reply_began(head, body, True)
                 else:
-                    self._known(reader, head, body)
+                    self._known(sink, head, body)
                 return
         self._bytes_came += len(data)
         if self._left:
-            self._counted(reader, data)
+            self._counted(sink, data)
         elif self._raw:
-            reader.reply_went_on(data, False)
+            sink.reply_went_on(data, False)
         else:
-            self._parse(reader, data)
+            self._parse(sink, data)
 
-    def _known(self, reader: Reader, head: ReplyHead, body: bytes) -> None:
+    def _known(self, sink: ReplySink, head: ReplyHead, body: bytes) -> None:
         left = (head.length or 0) - len(body)
         if left > 0:
             self._left = left
-            reader.reply_began(head, body, False)
+            sink.reply_began(head, body, False)
             return
         if left < 0:
             self._reusable = False  # more came than one reply
             body = body[:left]
-        reader.reply_began(head, body, True)
+        sink.reply_began(head, body, True)
 
-    def _counted(self, reader: Reader, data: bytes) -> None:
+    def _counted(self, sink: ReplySink, data: bytes) -> None:
         self._left -= len(data)
         if self._left < 0:
             data = data[: self._left]
             self._left = 0
             self._reusable = False
-        reader.reply_went_on(data, not self._left)
+        sink.reply_went_on(data, not self._left)
 
-    def _parse(self, reader: Reader, data: bytes) -> None:
+    def _parse(self, sink: ReplySink, data: bytes) -> None:
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
         wrong = ""
@@ -319,7 +301,7 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._raw = True
             self._reusable = False
-            reader.switched_protocols(self._head, data[upgrade.args[0] :])
+            sink.switched_protocols(self._head, data[upgrade.args[0] :])
             return
         except httptools.HttpParserError as error:
             if not self._complete:
@@ -327,7 +309,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._reusable = False  # more came than one reply
         wrong = wrong or self._wrong()
         if wrong:
-            self._nonsense(reader, wrong)
+            self._break_off(sink, wrong)
             return
         body, ended = self._body, self._complete
         if body:
@@ -335,12 +317,12 @@ class UpstreamConnection(asyncio.Protocol):
         piece = body[0] if len(body) == 1 else b"".join(body)
         if self._head_told:
             if piece or ended:
-                reader.reply_went_on(piece, ended)
+                sink.reply_went_on(piece, ended)
         elif self._head_done:
             self._head_told = True
             if self._bytes_came == len(data):
                 self._learn(data)
-            reader.reply_began(self._head, piece, ended)
+            sink.reply_began(self._head, piece, ended)
 
     def _wrong(self) -> str:
         """Return what makes a reply that is HTTP so far one that cannot pass, if anything."""
@@ -359,16 +341,16 @@ class UpstreamConnection(asyncio.Protocol):
     def _learn(self, data: bytes) -> None:
         """Offer a head to the cache: it must be alone in front of a body that can be counted."""
         head = self._head
-        if head.length is None or not head.keep or self._no_body or head.status in (204, 304):
+        if head.length is None or not head.keep_alive or self._no_body or head.status in (204, 304):
             return
         stop = data.find(HEAD_END, 0, KEPT_HEAD_BYTES) + 4
         # Not of an informational reply, nor of empty lines before one.
         if stop > 3 and data.startswith(b"HTTP/") and not data.startswith(b"HTTP/1.1 1"):
             self._connector.heads.learn(data[:stop], head)
 
-    def _nonsense(self, reader: Reader, why: str) -> None:
+    def _break_off(self, sink: ReplySink, malformed: str) -> None:
         self.drop()
-        reader.upstream_ended(True, why)
+        sink.upstream_ended(True, malformed)
 
     # -- httptools: only fields are set here, decisions wait for the end of the read
 
@@ -401,7 +383,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         head = self._head
         head.status = status
-        head.keep = self._reusable = self._parser.should_keep_alive()
+        head.keep_alive = self._reusable = self._parser.should_keep_alive()
         self._head_done = True
         if self._no_body:  # the parser cannot know that
             self._complete = True

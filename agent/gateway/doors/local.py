@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agent.contracts.base import CallReport, Headers
-from agent.gateway.exchange import Exchange
-from agent.gateway.template import HeadTemplate
+from agent.gateway.exchanges.exchange import Exchange
+from agent.gateway.wire.head import HeadTemplate
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart
 
@@ -36,7 +36,7 @@ class LocalResult:
 class LocalCaller:
     """Collects one reply in memory."""
 
-    movable = False
+    leaving = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._ended: asyncio.Future[None] = loop.create_future()
@@ -69,8 +69,8 @@ class LocalCaller:
 
     # -- Caller
 
-    def whole(self, head: HeadTemplate, request_id: bytes, body: bytes) -> bool:
-        """Heads are wanted as pairs here."""
+    def ready_reply(self, head: HeadTemplate, request_id: bytes, body: bytes) -> bool:
+        """Say no: heads are wanted as pairs here."""
         return False
 
     def reply(

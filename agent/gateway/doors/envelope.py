@@ -8,7 +8,7 @@ the body, the exchange has it as its `Caller`, whose replies it wraps. The form 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from agent.contracts.base import Call, Headers, Reply
 from agent.contracts.doors import Route, refusal
@@ -22,32 +22,44 @@ from agent.contracts.tencent_api import (
     unknown_name,
 )
 from agent.errors import NotFound
-from agent.gateway.event import EventExchange, JobExchange
-from agent.gateway.exchange import Exchange
-
-if TYPE_CHECKING:
-    from agent.gateway.client import ClientConnection
-    from agent.gateway.head import RequestHead
-    from agent.gateway.server import Gateway
-    from agent.gateway.template import HeadTemplate
+from agent.gateway.doors.routed import Client, RoutedHead
+from agent.gateway.exchanges.buffer import BodyBuffer
+from agent.gateway.exchanges.event import EventExchange
+from agent.gateway.exchanges.exchange import Exchange
+from agent.gateway.exchanges.job import JobExchange
+from agent.gateway.exchanges.shared import Callee, SharedState
+from agent.gateway.wire.head import HeadTemplate
 
 _KEPT = (b"x-kindling-", b"server-timing")
+
+
+class FunctionDirectory(Protocol):
+    """Who knows the functions, and answers what never becomes a call."""
+
+    shared: SharedState
+
+    def find(self, name: str, qualifier: str) -> Callee:
+        """Return a deployed function as calls use it; raises NotFound."""
+
+    def answer(self, client: Client, reply: Reply, request_id: str) -> None:
+        """Answer a request that never became a call."""
 
 
 class EnvelopedCall:
     """One such call."""
 
-    movable = True
-
     def __init__(
-        self, gateway: Gateway, client: ClientConnection, head: RequestHead, request_id: str
+        self, directory: FunctionDirectory, client: Client, head: RoutedHead, request_id: str
     ) -> None:
-        self._gateway = gateway
-        self._client: ClientConnection | None = client
+        self._directory = directory
+        self._shared = directory.shared
+        self._client: Client | None = client
         self._head = head
         self._request_id = request_id
-        self._pieces: list[bytes] = []
+        self.leaving = False
+        """Whether its connection is to be passed on: known when the call inside begins."""
         self._size = 0
+        self._buffer = BodyBuffer(self._shared)
         self._body = b""
         """The whole body, once it is here."""
         self._exchange: Exchange | None = None
@@ -76,18 +88,15 @@ class EnvelopedCall:
         self._size += len(data)
         if self._size > BODY_LIMIT_BYTES:
             self._too_large()
-        elif not self._gateway.desk.reserve(len(data)):
-            self._size -= len(data)
+        elif not self._buffer.hold(data):
             self._finish(_crowded(self._request_id))
-        else:
-            self._pieces.append(data)
-            if ended:
-                self._open(b"".join(self._pieces))
+        elif ended:
+            self._open(b"".join(self._buffer.take()))
 
     def caller_gone(self) -> None:
         """The caller closed its connection."""
         self._client = None
-        self._let_go()
+        self._buffer.let_go()
         if self._exchange is not None:
             self._exchange.caller_gone()
 
@@ -105,15 +114,15 @@ class EnvelopedCall:
             if left is None:
                 return None
             waited_s = left[1]
-        pieces = list(self._pieces) if self._exchange is None else [self._body]
+        pieces = self._buffer.take() if self._exchange is None else [self._body]
         self._client = None
-        self._let_go()
+        self._buffer.let_go()
         return pieces, waited_s
 
     # -- from the exchange inside
 
-    def whole(self, head: HeadTemplate, request_id: bytes, body: bytes) -> bool:
-        """Heads are wanted as pairs here."""
+    def ready_reply(self, head: HeadTemplate, request_id: bytes, body: bytes) -> bool:
+        """Say no: heads are wanted as pairs here."""
         return False
 
     def reply(
@@ -125,10 +134,10 @@ class EnvelopedCall:
             return
         wrapped = sealed(exchange.call, Reply(status, headers, body), exchange.report)
         ours = [pair for pair in headers if pair[0].lower().startswith(_KEPT)]
-        self._tell(Reply(wrapped.status, [*wrapped.headers, *ours], wrapped.body))
+        self._give(Reply(wrapped.status, [*wrapped.headers, *ours], wrapped.body))
 
     def more(self, data: bytes, ended: bool) -> None:
-        """Nothing: an event exchange tells its reply whole."""
+        """Nothing: an event exchange gives its reply whole."""
 
     def abort(self) -> None:
         """Break off."""
@@ -150,25 +159,26 @@ class EnvelopedCall:
     # -- inside
 
     def _open(self, body: bytes) -> None:
-        self._let_go()
+        self._buffer.let_go()
         client = self._client
         if client is None:
             return
         self._body = body
+        self.leaving = client.leaving
         opened = parse(self._head.headers, body, self._request_id)
         if isinstance(opened, Reply):
             self._finish(opened)
             return
         try:
-            view = self._gateway.find(opened.name, opened.qualifier)
+            callee = self._directory.find(opened.name, opened.qualifier)
         except NotFound as error:
             self._finish(unknown_name(error.message, self._request_id))
             return
-        call = self._call(client, opened, view.new_request_id(self._gateway.desk.random()))
-        kind = view.kinds["tencent_api"]
+        call = self._call(client, opened, callee.new_request_id(self._shared.random()))
+        kind = callee.kinds["tencent_api"]
         if kind is None:
             route = Route("tencent_api", opened.name, opened.qualifier)
-            self._finish(refusal(route, view.contract, call) or _crowded(call.request_id))
+            self._finish(refusal(route, callee.contract, call) or _crowded(call.request_id))
             return
         if opened.asynchronous and kind != "job":  # a job is answered at its start anyway
             message = "InvocationType Event is not served yet: leave it out to wait for the result."
@@ -176,13 +186,13 @@ class EnvelopedCall:
             return
         call.kind = kind
         make = JobExchange if kind == "job" else EventExchange
-        exchange = make(self._gateway.desk, view, call, self, len(opened.event))
+        exchange = make(self._shared, callee, call, self, len(opened.event))
         exchange.traced = self._head.traced
-        exchange.provide(opened.event, True)
+        exchange.begin_body(opened.event, True)
         self._exchange = exchange
         exchange.start()
 
-    def _call(self, client: ClientConnection, opened: Envelope, request_id: str) -> Call:
+    def _call(self, client: Client, opened: Envelope, request_id: str) -> Call:
         return Call(
             request_id,
             "event",
@@ -201,21 +211,15 @@ class EnvelopedCall:
 
     def _finish(self, reply: Reply) -> None:
         """Answer without a call."""
-        self._let_go()
+        self._buffer.let_go()
         client, self._client = self._client, None
         if client is not None:
-            client.answer(reply, self._request_id)
+            self._directory.answer(client, reply, self._request_id)
 
-    def _tell(self, reply: Reply) -> None:
+    def _give(self, reply: Reply) -> None:
         client, self._client = self._client, None
         if client is not None:
             client.reply(reply.status, reply.headers, len(reply.body), reply.body, True)
-
-    def _let_go(self) -> None:
-        held = sum(map(len, self._pieces))
-        self._pieces.clear()
-        if held:
-            self._gateway.desk.unreserve(held)
 
 
 def _crowded(request_id: str) -> Reply:

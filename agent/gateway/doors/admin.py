@@ -52,9 +52,9 @@ class AdminDoor:
     ) -> None:
         """Serve the sockets given."""
         if unix is not None:
-            await self._serve(unix, whole=True)
+            await self._serve(unix, everything=True)
         if tcp is not None:
-            await self._serve(tcp, whole=False)
+            await self._serve(tcp, everything=False)
 
     async def close(self) -> None:
         """Stop serving."""
@@ -62,11 +62,11 @@ class AdminDoor:
             await runner.cleanup()
         self._runners.clear()
 
-    async def _serve(self, sock: socket.socket, *, whole: bool) -> None:
+    async def _serve(self, sock: socket.socket, *, everything: bool) -> None:
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/metrics", self._render)
-        if whole:
+        if everything:
             app.router.add_get("/", self._page)
             app.router.add_get("/readyz", self._readyz)
             app.router.add_get("/debug/state", self._state)
@@ -79,8 +79,8 @@ class AdminDoor:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        why = self._facts.unready()
-        return web.Response(text=f"{why or 'ready'}\n", status=503 if why else 200)
+        unready = self._facts.unready()
+        return web.Response(text=f"{unready or 'ready'}\n", status=503 if unready else 200)
 
     async def _render(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": _METRICS_TYPE})

@@ -2,27 +2,28 @@
 
 Clients that call again and functions that answer again mostly send the same head. A head seen twice
 is kept (bounded, and forgotten within a minute) together with all that follows from it, so that a
-warm call neither parses nor decides anything twice. What follows from what is deployed holds for
-one generation of the catalog. `client.py` and `upstream.py` read, `server.py` and
-`exchange.py` hang their conclusions on a head.
+warm call neither parses nor decides anything twice. `client.py` and `upstream.py` read; those above
+keep ready-made heads beside the heads that ask for them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import httptools
 
-from agent.contracts.base import CallKind, Headers
-from agent.contracts.doors import Route, origin_form
-from agent.gateway.wire import MAX_HEADERS, MAX_REQUEST_HEAD_BYTES, STEERING, Field
+from agent.gateway.wire.http1 import (
+    MAX_HEADERS,
+    MAX_REQUEST_HEAD_BYTES,
+    STEERING_FIELDS,
+    Fields,
+    Steering,
+)
 
-if TYPE_CHECKING:
-    from agent.gateway.desk import View
-    from agent.gateway.exchange import Exchange
-    from agent.gateway.template import HeadTemplate
+HeadTemplate = Callable[[bytes], bytes]
+"""Returns the head of the call with a request id: one form, filled in with it and its trace."""
 
 KEPT_HEADS: Final = 1024
 KEPT_HEAD_BYTES: Final = 4096
@@ -30,12 +31,10 @@ KEPT_HEAD_BYTES: Final = 4096
 SEEN_HEADS: Final = 8192
 """Hashes of heads seen once, so that heads which never come again cost no memory."""
 
-
-NOWHERE: Final = Route("http", "")
-"""The route of a head that was not routed yet."""
-
 _HOST: Final = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::\d*)?")
 """RFC 3986 section 3.2.2 and a port; how a name is made up is for whoever looks it up."""
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?]*)", re.IGNORECASE)
+"""A target that says the host itself (RFC 9112 section 3.2.2)."""
 
 
 class BadHead(Exception):
@@ -61,26 +60,20 @@ class RequestHead:
     length: int | None = 0
     size = 0
     old = False
-    keep = True
+    keep_alive = True
     upgrade = False
     traced = False
     expects = False
     # what follows from it
     kept = False
     """True once it came again: then conclusions are worth keeping."""
-    route: Route = NOWHERE
-    view: View | None = None
-    generation = -1
-    """Of the catalog when `view` was found; until it changes, `view` is where this head goes."""
-    kind: CallKind = "event"
-    make: Callable[..., Exchange]
-    """Makes the exchange of this kind of call; set with `view`."""
-    want_log_tail = False
+    made_for: object = None
+    """What `templates` were made for: they hold for nothing else."""
     templates: dict[str, HeadTemplate | None]
-    """The head for the container, by the caller's address; as long as `view` is the same."""
+    """The head for the instance, by the caller's address; set with `made_for`."""
 
     def __init__(self) -> None:
-        self.headers: Headers = []
+        self.headers: Fields = []
 
 
 class ReplyHead:
@@ -91,18 +84,21 @@ class ReplyHead:
     length: int | None = None
     coding = b""
     """Of its Transfer-Encoding; the parser takes off `chunked` only."""
-    keep = False
+    keep_alive = False
     # what follows from it
     kept = False
-    view: View | None = None
+    made_for: object = None
+    """What `template` was made for: it holds for nothing else."""
     template: HeadTemplate | None = None
-    """The whole head for a caller that keeps its connection; valid for `view`."""
+    """The whole head for a caller that keeps its connection."""
 
     def __init__(self) -> None:
-        self.headers: Headers = []
+        self.headers: Fields = []
 
 
-H = TypeVar("H", RequestHead, ReplyHead)
+H = TypeVar("H", bound=RequestHead | ReplyHead)
+R = TypeVar("R", bound=RequestHead)
+"""The heads of requests as those above want them made: with fields of their own."""
 
 
 class HeadCache(Generic[H]):
@@ -136,18 +132,19 @@ class HeadCache(Generic[H]):
         self._seen.clear()
 
 
-class HeadReader:
+class HeadReader(Generic[R]):
     """Parses the heads of one connection, one at a time, in as many pieces as they come."""
 
-    __slots__ = ("_coding", "_done", "_head", "_hosts", "_parser", "_upgrade", "size")
+    __slots__ = ("_coding", "_done", "_head", "_hosts", "_new_head", "_parser", "_upgrade", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, new_head: Callable[[], R]) -> None:
+        self._new_head = new_head
         self._parser: Any = None
         self.size = 0
         """Bytes of the present head so far."""
         self._begin()
 
-    def feed(self, piece: bytes) -> RequestHead | None:
+    def feed(self, piece: bytes) -> R | None:
         """Read on; return the head when it is whole. Raises BadHead.
 
         A piece must not reach past the head's end.
@@ -161,27 +158,27 @@ class HeadReader:
             self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
             self._head.upgrade = self._upgrade and self._head.method != b"CONNECT"
-            self._head.keep &= self._head.upgrade
+            self._head.keep_alive &= self._head.upgrade
         except httptools.HttpParserError as error:
             raise BadHead(400, "BadRequest", f"this is not HTTP/1.1: {error}") from error
         if not self._done:
             return None
-        head = self._whole(self._head)
+        head = self._checked(self._head)
         if self._upgrade or head.length != 0:
             self._parser = None  # it stands inside a body, or behind one it will not see
         self._begin()
         return head
 
     def _begin(self) -> None:
-        self._head = RequestHead()
+        self._head = self._new_head()
         self._done = False
         self._hosts = 0
         self._coding = b""
         self._upgrade = False
         self.size = 0
 
-    def _whole(self, head: RequestHead) -> RequestHead:
-        """Check what must hold for any request."""
+    def _checked(self, head: R) -> R:
+        """Check what must hold for any request, and return it."""
         version = self._parser.get_http_version()
         head.size = self.size
         if version != "1.1":
@@ -195,8 +192,9 @@ class HeadReader:
                 raise BadHead(400, "BadRequest", "HTTP/1.0 has no chunks")
         if self._hosts > 1 or (not self._hosts and not head.old):
             raise BadHead(400, "BadRequest", "a request needs exactly one Host")
-        if head.target[:1] != b"/":  # an absolute one says the host itself (RFC 9112, 3.2.2)
-            _, head.host = origin_form(head.target, head.host)
+        absolute = _ABSOLUTE.match(head.target) if head.target[:1] != b"/" else None
+        if absolute is not None:
+            head.host = absolute[1]
             head.host_text = head.host.decode("latin-1")
         if not _HOST.fullmatch(head.host):
             raise BadHead(400, "BadRequest", "Host is no name or address with an optional port")
@@ -217,21 +215,21 @@ class HeadReader:
         """Keep a header, and note those that steer us."""
         head = self._head
         head.headers.append((name, value))
-        field = STEERING.get(name.lower())
+        field = STEERING_FIELDS.get(name.lower())
         if field is None:
             return
-        if field is Field.HOST:
+        if field is Steering.HOST:
             self._hosts += 1
             head.host = value.strip()
             head.host_text = head.host.decode("latin-1")
-        elif field is Field.CONTENT_LENGTH:
+        elif field is Steering.CONTENT_LENGTH:
             head.length = int(value)
-        elif field is Field.TRANSFER_ENCODING:
+        elif field is Steering.TRANSFER_ENCODING:
             head.length = None
             self._coding += value.strip().lower()
-        elif field is Field.EXPECT:
+        elif field is Steering.EXPECT:
             head.expects = value.strip().lower() == b"100-continue"
-        elif field is Field.UPGRADE:
+        elif field is Steering.UPGRADE:
             self._upgrade = True
         else:
             head.traced = value.strip() == b"1"
@@ -240,7 +238,7 @@ class HeadReader:
         """The head is whole."""
         self._done = True
         self._head.method = self._parser.get_method()
-        self._head.keep = self._parser.should_keep_alive()
+        self._head.keep_alive = self._parser.should_keep_alive()
 
 
 def _too_large(message: str) -> BadHead:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from agent.contracts.base import Headers
 from agent.errors import FunctionFailed
-from agent.gateway.head import ReplyHead
+from agent.gateway.wire.head import ReplyHead
+from agent.gateway.wire.http1 import Fields
 from agent.model.failure import Failure, FailureKind
 
 HOOK_REPLY_BYTES: Final = 1 << 20
@@ -21,7 +21,7 @@ class RoundTrip:
     """Reads one whole small reply into a future."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.answer: asyncio.Future[tuple[int, Headers, bytes]] = loop.create_future()
+        self.answer: asyncio.Future[tuple[int, Fields, bytes]] = loop.create_future()
         self._head = ReplyHead()
         self._body: list[bytes] = []
         self._size = 0
@@ -45,9 +45,9 @@ class RoundTrip:
         """Nobody asked for it."""
         self._fail("it answered 101, which nobody asked for")
 
-    def upstream_ended(self, reply_came: bool, nonsense: str) -> None:
+    def upstream_ended(self, reply_came: bool, malformed: str) -> None:
         """The connection is gone."""
-        self._fail(nonsense or "the connection ended before the answer did")
+        self._fail(malformed or "the connection ended before the answer did")
 
     def upstream_full(self) -> None:
         """Nothing: a hook's request is small."""

@@ -1,8 +1,8 @@
-"""What all exchanges of one gateway share: time limits, request ids, counters, the way upstream.
+"""What all calls of one gateway share: time limits, request ids, counters, the way upstream.
 
 Time is coarse: one timer for everything, armed only while there is something to watch. Calls of
-equal time limit stand in one line in the order they began, so that a tick looks at the overdue ones
-only. The rules of one call are in `exchange.py`.
+equal time limit stand in one queue in the order they began, so that a tick looks at the overdue
+ones only. The rules of one call are in `exchange.py`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from agent.calls.ports import Target
 from agent.contracts.base import CallKind
 from agent.contracts.doors import Door, admits, call_kind
-
-if TYPE_CHECKING:
-    from agent.gateway.exchange import Exchange
-    from agent.gateway.upstream import UpstreamConnector
-    from agent.telemetry.metrics import CallCounters, FunctionCounters
+from agent.gateway.wire.upstream import UpstreamConnector
+from agent.telemetry.metrics import CallCounters, FunctionCounters
 
 TICK_S: Final = 0.1
 """How late a time limit may be noticed. Limits are whole seconds in every contract."""
@@ -30,11 +27,26 @@ BUFFERED_BYTES: Final = 256 << 20
 
 DOORS: Final[tuple[Door, ...]] = ("fc_api", "tencent_api", "invoke", "http", "host")
 
-Line = dict["Exchange", None]
+
+class OpenCall(Protocol):
+    """A call that has not ended. `deadline` is absolute loop time, `deadlines` where it stands."""
+
+    deadline: float
+    deadlines: DeadlineQueue
+
+    def expired(self) -> None:
+        """The deadline has passed."""
+
+    def cut(self) -> None:
+        """End now, because the gateway closes."""
 
 
-class View:
-    """One function version as exchanges use it: everything a warm call asks for, one step away."""
+DeadlineQueue = dict[OpenCall, None]
+"""Calls of one time limit, the earliest deadline first."""
+
+
+class Callee:
+    """A function version as its calls use it: everything a warm call asks for, one step away."""
 
     __slots__ = (
         "acquire",
@@ -42,10 +54,10 @@ class View:
         "cancel",
         "contract",
         "counters",
+        "deadlines",
         "http_reply",
         "kind",
         "kinds",
-        "line",
         "new_request_id",
         "release",
         "request_bytes",
@@ -56,7 +68,9 @@ class View:
         "target",
     )
 
-    def __init__(self, target: Target, counters: FunctionCounters, line: Line) -> None:
+    def __init__(
+        self, target: Target, counters: FunctionCounters, deadlines: DeadlineQueue
+    ) -> None:
         contract = target.contract
         spec = target.version.spec
         self.target = target
@@ -79,7 +93,7 @@ class View:
         self.single = spec.concurrency == 1
         self.cancel = spec.on_client_cancel
         self.counters = counters
-        self.line = line
+        self.deadlines = deadlines
 
 
 def _randoms() -> Iterator[bytes]:
@@ -88,8 +102,8 @@ def _randoms() -> Iterator[bytes]:
         yield from [entropy[at : at + 16] for at in range(0, ENTROPY_BYTES, 16)]
 
 
-class Desk:
-    """The shared part of a gateway. Lives on one loop; nothing here awaits."""
+class SharedState:
+    """What the calls of one gateway share. Lives on one loop; nothing here awaits."""
 
     def __init__(
         self,
@@ -102,37 +116,37 @@ class Desk:
         self.counters = counters
         self.zombie_s = zombie_s
         self.buffered_bytes = 0
-        self.passing_on = False
-        """Whether another worker serves: calls that wait for an instance are its calls."""
         self.loop = loop
         self.time = loop.time
-        self.waiting: set[Exchange] = set()
-        """Exchanges without a lease: queued, collecting a body, or waiting for a job."""
-        self._views: dict[Target, View] = {}
-        self._lines: dict[float, Line] = {}
+        self.waiting: set[OpenCall] = set()
+        """Calls without a lease: queued, collecting a body, or waiting for a job."""
+        self._callees: dict[Target, Callee] = {}
+        self._queues: dict[float, DeadlineQueue] = {}
         self.random: Callable[[], bytes] = _randoms().__next__
         """Returns 16 random bytes."""
 
-    def view(self, target: Target) -> View:
-        """Return the view of a target, made at its first call."""
-        view = self._views.get(target)
-        if view is None:
-            if len(self._views) >= 4096:  # targets of removed versions; views are cheap to remake
-                self._views.clear()
+    def callee(self, target: Target) -> Callee:
+        """Return the callee of a target, made at its first call."""
+        callee = self._callees.get(target)
+        if callee is None:
+            if (
+                len(self._callees) >= 4096
+            ):  # targets of removed versions; callees are cheap to remake
+                self._callees.clear()
             counters = self.counters.function(target.version.name)
-            view = View(target, counters, self.line(target.contract.limits.call_s))
-            self._views[target] = view
-        return view
+            callee = Callee(target, counters, self.deadlines(target.contract.limits.call_s))
+            self._callees[target] = callee
+        return callee
 
-    def line(self, limit_s: float) -> Line:
-        """Return the line of calls with this time limit."""
-        return self._lines.setdefault(limit_s, {})
+    def deadlines(self, limit_s: float) -> DeadlineQueue:
+        """Return the queue of calls with this time limit."""
+        return self._queues.setdefault(limit_s, {})
 
-    def watch_zombie(self, exchange: Exchange) -> None:
-        """Watch an exchange whose caller was answered already."""
-        exchange.deadline = self.time() + self.zombie_s
-        exchange.line = self.line(self.zombie_s)
-        exchange.line[exchange] = None
+    def watch_zombie(self, call: OpenCall) -> None:
+        """Watch a call whose caller was answered already."""
+        call.deadline = self.time() + self.zombie_s
+        call.deadlines = self.deadlines(self.zombie_s)
+        call.deadlines[call] = None
 
     def reserve(self, size: int) -> bool:
         """Count `size` bytes as held in memory; False when all calls together hold too much."""
@@ -147,25 +161,25 @@ class Desk:
 
     def tick(self, now: float) -> None:
         """End what is overdue."""
-        for line in list(self._lines.values()):
+        for queue in list(self._queues.values()):
             overdue = []
-            for exchange in line:
-                if exchange.deadline > now:
+            for call in queue:
+                if call.deadline > now:
                     break
-                overdue.append(exchange)
-            for exchange in overdue:
-                exchange.expired()
+                overdue.append(call)
+            for call in overdue:
+                call.expired()
 
     def sweep(self, now: float) -> None:
-        """Close what was idle for long, and forget views: those in use are made again."""
+        """Close what was idle for long, and forget callees: those in use are made again."""
         self.connector.sweep(now)
-        self._views.clear()
+        self._callees.clear()
 
     @property
     def busy(self) -> bool:
         """True while any time limit is to be kept."""
-        return bool(self.waiting) or any(self._lines.values())
+        return bool(self.waiting) or any(self._queues.values())
 
-    def open_exchanges(self) -> list[Exchange]:
-        """Return every exchange that has not ended."""
-        return [*self.waiting, *(exchange for line in self._lines.values() for exchange in line)]
+    def open_calls(self) -> list[OpenCall]:
+        """Return every call that has not ended."""
+        return [*self.waiting, *(call for queue in self._queues.values() for call in queue)]

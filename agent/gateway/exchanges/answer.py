@@ -1,11 +1,12 @@
 """What the gateway itself adds to replies, and failures put into a contract's words.
 
-Pure but for the log line when a dialect fails. `exchange.py` says when.
+Pure but for the clock, and for the log line when a dialect fails. `exchange.py` says when.
 """
 
 from __future__ import annotations
 
 import logging
+from time import perf_counter
 from typing import Final
 
 from agent.contracts.base import Call, CallReport, Contract, Headers, Reply
@@ -39,10 +40,15 @@ def mark(headers: Headers, request_id: str, cold: ColdStart | None) -> None:
 
 
 def server_timing(
-    wait_ms: float, function_ms: float, cold: ColdStart | None
+    started_at: float, granted_at: float, cold: ColdStart | None
 ) -> tuple[bytes, bytes]:
-    """Return the Server-Timing header: waiting, the function, and the phases of a start."""
-    phases = {"wait": wait_ms, "function": function_ms}
+    """Return the Server-Timing header: waiting, the function, and the phases of a start.
+
+    Times are of `perf_counter`; `granted_at` is 0 for a call that got no instance.
+    """
+    now = perf_counter()
+    granted_at = granted_at or now
+    phases = {"wait": (granted_at - started_at) * 1000, "function": (now - granted_at) * 1000}
     if cold is not None:
         phases |= {f"start-{name}": ms for name, ms in cold.phases().items()}
     value = ", ".join(f"{name};dur={ms:.3f}" for name, ms in phases.items())

@@ -16,13 +16,11 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from agent.gateway.wire import LAST_CHUNK, chunk
-
-if TYPE_CHECKING:
-    from agent.gateway.dechunk import Dechunker
-    from agent.gateway.head import RequestHead
+from agent.gateway.wire.dechunk import Dechunker
+from agent.gateway.wire.head import RequestHead
+from agent.gateway.wire.http1 import LAST_CHUNK, chunk
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +40,15 @@ class Passed:
     waited_s: float
 
 
-def send(passing: socket.socket, descriptor: int, data: bytes, waited_s: float) -> bool:
-    """Give a connection's descriptor away; False when there is no room now. Close ours after."""
+def send(passing: socket.socket, connection: socket.socket, data: bytes, waited_s: float) -> bool:
+    """Give a connection away; False when there is no room now. Close our side of it after."""
     line = json.dumps({"waited_s": round(waited_s, 3)}).encode() + b"\n"
-    descriptors, memory = [descriptor], -1
+    descriptors = [os.dup(connection.fileno())]
     try:
         if len(data) > INLINE_BYTES:
-            memory = os.memfd_create("kindling-request", os.MFD_CLOEXEC)
-            with os.fdopen(os.dup(memory), "wb") as file:
+            descriptors.append(os.memfd_create("kindling-request", os.MFD_CLOEXEC))
+            with os.fdopen(os.dup(descriptors[1]), "wb") as file:
                 file.write(data)
-            descriptors.append(memory)
             data = b""
         socket.send_fds(passing, [line + data], descriptors, socket.MSG_DONTWAIT)
     except OSError as error:
@@ -59,8 +56,8 @@ def send(passing: socket.socket, descriptor: int, data: bytes, waited_s: float) 
             log.warning("a connection is not passed on: %s", error)
         return False
     finally:
-        if memory >= 0:
-            os.close(memory)
+        for descriptor in descriptors:
+            os.close(descriptor)
     return True
 
 

@@ -1,0 +1,1 @@
+"""Ways in: callers' sockets, memory, vendors' envelopes, and the operators' door beside them."""

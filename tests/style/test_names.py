@@ -1,0 +1,57 @@
+"""One word, one meaning: a class name stands in one room of agent/ only."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+AGENT = Path(__file__).parents[2] / "agent"
+NOT_RENAMED_YET = frozenset(
+    (
+        "Bind",
+        "Container",
+        "Door",
+        "Event",
+        "Exit",
+        "Hooks",
+        "Images",
+        "Layout",
+        "Limits",
+        "Line",
+        "Mount",
+        "Network",
+        "Node",
+        "Outcome",
+        "Output",
+        "Route",
+        "Scaling",
+        "Supervisor",
+        "Verbs",
+        "Wanted",
+    )
+)
+
+
+def rooms_by_class() -> dict[str, set[str]]:
+    """Return where each class name stands; a room is a folder of agent/ or a module."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in sorted(AGENT.rglob("*.py")):
+        room = path.relative_to(AGENT).parts[0].removesuffix(".py")
+        if room == "_pb":  # generated from proto/, where the outside gives the names
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].add(room)
+    return found
+
+
+def test_no_class_name_stands_in_two_rooms():
+    found = rooms_by_class()
+    twice = {name: sorted(rooms) for name, rooms in found.items() if len(rooms) > 1}
+    assert {name: rooms for name, rooms in twice.items() if name not in NOT_RENAMED_YET} == {}
+
+
+def test_what_is_renamed_leaves_the_list():
+    found = rooms_by_class()
+    assert {name for name in NOT_RENAMED_YET if len(found[name]) < 2} == set()
