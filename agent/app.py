@@ -38,8 +38,8 @@ from agent.containerd.containers import RuntimeOptions
 from agent.contracts.bind import bind
 from agent.control.health import Health
 from agent.control.server import ControlServer
+from agent.core.eviction import Idle
 from agent.core.mode import NodeMode
-from agent.core.room import Idle
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners, Stores, node_facts
 from agent.errors import AgentError
@@ -47,24 +47,24 @@ from agent.gateway.doors.admin import AdminDoor
 from agent.gateway.doors.server import Gateway
 from agent.gateway.wire.upstream import UpstreamConnector
 from agent.instances.admission import Admission, Bounds
+from agent.instances.capacity_queue import CapacityQueue
 from agent.instances.eviction import Eviction, Retire
 from agent.instances.fleet import Fleet
 from agent.instances.handover import hand_over, starts_have_slots, unsettled
 from agent.instances.ports import InstancePorts
-from agent.instances.room import RoomQueue
 from agent.instances.timer import Timer
-from agent.network.room import Network
+from agent.network.network import Network
 from agent.node.facts import NodeFactsView, Watcher, components, memory_for_functions
 from agent.node.images import IMPORTS
 from agent.node.local import LocalNode
 from agent.node.parts import NodeParts
-from agent.node.supervisor import Supervisor
+from agent.node.supervisor import SupervisorPipes
 from agent.recovery.reconcile import Reconciler
 from agent.rootless import protocol
+from agent.sandbox.backends import Backends
 from agent.sandbox.blueprint import INIT
 from agent.sandbox.builder import Builder
-from agent.sandbox.images import Images
-from agent.sandbox.rooms import Rooms
+from agent.sandbox.prepared_images import PreparedImages
 from agent.sandbox.shims import Shims
 from agent.storage.rootfs import RootFilesystems
 from agent.storage.slots import WritableLayers
@@ -122,7 +122,7 @@ class Machine:
     rootfs: RootFilesystems
     shims: Shims
     builder: Builder
-    images: Images
+    images: PreparedImages
     connector: UpstreamConnector
 
 
@@ -152,7 +152,7 @@ class Serving:
 class App:
     """One worker."""
 
-    def __init__(self, config: NodeConfig, supervisor: Supervisor) -> None:
+    def __init__(self, config: NodeConfig, supervisor: SupervisorPipes) -> None:
         self._config = config
         self._supervisor = supervisor
         self._undo = contextlib.AsyncExitStack()
@@ -273,9 +273,9 @@ class App:
         options = RuntimeOptions(binary=runtime, root=run / "runtime")
         count = _shim_count(config)
         shims = Shims(containerd, options, cgroups, count=count, run=run, init=Path(INIT))
-        images = Images(containerd)
+        images = PreparedImages(containerd)
         forget = kept.records.remove
-        rooms = Rooms(containerd, network, layers, rootfs, cgroups, images, shims, forget)
+        rooms = Backends(containerd, network, layers, rootfs, cgroups, images, shims, forget)
         builder = Builder(config, rooms, options)
         connector = UpstreamConnector(network.take_socket, network.socket)
         undo.callback(connector.close)
@@ -333,7 +333,7 @@ class App:
             for target in catalog.targets():
                 yield from target.scaling.idle(now)
 
-        room = RoomQueue(now)
+        room = CapacityQueue(now)
         admission = Admission(bounds, ports, room, (watcher,))
         eviction = Eviction(admission, room, self._mode, now, idle)
         permits = asyncio.Semaphore(config.runtime.parallel_starts)
@@ -461,7 +461,7 @@ def main() -> int:
         sock.setblocking(False)
 
     async def work() -> int:
-        supervisor = Supervisor.from_environment()
+        supervisor = SupervisorPipes.from_environment()
         try:
             await App(config, supervisor).run(sockets)
         except AgentError as error:

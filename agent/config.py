@@ -25,7 +25,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Paths(_Section):
+class PathsSettings(_Section):
     """Where things lie. `run` must be on tmpfs; `lib` holds the private binaries."""
 
     data: Path = Path("/var/lib/kindling")
@@ -34,7 +34,7 @@ class Paths(_Section):
     slots: Path = Path("/var/lib/kindling/slots")
 
 
-class Node(_Section):
+class NodeSettings(_Section):
     """Who this node says it is; the names go into headers and environments of the contracts."""
 
     name: str = Field(default="node", pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
@@ -44,7 +44,7 @@ class Node(_Section):
     uin: str = "0"
 
 
-class Invoke(_Section):
+class InvokeSettings(_Section):
     """The callers' door. An empty `listen` closes TCP; an empty `domain` turns Host routing off."""
 
     listen: str = "127.0.0.1:8080"
@@ -55,14 +55,14 @@ class Invoke(_Section):
     head_timeout_s: float = Field(default=30.0, gt=0)
 
 
-class Admin(_Section):
+class AdminSettings(_Section):
     """The operators' door: health and metrics."""
 
     listen: str = "127.0.0.1:8081"
     socket: str = "admin.sock"
 
 
-class Grpc(_Section):
+class GrpcSettings(_Section):
     """The scheduler's door: two unix sockets, full authority and read-only."""
 
     socket: str = "kindling.sock"
@@ -80,7 +80,7 @@ def _network(entry: str) -> str:
         raise PydanticCustomError("network", text, reason) from error
 
 
-class Network(_Section):
+class NetworkSettings(_Section):
     """Function networks: one veth per instance on a bridge inside the detached namespace.
 
     `deny` are IPv4 networks that no function reaches, whatever its egress says.
@@ -93,14 +93,14 @@ class Network(_Section):
     deny: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(default=(), max_length=1024)
 
 
-class Storage(_Section):
+class StorageSettings(_Section):
     """The writable layer of instances: provisioned slots, or tmpfs counted as their memory."""
 
     writable: Literal["slots", "tmpfs"] = "slots"
     inodes: int = Field(default=65536, ge=1024)
 
 
-class Runtime(_Section):
+class RuntimeSettings(_Section):
     """How containers are made. `shims` 0 means two anchored shims per core."""
 
     binary: Literal["auto", "crun", "runc"] = "auto"
@@ -111,7 +111,7 @@ class Runtime(_Section):
     parallel_starts: int = Field(default=8, ge=1, le=64)
 
 
-class Limits(_Section):
+class LimitsSettings(_Section):
     """Bounds on what the node keeps and how long it waits."""
 
     max_functions: int = Field(default=1000, ge=1)
@@ -126,15 +126,15 @@ class Limits(_Section):
 class NodeConfig(_Section):
     """The whole configuration of one agent."""
 
-    paths: Paths = Paths()
-    node: Node = Node()
-    invoke: Invoke = Invoke()
-    admin: Admin = Admin()
-    grpc: Grpc = Grpc()
-    network: Network = Network()
-    storage: Storage = Storage()
-    runtime: Runtime = Runtime()
-    limits: Limits = Limits()
+    paths: PathsSettings = PathsSettings()
+    node: NodeSettings = NodeSettings()
+    invoke: InvokeSettings = InvokeSettings()
+    admin: AdminSettings = AdminSettings()
+    grpc: GrpcSettings = GrpcSettings()
+    network: NetworkSettings = NetworkSettings()
+    storage: StorageSettings = StorageSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    limits: LimitsSettings = LimitsSettings()
     volumes: dict[str, Path] = Field(default_factory=dict)
 
     def socket_path(self, name: str) -> Path:

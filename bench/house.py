@@ -117,14 +117,14 @@ def _unpack(archive: Path, rootfs: Path) -> None:
                 files.extractall(rootfs)
 
 
-def _own_groups(layout: cgroup.Layout) -> None:
+def _own_groups(layout: cgroup.CgroupLayout) -> None:
     cgroup.create_node(layout, NODE)
     for directory in layout.node_directories(NODE):
         for path in (directory, *directory.rglob("*")):
             own(path)
 
 
-def _start(root: Path, layout: cgroup.Layout) -> subprocess.Popen[str]:
+def _start(root: Path, layout: cgroup.CgroupLayout) -> subprocess.Popen[str]:
     work, code = root / "work", root / "code"
     shared = root_is_shared(Path("/proc/self/mountinfo").read_text())
     procs = layout.agent_directory(NODE) / "cgroup.procs"

@@ -131,7 +131,7 @@ def text_of(path: Path) -> str:
         return file.read()
 
 
-def find_layout(agent: Agent) -> cgroup.Layout:
+def find_layout(agent: Agent) -> cgroup.CgroupLayout:
     """Return where agents' cgroups are: as this one found them, or where they would be."""
     with suppress(OSError, ValueError, KeyError):
         return cgroup.load(agent.run / settings.CGROUP_NAME)
@@ -143,7 +143,7 @@ def find_layout(agent: Agent) -> cgroup.Layout:
     unit = "/system.slice/kindling.service"
     mount = found.mounts[""]
     base = unit if Path(mount + unit).is_dir() else cgroup.DELEGATED
-    return cgroup.Layout(2, False, base, found.mounts)
+    return cgroup.CgroupLayout(2, False, base, found.mounts)
 
 
 def default_node() -> str:
@@ -152,7 +152,7 @@ def default_node() -> str:
     return "node"
 
 
-def only(agent: Agent, layout: cgroup.Layout, things: list[str]) -> Iterable[str]:
+def only(agent: Agent, layout: cgroup.CgroupLayout, things: list[str]) -> Iterable[str]:
     """Keep what names this agent's run directory or its node's cgroup."""
     group = layout.oci_prefix(agent.node)
     for thing in things:
@@ -173,20 +173,20 @@ def is_anchor(name: str) -> bool:
 # Processes and cgroups
 
 
-def node_groups(layout: cgroup.Layout) -> list[Path]:
+def node_groups(layout: cgroup.CgroupLayout) -> list[Path]:
     """Return the node directories, in the hierarchy that has the agents' own groups."""
     base = layout.agent_directory("any").parent.parent
     return [entry for entry in base.iterdir() if entry.is_dir()] if base.is_dir() else []
 
 
-def other_nodes(agent: Agent, layout: cgroup.Layout) -> set[str]:
+def other_nodes(agent: Agent, layout: cgroup.CgroupLayout) -> set[str]:
     """Return the nodes of other agents that are alive: each locks its group's directory."""
     nodes = {group.name for group in node_groups(layout) if lock.is_held(group)}
     # A living agent of our node's name, but not on our run directory, is another one.
     return nodes - ({agent.node} if agent.alive else set())
 
 
-def processes(agent: Agent, layout: cgroup.Layout, containers: set[str]) -> list[str]:
+def processes(agent: Agent, layout: cgroup.CgroupLayout, containers: set[str]) -> list[str]:
     excused: set[int] = set()
     for node in other_nodes(agent, layout):
         inside = members([layout.agent_directory(node).parent])
@@ -254,7 +254,7 @@ def command_of(pid: int) -> str:
     return ""
 
 
-def groups(agent: Agent, layout: cgroup.Layout) -> list[str]:
+def groups(agent: Agent, layout: cgroup.CgroupLayout) -> list[str]:
     others = other_nodes(agent, layout)
     found = []
     for base in sorted({Path(mount + layout.base) for mount in layout.mounts.values()}):

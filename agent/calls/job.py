@@ -19,7 +19,7 @@ from dataclasses import replace
 from agent.aio.tasks import finish, launch
 from agent.calls.run import JobTarget, Run
 from agent.contracts.base import Call, CallReport, Reply
-from agent.core.instance import Event, State
+from agent.core.instance import LifecycleEvent, State
 from agent.core.job import JobState
 from agent.errors import AgentError, AlreadyExists, FunctionFailed, NotFound, Overloaded
 from agent.instances.fleet import Fleet
@@ -105,7 +105,7 @@ class JobRunner:
         self, target: JobTarget, error: Overloaded, until: float, *ends: asyncio.Future[None]
     ) -> None:
         """Wait until there may be room, or one of `ends`; raises the error when none will come."""
-        wait = self._fleet.eviction.wait_for_room(target.version, error)
+        wait = self._fleet.eviction.wait_for_capacity(target.version, error)
         if wait is None:
             raise error
         left_s = max(0.0, until - self._fleet.now())
@@ -148,7 +148,7 @@ class JobRunner:
             await self._failed(run, Failure(FailureKind.INTERNAL, f"the job ended with {error!r}"))
             raise
         finally:
-            run.patience.close()
+            run.cutoff.close()
             await self._leave(run)
 
     async def _leave(self, run: Run) -> None:
@@ -179,7 +179,7 @@ class JobRunner:
                 await run.instance.start(environment, began, self._permit(run))
                 break
             except Overloaded as error:
-                await self._room(run.target, error, until, run.patience.over)
+                await self._room(run.target, error, until, run.cutoff.over)
                 run.instance = self._fleet.admission.again(run.instance, run.target.log)
         self._fleet.admission.started(run.instance)
         run.has_started()
@@ -204,14 +204,14 @@ class JobRunner:
         assert instance.container is not None
         exited = instance.container.exit
         limit_s = run.target.contract.limits.call_s
-        run.patience.at_most(began + limit_s - self._fleet.now())
-        await run.patience.wait_for(exited)
+        run.cutoff.at_most(began + limit_s - self._fleet.now())
+        await run.cutoff.wait_for(exited)
         cut = not exited.done()
         run.cpu_ns = instance.cpu_ns()
         if cut and not run.stopped:
             run.is_late(limit_s)
         if self._is_ours(run):
-            event = Event.STOP_BEGAN if cut else Event.COMPLETED
+            event = LifecycleEvent.STOP_BEGAN if cut else LifecycleEvent.COMPLETED
             await instance.stop(grace_s=run.grace_s, event=event)
         run.output = self._output(instance)
         exit = instance.last_exit
@@ -292,4 +292,4 @@ class JobRunner:
             run.grace_s = grace_s
             if run.instance.state is State.STOPPING:
                 launch(f"hasten {run.instance.id}", run.instance.stop(grace_s=grace_s))
-        run.patience.at_most(0)
+        run.cutoff.at_most(0)

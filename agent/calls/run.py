@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from typing import Protocol
 
-from agent.aio.patience import Patience
+from agent.aio.deadline import ShrinkingDeadline
 from agent.contracts.base import Call, CallReport, Contract
 from agent.core.billing import gb_s
 from agent.core.job import JobEvent, JobState, next_job_state
@@ -49,7 +49,7 @@ class Run:
         self.call = call
         self.started: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
-        self.patience = Patience()
+        self.cutoff = ShrinkingDeadline()
         """Over when its time limit has passed, or when it is to stop."""
         self.stopped = False
         self.awaited = 0

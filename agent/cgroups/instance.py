@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.cgroups.figures import V1, V2, Figure, value
 from agent.linux import process
-from agent.rootless.cgroup import Layout, processes
+from agent.rootless.cgroup import CgroupLayout, processes
 
 # The longest file read here, memory.events and cpu.stat, has a few hundred bytes.
 _READ_BYTES = 4096
@@ -23,7 +23,7 @@ _NUMBER_BYTES = 32
 class InstanceCgroup:
     """The group of one instance; close it when the instance is gone."""
 
-    def __init__(self, layout: Layout, node: str, id: str) -> None:
+    def __init__(self, layout: CgroupLayout, node: str, id: str) -> None:
         self._layout = layout
         self._node = node
         self._id = id

@@ -17,7 +17,7 @@ from agent.rootless import cgroup, settings
 class CgroupTree:
     """All instance groups of one node."""
 
-    def __init__(self, layout: cgroup.Layout, node: str) -> None:
+    def __init__(self, layout: cgroup.CgroupLayout, node: str) -> None:
         self._layout = layout
         self._node = node
 

@@ -32,7 +32,7 @@ VERBS = {
 }
 
 
-class Verbs(click.Group):
+class VerbGroup(click.Group):
     """A group whose commands are modules that nobody has imported yet."""
 
     def main(
@@ -47,7 +47,7 @@ class Verbs(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
 
         def run() -> object:
-            return super(Verbs, self).main(
+            return super(VerbGroup, self).main(
                 arguments, prog_name, complete_var, standalone_mode=False, **extra
             )
 
@@ -92,7 +92,7 @@ def _version(context: click.Context, _option: click.Parameter, asked: bool) -> N
 
 
 @click.group(
-    cls=Verbs,
+    cls=VerbGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 The agent is found at KINDLING_SOCKET (default /run/kindling/kindling.sock, open

@@ -72,7 +72,7 @@ def _refuse_root() -> None:
         )
 
 
-def _refuse_move(node: config.NodeConfig, held: parent.Held) -> None:
+def _refuse_move(node: config.NodeConfig, held: parent.Inherited) -> None:
     """Refuse a reload that would make another agent of this one."""
     before = json.loads(Path(held.config).read_text("utf-8"))
     after = node.model_dump(mode="json")
@@ -83,7 +83,7 @@ def _refuse_move(node: config.NodeConfig, held: parent.Held) -> None:
             raise FailedPrecondition(f"{what} cannot change while functions run: stop and start")
 
 
-def _prepare(node: config.NodeConfig, file: Path | None) -> parent.Held:
+def _prepare(node: config.NodeConfig, file: Path | None) -> parent.Inherited:
     """Check the host and take the locks; raises AgentError with one line per missing thing."""
     for directory in (node.paths.run, node.paths.data):
         with suppress(OSError):
@@ -99,7 +99,7 @@ def _prepare(node: config.NodeConfig, file: Path | None) -> parent.Held:
     except BaseException:
         lock.release(house.run, held)
         raise
-    return parent.Held("", str(file.resolve()) if file else "", held, shared)
+    return parent.Inherited("", str(file.resolve()) if file else "", held, shared)
 
 
 def _refuse_lack(house: settings.House) -> None:

@@ -15,9 +15,9 @@ from google.protobuf import empty_pb2
 from agent._pb.containerd.services.namespaces.v1 import namespace_pb2
 from agent._pb.containerd.services.namespaces.v1 import namespace_pb2_grpc as namespace_rpc
 from agent._pb.containerd.services.version.v1 import version_pb2_grpc as version_rpc
+from agent.containerd.channel import Channel
 from agent.containerd.containers import Containers
 from agent.containerd.content import Content
-from agent.containerd.door import Door
 from agent.containerd.events import Subscription
 from agent.containerd.images import Images
 from agent.containerd.importer import Importer
@@ -36,7 +36,7 @@ class Containerd:
     """A containerd behind its unix socket, in one of its namespaces."""
 
     def __init__(self, socket: Path, namespace: str = NAMESPACE) -> None:
-        self.door = Door(socket, namespace)
+        self.door = Channel(socket, namespace)
         self.content = Content(self.door)
         self.snapshots = Snapshots(self.door)
         self.images = Images(self.door, self.content, self.snapshots)

@@ -1,4 +1,4 @@
-"""Container records: what should run, kept by containerd; running it is in `tasks`.
+"""ContainerRecord records: what should run, kept by containerd; running it is in `tasks`.
 
 A record holds the OCI spec as JSON and the runtime's options. With `sandbox` its task is served by
 the shim of that anchor (see `sandboxes`) instead of a new one.
@@ -15,7 +15,7 @@ from google.protobuf import any_pb2
 from agent._pb.containerd.services.containers.v1 import containers_pb2 as pb
 from agent._pb.containerd.services.containers.v1 import containers_pb2_grpc as rpc
 from agent._pb.containerd.types.runc.options import oci_pb2
-from agent.containerd.door import Door
+from agent.containerd.channel import Channel
 
 RUNTIME = "io.containerd.runc.v2"
 OPTIONS_URL = "containerd.runc.v1.Options"
@@ -43,7 +43,7 @@ class RuntimeOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
+class ContainerRecord:
     """A container record. `spec` is OCI runtime JSON; `sandbox` an anchor's id or ""."""
 
     id: str
@@ -59,12 +59,12 @@ class Container:
 class Containers:
     """Create, read and remove container records."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Channel) -> None:
         self._door = door
         self._rpc = rpc.ContainersStub(door.channel)
 
     async def create(
-        self, container: Container, options: RuntimeOptions, *, deadline: float | None = None
+        self, container: ContainerRecord, options: RuntimeOptions, *, deadline: float | None = None
     ) -> None:
         """Write a new record. Raises AlreadyExists when the id is taken."""
         record = pb.Container(
@@ -81,7 +81,7 @@ class Containers:
         what = f"create container {container.id}"
         await self._door.call(self._rpc.Create, request, what, deadline=deadline)
 
-    async def get(self, id: str, *, deadline: float | None = None) -> Container:
+    async def get(self, id: str, *, deadline: float | None = None) -> ContainerRecord:
         """Return one record. Raises NotFound."""
         request = pb.GetContainerRequest(id=id)
         reply = await self._door.call(
@@ -91,7 +91,7 @@ class Containers:
 
     async def list(
         self, filters: Sequence[str] = (), *, deadline: float | None = None
-    ) -> list[Container]:
+    ) -> list[ContainerRecord]:
         """Return the records that match any filter, such as 'labels."kindling.kind"==anchor'."""
         request = pb.ListContainersRequest(filters=filters)
         reply = await self._door.call(self._rpc.List, request, "list containers", deadline=deadline)
@@ -105,8 +105,8 @@ class Containers:
         )
 
 
-def _container(record: pb.Container) -> Container:
-    return Container(
+def _container(record: pb.Container) -> ContainerRecord:
+    return ContainerRecord(
         id=record.id,
         spec=record.spec.value,
         labels=dict(record.labels),

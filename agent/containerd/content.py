@@ -16,7 +16,7 @@ import grpc.aio
 from agent._pb.containerd.services.content.v1 import content_pb2 as pb
 from agent._pb.containerd.services.content.v1 import content_pb2_grpc as rpc
 from agent.aio.tasks import finish
-from agent.containerd.door import Door
+from agent.containerd.channel import Channel
 from agent.containerd.errors import convert
 from agent.errors import AgentError, AlreadyExists, NotFound, RuntimeUnavailable
 
@@ -28,7 +28,7 @@ ABORT_WITHIN_S = 10.0
 class Content:
     """The content store."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Channel) -> None:
         self._door = door
         self._rpc = rpc.ContentStub(door.channel)
 

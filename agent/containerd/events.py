@@ -24,7 +24,7 @@ from agent._pb.containerd.services.events.v1 import events_pb2_grpc as rpc
 from agent._pb.containerd.services.namespaces.v1 import namespace_pb2
 from agent._pb.containerd.services.namespaces.v1 import namespace_pb2_grpc as namespace_rpc
 from agent.aio import tasks
-from agent.containerd.door import Door
+from agent.containerd.channel import Channel
 from agent.errors import AgentError, NotFound, RuntimeUnavailable
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ Event = Exited | OutOfMemory | Gap
 class Subscription:
     """A standing subscription. Iterate over it; it ends when closed."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Channel) -> None:
         self._door = door
         self._rpc = rpc.EventsStub(door.channel)
         self._namespaces = namespace_rpc.NamespacesStub(door.channel)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from agent._pb.containerd.services.images.v1 import images_pb2 as pb
 from agent._pb.containerd.services.images.v1 import images_pb2_grpc as rpc
 from agent._pb.containerd.types import descriptor_pb2
+from agent.containerd.channel import Channel
 from agent.containerd.content import Content
-from agent.containerd.door import Door
 from agent.containerd.snapshots import Snapshots
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
@@ -79,7 +79,7 @@ class Image:
 class Images:
     """The image store."""
 
-    def __init__(self, door: Door, content: Content, snapshots: Snapshots) -> None:
+    def __init__(self, door: Channel, content: Content, snapshots: Snapshots) -> None:
         self._door = door
         self._rpc = rpc.ImagesStub(door.channel)
         self._content = content

@@ -18,10 +18,10 @@ from typing import TypeVar
 from agent._pb.containerd.types.transfer import importexport_pb2, streaming_pb2
 from agent.aio import tasks
 from agent.containerd.archive import Files, open_files, wrong
+from agent.containerd.channel import Channel
 from agent.containerd.content import Content
-from agent.containerd.door import Door
 from agent.containerd.images import Image, Images, image_ref
-from agent.containerd.layout import Blob, Layout, read_layout
+from agent.containerd.layout import Blob, ImageLayout, read_layout
 from agent.containerd.leases import Leases
 from agent.containerd.streams import Stream, open_stream
 from agent.containerd.transfer import Transfer
@@ -38,7 +38,7 @@ class Importer:
     """Imports, one at a time: they are bound by the disk anyway."""
 
     def __init__(
-        self, door: Door, content: Content, images: Images, leases: Leases, transfer: Transfer
+        self, door: Channel, content: Content, images: Images, leases: Leases, transfer: Transfer
     ) -> None:
         self._door = door
         self._content = content
@@ -73,7 +73,7 @@ class Importer:
             files.close()
         return await self._images.inspect(full_name, deadline=deadline)
 
-    async def _store(self, files: Files, layout: Layout, name: str, deadline: float) -> None:
+    async def _store(self, files: Files, layout: ImageLayout, name: str, deadline: float) -> None:
         left_s = deadline - asyncio.get_running_loop().time()
         async with self._leases.hold("import", max(left_s, 0.0)) as lease:
             for blob in layout.blobs:
@@ -93,7 +93,7 @@ class Importer:
             blob.descriptor.digest, size, pieces, lease=lease, deadline=deadline
         )
 
-    async def _unpack(self, layout: Layout, what: str, lease: str, deadline: float) -> None:
+    async def _unpack(self, layout: ImageLayout, what: str, lease: str, deadline: float) -> None:
         """Let containerd import an index over blobs it has already; no record is made by it."""
         async with open_stream(self._door, "import", deadline) as stream:
             source = importexport_pb2.ImageImportStream(stream=stream.id, media_type=STREAM_TYPE)
@@ -114,7 +114,7 @@ async def _send(stream: Stream, data: bytes) -> None:
     await stream.done()
 
 
-def _index_archive(layout: Layout) -> bytes:
+def _index_archive(layout: ImageLayout) -> bytes:
     target = layout.target
     entry = {
         "mediaType": target.media_type,
@@ -133,7 +133,7 @@ def _index_archive(layout: Layout) -> bytes:
     return buffer.getvalue()
 
 
-def _name(given: str, layout: Layout, path: Path) -> str:
+def _name(given: str, layout: ImageLayout, path: Path) -> str:
     """Return the record's full name: the one given, else the first the archive offers in full."""
     if given:
         return image_ref(given).full

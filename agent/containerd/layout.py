@@ -47,7 +47,7 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ImageLayout:
     """One image in an archive. `blobs` ends with config and manifest; `names` are as written."""
 
     target: Descriptor
@@ -57,7 +57,7 @@ class Layout:
     names: tuple[str, ...]
 
 
-def read_layout(files: Files) -> Layout:
+def read_layout(files: Files) -> ImageLayout:
     """Return the image in the files. Raises InvalidSpec naming the path and what is wrong."""
     if files.size_bytes("oci-layout") is not None:
         return _read_oci(files)
@@ -66,7 +66,7 @@ def read_layout(files: Files) -> Layout:
     raise wrong(files.path, "has neither oci-layout nor manifest.json: not a container image")
 
 
-def _read_oci(files: Files) -> Layout:
+def _read_oci(files: Files) -> ImageLayout:
     where = str(files.path)
     version = _json(files, "oci-layout")
     if not isinstance(version, dict) or version.get("imageLayoutVersion") != "1.0.0":
@@ -85,7 +85,7 @@ def _read_oci(files: Files) -> Layout:
     raise wrong(files.path, f"its indexes are nested more than {MAX_DEPTH} deep")
 
 
-def _picture(files: Files, entry: Descriptor, data: bytes, names: tuple[str, ...]) -> Layout:
+def _picture(files: Files, entry: Descriptor, data: bytes, names: tuple[str, ...]) -> ImageLayout:
     where = str(files.path)
     manifest = oci_image.parse_manifest(data, entry.media_type, where)
     config = oci_image.parse_config(_read_blob(files, manifest.config), where)
@@ -94,10 +94,10 @@ def _picture(files: Files, entry: Descriptor, data: bytes, names: tuple[str, ...
         _check_size(files, layer)
     stored = (*manifest.layers, manifest.config, entry)
     blobs = {each.digest: Blob(each, _file_of(each)) for each in stored}
-    return Layout(entry, manifest, config, tuple(blobs.values()), names)
+    return ImageLayout(entry, manifest, config, tuple(blobs.values()), names)
 
 
-def _read_docker(files: Files) -> Layout:
+def _read_docker(files: Files) -> ImageLayout:
     where = str(files.path)
     images = _json(files, "manifest.json")
     if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], dict):
@@ -120,7 +120,7 @@ def _read_docker(files: Files) -> Layout:
     target = Descriptor(oci_image.DOCKER_MANIFEST, oci_image.digest_of(data), len(data))
     blobs += [Blob(at, data=config_data), Blob(target, data=data)]
     unique = {blob.descriptor.digest: blob for blob in blobs}
-    return Layout(target, manifest, config, tuple(unique.values()), _docker_tags(files))
+    return ImageLayout(target, manifest, config, tuple(unique.values()), _docker_tags(files))
 
 
 def _docker_layers(files: Files, names: list[object]) -> list[Blob]:

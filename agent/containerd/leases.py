@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from agent._pb.containerd.services.leases.v1 import leases_pb2 as pb
 from agent._pb.containerd.services.leases.v1 import leases_pb2_grpc as rpc
 from agent.aio.tasks import finish
-from agent.containerd.door import Door
+from agent.containerd.channel import Channel
 from agent.errors import AgentError, NotFound
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
@@ -24,7 +24,7 @@ RELEASE_WITHIN_S = 10.0
 class Leases:
     """Create, list and remove leases."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Channel) -> None:
         self._door = door
         self._rpc = rpc.LeasesStub(door.channel)
 

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from agent._pb.containerd.services.sandbox.v1 import sandbox_pb2 as pb
 from agent._pb.containerd.services.sandbox.v1 import sandbox_pb2_grpc as rpc
 from agent._pb.containerd.types import sandbox_pb2
+from agent.containerd.channel import Channel
 from agent.containerd.containers import RUNTIME, RuntimeOptions
-from agent.containerd.door import Door
 from agent.errors import NotFound
 
 
 class Sandboxes:
     """The sandbox store."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Channel) -> None:
         self._door = door
         self._rpc = rpc.StoreStub(door.channel)
 

@@ -40,7 +40,7 @@ class ScratchFile:
             # Outlives this function; `close` closes it.
             self.stream: IO[bytes] = tempfile.TemporaryFile(buffering=0, dir=directory)  # noqa: SIM115
         except OSError as error:
-            raise self._no_room(os.strerror(error.errno or 0)) from error
+            raise self._no_capacity(os.strerror(error.errno or 0)) from error
 
     @property
     def path(self) -> Path:
@@ -60,21 +60,21 @@ class ScratchFile:
         free_bytes = room.f_bavail * room.f_frsize
         if free_bytes - len(piece) < RESERVE_BYTES:
             kept = f"{free_bytes >> 20} MB are free and {RESERVE_BYTES >> 20} MB must stay so"
-            raise self._no_room(f"{kept}; remove images that nobody uses")
+            raise self._no_capacity(f"{kept}; remove images that nobody uses")
         left = memoryview(piece)
         try:
             with self._in_use:
                 while left:
                     left = left[self.stream.write(left) :]
         except OSError as error:
-            raise self._no_room(os.strerror(error.errno or 0)) from error
+            raise self._no_capacity(os.strerror(error.errno or 0)) from error
 
     def close(self) -> None:
         """Give the disk back, after a write that may still be under way on another thread."""
         with self._in_use:
             self.stream.close()
 
-    def _no_room(self, why: str) -> RuntimeUnavailable:
+    def _no_capacity(self, why: str) -> RuntimeUnavailable:
         return RuntimeUnavailable(f"{self._what} cannot be kept in {self._directory}: {why}")
 
 

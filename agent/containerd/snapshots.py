@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from agent._pb.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from agent._pb.containerd.services.snapshots.v1 import snapshots_pb2_grpc as rpc
 from agent._pb.containerd.types import mount_pb2
-from agent.containerd.door import Door
+from agent.containerd.channel import Channel
 from agent.errors import AlreadyExists, Bug, NotFound
 
 SNAPSHOTTER = "overlayfs"
@@ -26,7 +26,7 @@ _UNESCAPED_COLON = re.compile(r"(?<!\\):")
 
 
 @dataclass(frozen=True, slots=True)
-class Mount:
+class SnapshotMount:
     """A mount as a snapshotter asks for it."""
 
     type: str
@@ -60,7 +60,7 @@ def view_key(chain_id: str) -> str:
     return VIEW_PREFIX + chain_id
 
 
-def lower_dirs(mounts: Sequence[Mount]) -> tuple[str, ...]:
+def lower_dirs(mounts: Sequence[SnapshotMount]) -> tuple[str, ...]:
     """Return the image's layer directories, topmost first, as overlay's `lowerdir` wants them.
 
     A view of one layer is a bind mount, of several an overlay without upper. Raises Bug for
@@ -79,14 +79,14 @@ def lower_dirs(mounts: Sequence[Mount]) -> tuple[str, ...]:
 class Snapshots:
     """Views, and what is needed to look after them. One snapshotter per object."""
 
-    def __init__(self, door: Door, snapshotter: str = SNAPSHOTTER) -> None:
+    def __init__(self, door: Channel, snapshotter: str = SNAPSHOTTER) -> None:
         self._door = door
         self._rpc = rpc.SnapshotsStub(door.channel)
         self.snapshotter = snapshotter
 
     async def view(
         self, key: str, parent: str, *, deadline: float | None = None
-    ) -> tuple[Mount, ...]:
+    ) -> tuple[SnapshotMount, ...]:
         """Make a read-only view `key` of the committed snapshot `parent`, or find it made.
 
         It stays until `remove`. Raises NotFound when the parent is not there.
@@ -108,7 +108,7 @@ class Snapshots:
         """Return the layer directories of an unpacked image, topmost first, through its view."""
         return lower_dirs(await self.view(view_key(chain_id), chain_id, deadline=deadline))
 
-    async def mounts(self, key: str, *, deadline: float | None = None) -> tuple[Mount, ...]:
+    async def mounts(self, key: str, *, deadline: float | None = None) -> tuple[SnapshotMount, ...]:
         """Return the mounts of a view or an active snapshot. Raises NotFound."""
         request = pb.MountsRequest(snapshotter=self.snapshotter, key=key)
         reply = await self._door.call(
@@ -163,5 +163,5 @@ class Snapshots:
         return found
 
 
-def _mounts(mounts: Sequence[mount_pb2.Mount]) -> tuple[Mount, ...]:
-    return tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in mounts)
+def _mounts(mounts: Sequence[mount_pb2.Mount]) -> tuple[SnapshotMount, ...]:
+    return tuple(SnapshotMount(mount.type, mount.source, tuple(mount.options)) for mount in mounts)

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 
 from agent._pb.containerd.services.streaming.v1 import streaming_pb2 as pb
 from agent._pb.containerd.services.streaming.v1 import streaming_pb2_grpc as rpc
-from agent.containerd.door import Door
+from agent.containerd.channel import Channel
 from agent.containerd.errors import convert
 from agent.errors import RuntimeUnavailable
 
@@ -61,7 +61,7 @@ class Stream:
 
 
 @contextlib.asynccontextmanager
-async def open_stream(door: Door, purpose: str, deadline: float) -> AsyncIterator[Stream]:
+async def open_stream(door: Channel, purpose: str, deadline: float) -> AsyncIterator[Stream]:
     """Open a stream for one call of its own; it is closed at the end."""
     id = f"kindling-{purpose}-{secrets.token_hex(8)}"
     method = rpc.StreamingStub(door.channel).Stream

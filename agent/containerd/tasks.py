@@ -16,8 +16,8 @@ from agent._pb.containerd.services.tasks.v1 import tasks_pb2 as pb
 from agent._pb.containerd.services.tasks.v1 import tasks_pb2_grpc as rpc
 from agent._pb.containerd.types import mount_pb2
 from agent._pb.containerd.types.task import task_pb2
-from agent.containerd.door import Door
-from agent.containerd.snapshots import Mount
+from agent.containerd.channel import Channel
+from agent.containerd.snapshots import SnapshotMount
 from agent.errors import NotFound
 
 
@@ -44,7 +44,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Exit:
+class TaskExit:
     """How a task ended: 0-255, 128 + signal when a signal killed it (137 for KILL)."""
 
     status: int
@@ -53,7 +53,7 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class TaskOutput:
     """Where a task's output goes: two FIFOs which a reader has open. The shim wants both."""
 
     stdout: Path
@@ -63,16 +63,16 @@ class Output:
 class Tasks:
     """Create, start, signal, await and remove tasks."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Channel) -> None:
         self._door = door
         self._rpc = rpc.TasksStub(door.channel)
 
     async def create(
         self,
         id: str,
-        output: Output | None = None,
+        output: TaskOutput | None = None,
         *,
-        rootfs: Sequence[Mount] = (),
+        rootfs: Sequence[SnapshotMount] = (),
         deadline: float | None = None,
     ) -> int:
         """Create the task of container `id` and return the pid of its init, not yet executed.
@@ -117,15 +117,15 @@ class Tasks:
             return False
         return True
 
-    async def wait(self, id: str, *, deadline: float) -> Exit:
+    async def wait(self, id: str, *, deadline: float) -> TaskExit:
         """Wait until the task has ended, at most until `deadline` (then RuntimeUnavailable)."""
         request = pb.WaitRequest(container_id=id)
         reply = await self._door.call(
             self._rpc.Wait, request, f"wait for task {id}", deadline=deadline
         )
-        return Exit(int(reply.exit_status), reply.exited_at.ToNanoseconds())
+        return TaskExit(int(reply.exit_status), reply.exited_at.ToNanoseconds())
 
-    async def delete(self, id: str, *, deadline: float | None = None) -> Exit:
+    async def delete(self, id: str, *, deadline: float | None = None) -> TaskExit:
         """Remove an ended or never started task and return how it ended.
 
         Raises FailedPrecondition while it runs, NotFound when there is none.
@@ -134,7 +134,7 @@ class Tasks:
         reply = await self._door.call(
             self._rpc.Delete, request, f"delete task {id}", deadline=deadline
         )
-        return Exit(int(reply.exit_status), reply.exited_at.ToNanoseconds(), int(reply.pid))
+        return TaskExit(int(reply.exit_status), reply.exited_at.ToNanoseconds(), int(reply.pid))
 
     async def get(self, id: str, *, deadline: float | None = None) -> Task:
         """Return one task. Raises NotFound."""

@@ -19,7 +19,7 @@ from agent._pb.containerd.types import platform_pb2
 from agent._pb.containerd.types.transfer import imagestore_pb2, progress_pb2, registry_pb2
 from agent.aio import tasks
 from agent.containerd import registry
-from agent.containerd.door import Door
+from agent.containerd.channel import Channel
 from agent.containerd.images import Image, Images, image_ref
 from agent.containerd.leases import Leases
 from agent.containerd.registry import Credentials, Resolved
@@ -47,7 +47,7 @@ class Progress:
 class Transfer:
     """Pulls, and the unpacking that `importer` shares."""
 
-    def __init__(self, door: Door, images: Images, leases: Leases) -> None:
+    def __init__(self, door: Channel, images: Images, leases: Leases) -> None:
         self._door = door
         self._rpc = rpc.TransferStub(door.channel)
         self._images = images

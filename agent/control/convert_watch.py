@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.control.convert import timestamp
-from agent.control.node import CapacityView, Event, ImageStep, ImageView, LogEntry, NodeView
-from agent.rootless.outcome import Outcome
+from agent.control.node import CapacityView, ImageStep, ImageView, LogEntry, NodeView, WatchedEvent
+from agent.rootless.outcome import ReloadOutcome
 
 
 def image_to_proto(view: ImageView) -> pb.Image:
@@ -50,7 +50,7 @@ def log_to_proto(function: str, entry: LogEntry) -> pb.LogLine:
     )
 
 
-def event_to_proto(event: Event) -> pb.Event:
+def event_to_proto(event: WatchedEvent) -> pb.Event:
     """Return an event."""
     return pb.Event(
         token=event.token,
@@ -83,7 +83,7 @@ def node_to_proto(view: NodeView) -> pb.Node:
     )
 
 
-def reload_to_proto(outcome: Outcome) -> pb.Reload:
+def reload_to_proto(outcome: ReloadOutcome) -> pb.Reload:
     """Return how a reload went, or that it runs."""
     state = f"RELOAD_STATE_{outcome.state.upper()}"
     return pb.Reload(number=outcome.number, state=state, reason=outcome.reason)

@@ -16,7 +16,7 @@ from agent.contracts.base import Headers
 from agent.model.failure import Failure
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, Meters
 from agent.model.spec import FunctionSpec
-from agent.rootless.outcome import Outcome
+from agent.rootless.outcome import ReloadOutcome
 from agent.telemetry.logs import LogLine
 
 
@@ -131,7 +131,7 @@ class LogQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class WatchedEvent:
     """What happened, in the past tense. `token` resumes a watch after this event."""
 
     token: str
@@ -181,7 +181,7 @@ class NodeView:
     features: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     summary: str = ""
-    reload: Outcome = field(default_factory=Outcome)
+    reload: ReloadOutcome = field(default_factory=ReloadOutcome)
 
 
 class Node(Protocol):
@@ -234,7 +234,9 @@ class Node(Protocol):
         With `follow` None comes first: from then on no line is missed.
         """
 
-    def events(self, resume_token: str, functions: frozenset[str]) -> AsyncIterator[Event | None]:
+    def events(
+        self, resume_token: str, functions: frozenset[str]
+    ) -> AsyncIterator[WatchedEvent | None]:
         """Return events after the token, or from now on; of these functions only if any is named.
 
         None comes first: from then on no event is missed.

@@ -32,7 +32,7 @@ from agent.linux import trees
 log = logging.getLogger(__name__)
 
 PREFIX = "grpc-"
-Door = Literal["admin", "readonly"]
+Authority = Literal["admin", "readonly"]
 
 # The largest request body of any contract is 32 MB; its head and our own fields come on top.
 MESSAGE_BYTES = 40 << 20
@@ -134,7 +134,7 @@ class ControlServer:
                 "and belong to the agent's user"
             ) from error
 
-    async def _open(self, door: Door, listener: socket.socket) -> None:
+    async def _open(self, door: Authority, listener: socket.socket) -> None:
         path = f"{self._private}/{door}"
         if len(path.encode()) > _MAX_UNIX_PATH:
             raise FailedPrecondition(

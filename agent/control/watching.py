@@ -13,7 +13,7 @@ from typing import cast
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.control.convert_watch import capacity_to_proto, event_to_proto, log_to_proto
 from agent.control.deploying import named
-from agent.control.node import CapacityView, Event, LogEntry, LogQuery
+from agent.control.node import CapacityView, LogEntry, LogQuery, WatchedEvent
 from agent.control.verbs import Verbs
 from agent.errors import InvalidSpec, Problem
 
@@ -44,7 +44,7 @@ class WatchVerbs(Verbs):
     ) -> AsyncGenerator[pb.Event | None, None]:
         """Follow what happens on the node."""
         events = self.node.events(request.resume_token, frozenset(request.functions))
-        async with aclosing(cast("AsyncGenerator[Event | None, None]", events)):
+        async with aclosing(cast("AsyncGenerator[WatchedEvent | None, None]", events)):
             async for event in events:
                 yield event_to_proto(event) if event is not None else None
 

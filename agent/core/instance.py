@@ -33,7 +33,7 @@ class State(Enum):
     FAILED = "failed"
 
 
-class Event(Enum):
+class LifecycleEvent(Enum):
     """What happened to an instance."""
 
     CREATED = "Created"
@@ -52,9 +52,9 @@ class Event(Enum):
     CLEARED_BROKEN = "ClearedBroken"
 
 
-S, E = State, Event
+S, E = State, LifecycleEvent
 
-TABLE: dict[tuple[State, Event], State] = {
+TABLE: dict[tuple[State, LifecycleEvent], State] = {
     (S.CREATING, E.CREATED): S.STARTING,
     (S.CREATING, E.PARKED): S.STANDBY,
     (S.CREATING, E.STOP_BEGAN): S.STOPPING,
@@ -115,13 +115,13 @@ DEADLINES: dict[State, str] = {
 class IllegalTransition(Bug):
     """An event came in a state that does not know it; the state was left alone."""
 
-    def __init__(self, state: State, event: Event) -> None:
+    def __init__(self, state: State, event: LifecycleEvent) -> None:
         super().__init__(f"an instance that is {state.value} cannot have {event.value}")
         self.state = state
         self.event = event
 
 
-def next_state(state: State, event: Event) -> State:
+def next_state(state: State, event: LifecycleEvent) -> State:
     """Return where `event` leads from `state`; raises IllegalTransition."""
     try:
         return TABLE[state, event]
@@ -129,7 +129,7 @@ def next_state(state: State, event: Event) -> State:
         raise IllegalTransition(state, event) from None
 
 
-def is_wanted_end(event: Event) -> bool:
+def is_wanted_end(event: LifecycleEvent) -> bool:
     """Say whether an event that leads to STOPPING was asked for, so that it ends in STOPPED."""
     return event in (E.STOP_BEGAN, E.COMPLETED)
 
@@ -148,7 +148,7 @@ class Lifecycle:
         self.since = now
         self.broken = False
 
-    def happened(self, event: Event, now: float) -> float:
+    def happened(self, event: LifecycleEvent, now: float) -> float:
         """Make the step and return the seconds spent in the state that was left.
 
         Raises IllegalTransition and changes nothing. A self-loop (an exit while stopping) does not
@@ -165,7 +165,9 @@ class Lifecycle:
 
     def clear(self, now: float) -> float:
         """Note that everything it held is given back: the end, STOPPED or FAILED."""
-        return self.happened(Event.CLEARED_BROKEN if self.broken else Event.CLEARED, now)
+        return self.happened(
+            LifecycleEvent.CLEARED_BROKEN if self.broken else LifecycleEvent.CLEARED, now
+        )
 
     @property
     def live(self) -> bool:

@@ -13,7 +13,7 @@ MAX_LINE_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class OutputLine:
     """One line without its newline; its time is when it was read.
 
     `split` says that it was cut here and goes on in the next line.
@@ -34,27 +34,27 @@ class Framer:
         self.stream = stream
         self._rest = b""
 
-    def feed(self, data: bytes, now_ns: int) -> list[Line]:
+    def feed(self, data: bytes, now_ns: int) -> list[OutputLine]:
         """Return the lines that `data` completes; keeps at most 32 KB of an unfinished one.
 
         A carriage return before the newline belongs to the line's end.
         """
         *whole, rest = (self._rest + data).split(b"\n")
-        lines: list[Line] = []
+        lines: list[OutputLine] = []
         for text in whole:
             last = self._cut(text.removesuffix(b"\r"), now_ns, lines)
-            lines.append(Line(now_ns, self.stream, last))
+            lines.append(OutputLine(now_ns, self.stream, last))
         self._rest = self._cut(rest, now_ns, lines)
         return lines
 
-    def flush(self, now_ns: int) -> list[Line]:
+    def flush(self, now_ns: int) -> list[OutputLine]:
         """Return what is left when the stream ends without a newline."""
         rest, self._rest = self._rest, b""
-        return [Line(now_ns, self.stream, rest)] if rest else []
+        return [OutputLine(now_ns, self.stream, rest)] if rest else []
 
-    def _cut(self, text: bytes, now_ns: int, lines: list[Line]) -> bytes:
+    def _cut(self, text: bytes, now_ns: int, lines: list[OutputLine]) -> bytes:
         """Append what is over the limit as split lines; return the part that is not."""
         while len(text) > MAX_LINE_BYTES:
-            lines.append(Line(now_ns, self.stream, text[:MAX_LINE_BYTES], split=True))
+            lines.append(OutputLine(now_ns, self.stream, text[:MAX_LINE_BYTES], split=True))
             text = text[MAX_LINE_BYTES:]
         return text

@@ -24,7 +24,7 @@ Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedVersion:
     """A deployed version. `min` is 0 for versions that only their number reaches."""
 
     min: int = 0
@@ -43,7 +43,7 @@ class World:
     version are among them.
     """
 
-    wanted: Mapping[Key, Wanted] = field(default_factory=dict)
+    wanted: Mapping[Key, WantedVersion] = field(default_factory=dict)
     records: Collection[InstanceRecord] = ()
     tasks: Mapping[str, TaskStatus] = field(default_factory=dict)
     living: frozenset[int] = frozenset()
@@ -167,7 +167,7 @@ def _will_serve(effect: Effect, record: InstanceRecord) -> bool:
     return isinstance(effect, LeaveToOwner) and record.state in _COMING
 
 
-def _was_mid_call(id: str, wanted: Wanted, world: World) -> bool:
+def _was_mid_call(id: str, wanted: WantedVersion, world: World) -> bool:
     return world.lost.get(id, 0) > 0 and wanted.concurrency == 1 and wanted.kind != "job"
 
 

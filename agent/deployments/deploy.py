@@ -69,7 +69,7 @@ UNUSED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Deployment:
     """What a deploy led to; `created` is False when an equal version was there already."""
 
     version: FunctionVersion
@@ -122,7 +122,7 @@ class Deployer:
 
     # -- deploying
 
-    async def deploy(self, spec: FunctionSpec, *, wait: bool) -> Outcome:
+    async def deploy(self, spec: FunctionSpec, *, wait: bool) -> Deployment:
         """Deploy a checked spec.
 
         With `wait` returns when the image is Ready and `scaling.min` instances serve. Raises
@@ -159,7 +159,7 @@ class Deployer:
             lock = self._locks[name] = asyncio.Lock()
         return lock
 
-    async def _deploy(self, spec: FunctionSpec) -> tuple[Outcome, FunctionTarget]:
+    async def _deploy(self, spec: FunctionSpec) -> tuple[Deployment, FunctionTarget]:
         try:
             function = self._catalog.get(spec.name)
             existing = {n: t.version for n, t in function.versions.items()}
@@ -176,7 +176,7 @@ class Deployer:
                 whole = replace(target.version, image=facts, state="Ready", reason="")
                 await self._builder.check(whole)
                 target.mended(whole)
-            return Outcome(target.version, False, warnings), target
+            return Deployment(target.version, False, warnings), target
         version = FunctionVersion(
             name=spec.name,
             version=decision.version,
@@ -195,7 +195,7 @@ class Deployer:
                 self._builder.forget(version)
                 if not existing:  # its log was made for nothing
                     self._stores.logs.drop(spec.name)
-        return Outcome(version, True, warnings), target
+        return Deployment(version, True, warnings), target
 
     async def _publish(self, target: FunctionTarget) -> bool:
         """Store a new version and let calls find it: both or neither."""

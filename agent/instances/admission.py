@@ -14,9 +14,9 @@ from typing import Protocol
 from agent.contracts.base import Contract
 from agent.core.instance import State
 from agent.errors import Overloaded
+from agent.instances.capacity_queue import CapacityQueue
 from agent.instances.instance import Instance
 from agent.instances.ports import InstancePorts
-from agent.instances.room import RoomQueue
 from agent.model.failure import Failure
 from agent.model.records import FunctionVersion
 from agent.telemetry.logs import FunctionLog
@@ -57,7 +57,11 @@ class Admission:
     """Every instance of this node, by id."""
 
     def __init__(
-        self, bounds: Bounds, ports: InstancePorts, room: RoomQueue, observers: tuple[Observer, ...]
+        self,
+        bounds: Bounds,
+        ports: InstancePorts,
+        room: CapacityQueue,
+        observers: tuple[Observer, ...],
     ) -> None:
         self.bounds = bounds
         self.instances: dict[str, Instance] = {}
@@ -126,17 +130,17 @@ class Admission:
             observer.instance_ready(instance)
 
     def ended(
-        self, instance: Instance, failure: Failure | None, *, gives_room: bool = True
+        self, instance: Instance, failure: Failure | None, *, frees_capacity: bool = True
     ) -> None:
         """Uncount an instance that has given everything back; safe to call twice.
 
-        Without `gives_room` it never held what others wait for: they need not look again.
+        Without `frees_capacity` it never held what others wait for: they need not look again.
         """
         if self.instances.pop(instance.id, None) is None:
             return
         self._memory_taken -= instance.version.spec.memory_bytes
         self._cpu_taken -= instance.version.spec.cpu_millis
-        if gives_room:
+        if frees_capacity:
             self._room.freed()
         for observer in self._observers:
             observer.instance_ended(instance, failure)

@@ -1,6 +1,6 @@
-"""How the process of one instance is ended: pre-stop hook, TERM, patience, KILL.
+"""How the process of one instance is ended: pre-stop hook, TERM, cutoff, KILL.
 
-Whoever is in a hurry shortens the patience, also while the hook or TERM is at work. What the
+Whoever is in a hurry brings the end forward, also while the hook or TERM is at work. What the
 instance holds is given back afterwards, by `instance.py`.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from agent.aio.patience import Patience
+from agent.aio.deadline import ShrinkingDeadline
 from agent.aio.tasks import spawn, stop
 from agent.contracts.base import Contract
 from agent.errors import AgentError
@@ -35,25 +35,25 @@ class Ending:
     hooks: Hooks
     stop_signal: str
     before_term: Callable[[], None]
-    patience: Patience
+    cutoff: ShrinkingDeadline
 
     async def run(self, grace_s: float | None, *, hooked: bool) -> None:
         """End the process, in the contract's time or in `grace_s` seconds; 0 kills at once."""
-        container, patience = self.container, self.patience
+        container, cutoff = self.container, self.cutoff
         grace = self.contract.limits.stop_grace_s
         if grace_s is not None:
             grace = min(grace_s, grace)
-            patience.at_most(grace)
-        if hooked and not patience.over.done():
+            cutoff.at_most(grace)
+        if hooked and not cutoff.over.done():
             await self._pre_stop(None if grace_s is None else grace * HOOK_SHARE)
         self.before_term()
         loop = asyncio.get_running_loop()
-        if not (patience.over.done() or container.exited):
+        if not (cutoff.over.done() or container.exited):
             with contextlib.suppress(AgentError):
                 number = signal_number(self.stop_signal)
                 await container.signal(number, deadline=loop.time() + KILL_S)
-            patience.at_most(grace)
-            await patience.wait_for(container.exit)
+            cutoff.at_most(grace)
+            await cutoff.wait_for(container.exit)
         if not container.exited:
             with contextlib.suppress(AgentError):
                 await container.kill(deadline=loop.time() + KILL_S)
@@ -66,7 +66,7 @@ class Ending:
         if limit_s is not None:
             hook = replace(hook, timeout_s=min(hook.timeout_s, limit_s))
         hooking = spawn(f"pre-stop hook of {self.container.id}", self.hooks.run(hook))
-        await self.patience.wait_for(hooking, self.container.exit)
+        await self.cutoff.wait_for(hooking, self.container.exit)
         await stop(hooking)
 
 

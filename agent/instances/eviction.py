@@ -1,7 +1,7 @@
 """Making room: idle instances of other versions end for a start that finds none.
 
-Which is `agent/core/room.py`'s decision; each is retired by the scaling of its own version. Nobody
-ends in vain, and nobody while enough are on their way out already.
+Which is `agent/core/eviction.py`'s decision; each is retired by the scaling of its own version.
+Nobody ends in vain, and nobody while enough are on their way out already.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from agent.core.eviction import Idle, Need, choose_victims
 from agent.core.mode import NodeMode
-from agent.core.room import Idle, Need, who_gives_way
 from agent.errors import Overloaded
 from agent.instances.admission import LEAVING, Admission
-from agent.instances.room import RoomQueue, RoomWait
+from agent.instances.capacity_queue import CapacityQueue, CapacityWait
 from agent.model.records import FunctionVersion
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Eviction:
     def __init__(
         self,
         admission: Admission,
-        queue: RoomQueue,
+        queue: CapacityQueue,
         mode: NodeMode,
         now: Callable[[], float],
         idle: IdleOnes,
@@ -46,7 +46,7 @@ class Eviction:
         self._idle = idle
         self._nobody_until = 0.0
 
-    def make_room(self, version: FunctionVersion, error: Overloaded) -> None:
+    def evict_for(self, version: FunctionVersion, error: Overloaded) -> None:
         """Let idle instances of other versions give way to one that is wanted.
 
         `error` is what its start found. Nobody does while as many as stand in the queue are on
@@ -64,19 +64,19 @@ class Eviction:
         idle = list(self._idle(now))
         if not idle:
             self._nobody_until = now + PAUSE_S
-        for retire in who_gives_way(need, idle):
+        for retire in choose_victims(need, idle):
             log.info("%s gives way to %s", retire(), version.name)
 
-    def wait_for_room(self, version: FunctionVersion, error: Overloaded) -> RoomWait | None:
+    def wait_for_capacity(self, version: FunctionVersion, error: Overloaded) -> CapacityWait | None:
         """Return a wait for what a start lacked, or None when no instance is about to end.
 
         Have it leave the queue when the wait is given up.
         """
         if error.reason == "draining":
             return None
-        wait = RoomWait()
+        wait = CapacityWait()
         self.queue.join(wait)
-        self.make_room(version, error)
+        self.evict_for(version, error)
         if self._admission.leaving():
             return wait
         self.queue.leave(wait)

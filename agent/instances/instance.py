@@ -16,11 +16,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent.aio.patience import Patience
+from agent.aio.deadline import ShrinkingDeadline
 from agent.aio.tasks import finish, spawn
 from agent.contracts.base import Contract
-from agent.core.instance import BEFORE_READY, Event, Lifecycle, State
-from agent.core.logtail import Line
+from agent.core.instance import BEFORE_READY, Lifecycle, LifecycleEvent, State
+from agent.core.logtail import OutputLine
 from agent.core.metering import InstanceMeter
 from agent.errors import AgentError, FunctionFailed
 from agent.instances import failures, readiness
@@ -69,7 +69,7 @@ class Instance:
         self._log = out
         self._life = Lifecycle(asyncio.get_running_loop().time())
         self._hooks = Hooks(self.endpoint, contract, ports, self.note)
-        self._patience = Patience()
+        self._cutoff = ShrinkingDeadline()
         self.handed_over = False
         """Whether another worker has it: it started it, or was left it."""
         self._kept = False
@@ -112,11 +112,11 @@ class Instance:
         try:
             cold_start = await self._start(environment, Laps(asked_at), permit)
             self.cold_start = replace(cold_start, total_ms=(time.monotonic() - asked_at) * 1000)
-            self._happened(Event.INITIALIZED)
+            self._happened(LifecycleEvent.INITIALIZED)
             if self._ports.mode.owns_instances:
                 self._remember()
         except BaseException:
-            broken = self.stop(grace_s=0.0, event=Event.BROKE)
+            broken = self.stop(grace_s=0.0, event=LifecycleEvent.BROKE)
             await finish(f"end {self.id}", broken, within_s=BROKEN_S)
             raise
 
@@ -133,9 +133,9 @@ class Instance:
             container, timings = await self._ports.builder.build(
                 Order(self.id, self.version, environment, self.sink, self._leased, laps)
             )
-            self._happened(Event.CREATED)
+            self._happened(LifecycleEvent.CREATED)
             await self._ports.builder.start(container)
-        self._happened(Event.STARTED)
+        self._happened(LifecycleEvent.STARTED)
         self._remember()
         start_ms = laps.ms()
         if self.contract.port:
@@ -211,7 +211,9 @@ class Instance:
 
     # -- down
 
-    async def stop(self, *, grace_s: float | None = None, event: Event = Event.STOP_BEGAN) -> None:
+    async def stop(
+        self, *, grace_s: float | None = None, event: LifecycleEvent = LifecycleEvent.STOP_BEGAN
+    ) -> None:
         """Run the pre-stop hook, TERM, wait, KILL, and give everything back; once.
 
         `grace_s` shortens the contract's grace; 0 kills. A second call waits for the first, and
@@ -223,10 +225,10 @@ class Instance:
                 return
             self._end = spawn(f"end {self.id}", self._run_end(grace_s, event))
         elif grace_s is not None:
-            self._patience.at_most(grace_s)
+            self._cutoff.at_most(grace_s)
         await asyncio.wait({self._end})
 
-    async def _run_end(self, grace_s: float | None, event: Event) -> None:
+    async def _run_end(self, grace_s: float | None, event: LifecycleEvent) -> None:
         hooked = self.state in (State.READY, State.DRAINING)
         self._happened(event)
         try:
@@ -236,13 +238,13 @@ class Instance:
         except Exception:
             log.exception("end of %s", self.id)
         finally:
-            self._patience.close()
+            self._cutoff.close()
         await self._clear()
 
     def _ending(self, container: Container) -> Ending:
         stop_signal = self.version.image.stop_signal if self.version.image is not None else ""
         return Ending(
-            container, self.contract, self._hooks, stop_signal, self._close_idle, self._patience
+            container, self.contract, self._hooks, stop_signal, self._close_idle, self._cutoff
         )
 
     async def _clear(self) -> None:
@@ -265,7 +267,7 @@ class Instance:
     def drain_began(self) -> None:
         """Note that it gets no more calls."""
         if self.state in (State.READY, State.FROZEN):
-            self._happened(Event.DRAIN_BEGAN)
+            self._happened(LifecycleEvent.DRAIN_BEGAN)
             if not self.handed_over:
                 self._disown()
 
@@ -335,14 +337,14 @@ class Instance:
         """Write a line of the platform's into the function's log."""
         self._log.append(LogLine(time.time_ns(), "platform", self.id, self.version.version, text))
 
-    def sink(self, line: Line) -> None:
+    def sink(self, line: OutputLine) -> None:
         """Put a line of the container's output into the function's log."""
         stream: Stream = "stderr" if line.stream == "stderr" else "stdout"
         text = line.text.decode("utf-8", "replace")
         version = self.version.version
         self._log.append(LogLine(line.time_ns, stream, self.id, version, text, line.split))
 
-    def _happened(self, event: Event) -> None:
+    def _happened(self, event: LifecycleEvent) -> None:
         left = self.state
         spent_s = self._life.happened(event, asyncio.get_running_loop().time())
         self._ports.observe(left, spent_s)

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-from agent.aio.patience import Patience
+from agent.aio.deadline import ShrinkingDeadline
 from agent.aio.tasks import launch, spawn, stop
 from agent.contracts.base import Contract
 from agent.contracts.failures import from_error
-from agent.core.instance import Event, State
+from agent.core.eviction import Idle
+from agent.core.instance import LifecycleEvent, State
 from agent.core.pool import Member, Pool
-from agent.core.room import Idle
 from agent.errors import AgentError, FunctionFailed, InvalidSpec, Overloaded
 from agent.instances.end import KILL_S
 from agent.instances.eviction import Retire
@@ -34,19 +34,19 @@ from agent.telemetry.logs import FunctionLog
 
 log = logging.getLogger(__name__)
 
-NO_ROOM_PAUSE_S = 1.0  # slots may get free without an instance's end: look again after this
+NO_CAPACITY_PAUSE_S = 1.0  # slots may get free without an instance's end: look again after this
 
 W = TypeVar("W")
 
 
 @dataclass(slots=True, eq=False)
 class End:
-    """One instance on its way out. `patience` is over when it need not wait for calls any more."""
+    """One instance on its way out. `cutoff` has come when it need not wait for calls any more."""
 
     member: Member[Instance]
-    event: Event
+    event: LifecycleEvent
     grace_s: float | None
-    patience: Patience
+    cutoff: ShrinkingDeadline
     task: asyncio.Task[None] | None = None
 
 
@@ -94,7 +94,7 @@ class Scaling(Generic[W]):
             while self._start_one(now):
                 pass
 
-    def room_again(self, now: float) -> bool:
+    def try_again(self, now: float) -> bool:
         """Try for one instance more, as somebody's end has made room; say whether it starts."""
         self._look_again = now
         return self._may_start(now) and self._start_one(now)
@@ -105,7 +105,7 @@ class Scaling(Generic[W]):
         try:
             instance = self._fleet.admission.new_instance(self.version, self._contract, self._out)
         except Overloaded as error:
-            self._no_room(error, now)
+            self._no_capacity(error, now)
             return False
         member = self._pool.added(instance, now)
         self._starts[member] = spawn(f"start {instance.id}", self._start(member, now))
@@ -125,11 +125,11 @@ class Scaling(Generic[W]):
             self._pool.ready_count or self._pool.starting or self._fleet.admission.leaving()
         )
 
-    def _no_room(self, error: Overloaded, now: float) -> None:
+    def _no_capacity(self, error: Overloaded, now: float) -> None:
         self.last_failure = from_error(error)
-        self._look_again = now + NO_ROOM_PAUSE_S
+        self._look_again = now + NO_CAPACITY_PAUSE_S
         self._fleet.eviction.queue.join(self)
-        self._fleet.eviction.make_room(self.version, error)
+        self._fleet.eviction.evict_for(self.version, error)
         if not self._some_hope():
             self._refused(self._pool.expired(float("inf")), self.last_failure)
 
@@ -144,8 +144,8 @@ class Scaling(Generic[W]):
             raise
         except Overloaded as error:
             self._pool.gone(member)
-            fleet.admission.ended(instance, from_error(error), gives_room=False)
-            self._no_room(error, fleet.now())
+            fleet.admission.ended(instance, from_error(error), frees_capacity=False)
+            self._no_capacity(error, fleet.now())
         except AgentError as error:
             self._failed(member, _why(error))
         except Exception as error:
@@ -233,10 +233,10 @@ class Scaling(Generic[W]):
             return  # the next worker clears it
         end = self._ends.get(member)
         if end is None:
-            self._end(member, Event.EXITED, None)
+            self._end(member, LifecycleEvent.EXITED, None)
         else:
-            end.event = Event.EXITED
-            end.patience.at_most(0)
+            end.event = LifecycleEvent.EXITED
+            end.cutoff.at_most(0)
         self.scale(now)
 
     def retire(self, member: Member[Instance], *, grace_s: float | None = None) -> None:
@@ -250,7 +250,7 @@ class Scaling(Generic[W]):
         self._pool.drain(member)
         instance.drain_began()
         if self._fleet.mode.owns_instances:
-            self._end(member, Event.STOP_BEGAN, grace_s)
+            self._end(member, LifecycleEvent.STOP_BEGAN, grace_s)
             self.scale(self._fleet.now())
         elif grace_s == 0 and instance.container is not None:
             # The next worker has it already and clears it when it sees the exit.
@@ -261,22 +261,22 @@ class Scaling(Generic[W]):
         """Note that a call has left a member: a retired one may stop after its last."""
         end = self._ends.get(member)
         if end is not None and self._pool.is_empty(member):
-            end.patience.at_most(0)
+            end.cutoff.at_most(0)
 
-    def _end(self, member: Member[Instance], event: Event, grace_s: float | None) -> None:
-        end = self._ends[member] = End(member, event, grace_s, Patience())
+    def _end(self, member: Member[Instance], event: LifecycleEvent, grace_s: float | None) -> None:
+        end = self._ends[member] = End(member, event, grace_s, ShrinkingDeadline())
         empty = self._pool.is_empty(member)
         longest_s = self._contract.limits.call_s if grace_s is None else grace_s
-        end.patience.at_most(0 if empty else longest_s)
+        end.cutoff.at_most(0 if empty else longest_s)
         end.task = spawn(f"end {member.instance.id}", self._run_end(end))
 
     async def _run_end(self, end: End) -> None:
         member, instance = end.member, end.member.instance
         failure: Failure | None = None
         try:
-            await end.patience.wait_for()
+            await end.cutoff.wait_for()
             await instance.stop(grace_s=end.grace_s, event=end.event)
-            if end.event is Event.EXITED:
+            if end.event is LifecycleEvent.EXITED:
                 failure = await instance.explain_exit(FailureKind.EXITED, 0.0)
         finally:
             del self._ends[member]
@@ -306,7 +306,7 @@ class Scaling(Generic[W]):
         if grace_s is None:
             return
         end.grace_s = grace_s if end.grace_s is None else min(end.grace_s, grace_s)
-        end.patience.at_most(grace_s)
+        end.cutoff.at_most(grace_s)
         instance = end.member.instance
         if instance.state is State.STOPPING:
             launch(f"hasten {instance.id}", instance.stop(grace_s=grace_s))

@@ -30,7 +30,7 @@ class Secret(_Table):
     file: str | None = None
 
 
-class Mount(_Table):
+class MountSpec(_Table):
     """A volume of the node's config, bound at `target` inside the container."""
 
     volume: str
@@ -38,7 +38,7 @@ class Mount(_Table):
     read_only: bool = False
 
 
-class Scaling(_Table):
+class ScalingSpec(_Table):
     """How many instances there are. `freeze_after_ms` None: idle instances are not frozen."""
 
     min: int
@@ -55,7 +55,7 @@ class HookSpec(_Table):
     timeout_s: float
 
 
-class Hooks(_Table):
+class HooksSpec(_Table):
     """The hooks that are turned on; None is off."""
 
     initialize: HookSpec | None = None
@@ -74,7 +74,7 @@ class HealthCheck(_Table):
     success_threshold: int
 
 
-class Registry(_Table):
+class RegistrySpec(_Table):
     """How to reach the image. Name, password and token are never stored (see `canonical`)."""
 
     username: str = ""
@@ -109,7 +109,7 @@ class FunctionSpec(_Table):
     args: tuple[str, ...] | None
     env: dict[str, str]
     secrets: tuple[Secret, ...]
-    mounts: tuple[Mount, ...]
+    mounts: tuple[MountSpec, ...]
     port: int
     user: str
     memory_mb: int
@@ -122,12 +122,12 @@ class FunctionSpec(_Table):
     max_queue: int
     queue_timeout_s: float
     environment: Literal["production", "preview"]
-    scaling: Scaling
-    hooks: Hooks
+    scaling: ScalingSpec
+    hooks: HooksSpec
     health_check: HealthCheck | None
     egress: Literal["all", "none"] | tuple[str, ...]
     acceleration: Literal["auto", "lazy", "eager"]
-    registry: Registry
+    registry: RegistrySpec
     async_calls: AsyncCalls
     on_client_cancel: Literal["keep", "signal", "recycle"]
     labels: dict[str, str]

@@ -90,7 +90,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class Ipv4Route:
     """One IPv4 route; `to` is a network in CIDR form."""
 
     to: str
@@ -118,7 +118,7 @@ def addresses(netlink: Netlink) -> list[tuple[int, str]]:
     return [(row["index"], f"{row.get_attr('IFA_LOCAL')}/{row['prefixlen']}") for row in found]
 
 
-def routes(netlink: Netlink) -> list[Route]:
+def routes(netlink: Netlink) -> list[Ipv4Route]:
     """Return the IPv4 routes of the main table."""
     return _routes(netlink, *_MAIN)
 
@@ -139,9 +139,9 @@ def neighbours(netlink: Netlink) -> list[tuple[int, str, int]]:
     return [(row["ifindex"], row.get_attr("NDA_DST"), row["state"]) for row in found]
 
 
-def _routes(netlink: Netlink, table: int, kind: int) -> list[Route]:
+def _routes(netlink: Netlink, table: int, kind: int) -> list[Ipv4Route]:
     return [
-        Route(
+        Ipv4Route(
             f"{row.get_attr('RTA_DST', '0.0.0.0')}/{row['dst_len']}",
             row.get_attr("RTA_GATEWAY", "0.0.0.0"),
             row.get_attr("RTA_OIF", 0),

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from agent.aio import tasks
-from agent.aio.line import Line
+from agent.aio.turns import TurnQueue
 from agent.core.addresses import AddressPlan
 from agent.core.slots import SlotCounts, Slots, SlotState
 from agent.errors import Bug, Overloaded, RuntimeUnavailable
@@ -76,7 +76,7 @@ class NetworkSlots:
         self._tries: dict[int, int] = {}
         self._later: dict[int, float] = {}
         # the keeper and who waits for it
-        self._waiting = Line()
+        self._waiting = TurnQueue()
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 

@@ -17,11 +17,11 @@ from pyroute2.netlink.rtnl.ndmsg import NUD_PERMANENT
 from agent.core.addresses import AddressPlan
 from agent.network import bridge, conntrack, namespace, rtnetlink, sockets
 from agent.network.netlink import Netlink, NetlinkError
-from agent.network.rtnetlink import Link, Route
+from agent.network.rtnetlink import Ipv4Route, Link
 from agent.network.stencil import ETH0, LO, Stencil
 from agent.network.wire import Condition, Wire
 
-Looks = tuple[set[Link], set[tuple[int, str]], set[Route], set[tuple[int, str, int]]]
+Looks = tuple[set[Link], set[tuple[int, str]], set[Ipv4Route], set[tuple[int, str, int]]]
 _LO_MTU = 65536  # what the kernel gives it
 
 
@@ -127,7 +127,7 @@ class Wiring:
         return (
             {lo, eth0},
             {(LO, "127.0.0.1/8"), (ETH0, f"{plan.address(number)}/32")},
-            {Route(f"{gateway}/32", "0.0.0.0", ETH0), Route("0.0.0.0/0", gateway, ETH0)},
+            {Ipv4Route(f"{gateway}/32", "0.0.0.0", ETH0), Ipv4Route("0.0.0.0/0", gateway, ETH0)},
             {(ETH0, gateway, NUD_PERMANENT)},
         )
 

@@ -1,4 +1,4 @@
-"""Images on this node, as the scheduler's door asks for them: list, pull, import, remove.
+"""PreparedImages on this node, as the scheduler's door asks for them: list, pull, import, remove.
 
 The work is `agent/containerd`'s; which functions use an image is the catalog's to know. A removed
 image takes its View with it when no other name has the same layers.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from agent.containerd.images import Image, ImageRecord
     from agent.containerd.transfer import Progress
     from agent.deployments.catalog import Catalog
-    from agent.sandbox.images import Images
+    from agent.sandbox.prepared_images import PreparedImages
 
 IMPORTS = "import"  # below the agent's data
 IMPORT_S = 600.0
@@ -42,7 +42,7 @@ class NodeImages:
     """The images of one node; below `scratch` archives are kept while they are imported."""
 
     def __init__(
-        self, containerd: Containerd, prepared: Images, catalog: Catalog, scratch: Path
+        self, containerd: Containerd, prepared: PreparedImages, catalog: Catalog, scratch: Path
     ) -> None:
         self._containerd = containerd
         self._prepared = prepared

@@ -20,7 +20,6 @@ from agent.control.health import Health
 from agent.control.node import (
     CapacityView,
     Deployed,
-    Event,
     FunctionView,
     ImageStep,
     ImageView,
@@ -30,6 +29,7 @@ from agent.control.node import (
     LogEntry,
     LogQuery,
     NodeView,
+    WatchedEvent,
 )
 from agent.core.deploy import pick
 from agent.deployments.catalog import DeployedFunction
@@ -228,13 +228,13 @@ class LocalNode:
 
     async def events(
         self, resume_token: str, functions: frozenset[str]
-    ) -> AsyncIterator[Event | None]:
+    ) -> AsyncIterator[WatchedEvent | None]:
         """See `control.node.Node.events`."""
         happening = self._parts.events.watch(resume_token, functions)
         yield None
         async for event in happening:
             subject = event.subject
-            yield Event(
+            yield WatchedEvent(
                 token=event.token,
                 at_ns=event.at_ns,
                 type=event.type,

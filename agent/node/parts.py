@@ -12,7 +12,7 @@ from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners
 from agent.gateway.doors.server import Gateway
 from agent.recovery.reconcile import Reconciler
-from agent.sandbox.images import Images
+from agent.sandbox.prepared_images import PreparedImages
 from agent.storage.slots import WritableLayers
 from agent.store.calls import CallStore
 from agent.store.orders import Orders
@@ -26,7 +26,7 @@ class NodeParts:
 
     config: NodeConfig
     containerd: Containerd
-    images: Images
+    images: PreparedImages
     layers: WritableLayers
     catalog: Catalog
     deployer: Deployer

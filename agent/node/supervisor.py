@@ -14,7 +14,7 @@ from agent.rootless import protocol
 READ_BYTES = 4096
 
 
-class Supervisor:
+class SupervisorPipes:
     """Both pipes. Made on the running loop; either may be missing where nobody supervises."""
 
     def __init__(self, tell: int, hear: int) -> None:
@@ -39,11 +39,11 @@ class Supervisor:
                 os.write(self._tell, protocol.line(word, text))
 
     @staticmethod
-    def from_environment() -> Supervisor:
+    def from_environment() -> SupervisorPipes:
         """Return the pipes that the supervisor handed over."""
         named = (protocol.TELL_VARIABLE, protocol.HEAR_VARIABLE)
         tell, hear = (int(os.environ.get(name, "-1")) for name in named)
-        return Supervisor(tell, hear)
+        return SupervisorPipes(tell, hear)
 
     def ask_reload(self) -> None:
         """Ask for a reload, as HUP to `kindling run` does."""

@@ -29,7 +29,7 @@ from agent.core.reconcile import (
     StopOrphan,
     StopUnwanted,
     TaskStatus,
-    Wanted,
+    WantedVersion,
     World,
 )
 from agent.deployments.catalog import Catalog
@@ -38,7 +38,7 @@ from agent.deployments.image import LOCAL_HOST
 from agent.errors import AgentError, NotFound
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import CallRecord, FunctionVersion, InstanceRecord
-from agent.network.room import Egress
+from agent.network.network import Egress
 from agent.recovery.other_workers import OtherWorkers, Theirs
 from agent.sandbox.shims import KIND_LABEL
 from agent.store.instances import InstanceFiles
@@ -207,7 +207,7 @@ class Reconciler:
         rows = {record.row: record.id for record in listed}
         world = World(
             wanted={
-                t.version.key: Wanted(
+                t.version.key: WantedVersion(
                     t.pool.policy.min if t.version.state == "Ready" else 0,
                     t.version.spec.concurrency,
                     t.version.spec.kind,
@@ -299,7 +299,7 @@ class Reconciler:
         if id in self._fleet.admission.instances:
             return
         try:
-            await self._builder.remove_foreign(id)
+            await self._builder.remove_leftover(id)
         except AgentError as error:
             log.warning("%s: not removed: %s", id, error)
 

@@ -34,7 +34,7 @@ UNIFIED = "/sys/fs/cgroup/unified"
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class CgroupLayout:
     """The host's cgroup hierarchies as far as they are ours.
 
     `base` is the delegated group's path inside each hierarchy. `mounts` maps a controller to its
@@ -66,7 +66,7 @@ class Layout:
         return f"{self.base}/{node}"
 
 
-def layout_of(mounts: str, own_groups: str, *, delegated: str = DELEGATED) -> Layout | None:
+def layout_of(mounts: str, own_groups: str, *, delegated: str = DELEGATED) -> CgroupLayout | None:
     """Read the layout out of /proc/self/mountinfo and /proc/self/cgroup; None without cgroups."""
     v1: dict[str, str] = {}
     v2_mount = ""
@@ -78,9 +78,9 @@ def layout_of(mounts: str, own_groups: str, *, delegated: str = DELEGATED) -> La
         elif mounted.kind == "cgroup2" and not v2_mount:
             v2_mount = mounted.point
     if "memory" in v1:
-        return Layout(1, bool(v2_mount), delegated, v1)
+        return CgroupLayout(1, bool(v2_mount), delegated, v1)
     if v2_mount:
-        return Layout(2, False, _v2_base(own_groups, delegated), {"": v2_mount})
+        return CgroupLayout(2, False, _v2_base(own_groups, delegated), {"": v2_mount})
     return None
 
 
@@ -93,7 +93,7 @@ def _v2_base(own_groups: str, delegated: str) -> str:
     return delegated
 
 
-def detect() -> Layout | None:
+def detect() -> CgroupLayout | None:
     """Return the layout of this host as this process sees it."""
     return layout_of(
         mountinfo.text(),
@@ -101,7 +101,7 @@ def detect() -> Layout | None:
     )
 
 
-def writable_problems(layout: Layout) -> list[str]:
+def writable_problems(layout: CgroupLayout) -> list[str]:
     """Return the delegated directories this process cannot use; empty when all is well."""
     wanted = ("",) if layout.version == 2 else REQUIRED_V1
     problems = [f"no controller {c}" for c in wanted if c not in layout.mounts]
@@ -113,7 +113,7 @@ def writable_problems(layout: Layout) -> list[str]:
     return problems
 
 
-def outside(layout: Layout, own_groups: str) -> bool:
+def outside(layout: CgroupLayout, own_groups: str) -> bool:
     """Return whether this process may not move into the delegated group by itself (v2 only).
 
     The kernel asks for write access to the common ancestor (cgroup-v2.rst, delegation containment).
@@ -124,7 +124,7 @@ def outside(layout: Layout, own_groups: str) -> bool:
     return own != layout.base and not own.startswith(f"{layout.base}/")
 
 
-def create_node(layout: Layout, node: str) -> None:
+def create_node(layout: CgroupLayout, node: str) -> None:
     """Make the node's directories and let controllers reach instances; safe to repeat.
 
     On v2 this moves the calling process into a leaf of its own first. Raises OSError.
@@ -136,7 +136,7 @@ def create_node(layout: Layout, node: str) -> None:
     layout.agent_directory(node).mkdir(exist_ok=True)
 
 
-def _create_v1(layout: Layout, node: str) -> None:
+def _create_v1(layout: CgroupLayout, node: str) -> None:
     for directory in layout.node_directories(node):
         directory.mkdir(exist_ok=True)
     if "cpuset" in layout.mounts:
@@ -148,7 +148,7 @@ def _create_v1(layout: Layout, node: str) -> None:
         (directory / "cgroup.clone_children").write_text("1")
 
 
-def _create_v2(layout: Layout, node: str) -> None:
+def _create_v2(layout: CgroupLayout, node: str) -> None:
     base = Path(layout.mounts[""] + layout.base)
     leaf = base / RUN_GROUP
     leaf.mkdir(exist_ok=True)
@@ -179,17 +179,17 @@ def subtree(roots: Iterable[Path]) -> list[Path]:
     return sorted(found, key=lambda path: len(path.parts), reverse=True)
 
 
-def save(layout: Layout, path: Path) -> None:
+def save(layout: CgroupLayout, path: Path) -> None:
     """Write the layout where the worker finds it, whole or not at all."""
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(asdict(layout)))
     fresh.replace(path)
 
 
-def load(path: Path) -> Layout:
+def load(path: Path) -> CgroupLayout:
     """Read a layout written by `save`; raises OSError, or KeyError and ValueError if damaged."""
     data = json.loads(path.read_text("utf-8"))
-    return Layout(data["version"], data["hybrid"], data["base"], data["mounts"])
+    return CgroupLayout(data["version"], data["hybrid"], data["base"], data["mounts"])
 
 
 def _words(path: Path) -> set[str]:

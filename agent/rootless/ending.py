@@ -12,7 +12,7 @@ import signal
 import time
 from contextlib import suppress
 
-from agent.rootless import cgroup, leftovers, lock, notice, settings, sweep
+from agent.rootless import cgroup, leftovers, lock, notify, settings, sweep
 from agent.rootless.settings import House
 
 # What `supervise` leaves in the run directory when it ends; `run` outside removes the rest.
@@ -52,7 +52,7 @@ def kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def end_rest(house: House, layout: cgroup.Layout) -> None:
+def end_rest(house: House, layout: cgroup.CgroupLayout) -> None:
     """Kill functions, shims and whatever else is below this process, and wait for them."""
     agent = layout.agent_directory(house.node)
     groups = [
@@ -72,7 +72,7 @@ def end_rest(house: House, layout: cgroup.Layout) -> None:
         below = sweep.descendants(os.getpid())
     reap()
     if swept.ended or swept.alive:
-        notice.say("supervise", f"ended {len(swept.ended)} processes of functions")
+        notify.say("supervise", f"ended {len(swept.ended)} processes of functions")
 
 
 def clear(house: House) -> None:
@@ -84,4 +84,4 @@ def clear(house: House) -> None:
         dirty = leftovers.clear_slots(house.slots, within_s=_SWEEP_S)
     if stayed or dirty:
         names = ", ".join(str(path) for path in stayed[:5])
-        notice.say("supervise", f"could not clear {dirty} slots and: {names or 'nothing else'}")
+        notify.say("supervise", f"could not clear {dirty} slots and: {names or 'nothing else'}")

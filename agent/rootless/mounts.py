@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent.errors import RuntimeUnavailable
 from agent.linux import mount
-from agent.rootless.cgroup import UNIFIED, Layout
+from agent.rootless.cgroup import UNIFIED, CgroupLayout
 from agent.rootless.settings import House
 
 # containerd has the directory of its shims' sockets compiled in.
@@ -38,7 +38,7 @@ def places(house: House) -> str:
     return json.dumps(seen)
 
 
-def prepare(house: House, layout: Layout, expected: str) -> None:
+def prepare(house: House, layout: CgroupLayout, expected: str) -> None:
     """Arrange the mounts of this namespace; `expected` is what `places` said outside.
 
     Raises OSError, or RuntimeUnavailable when a directory is not the host's.

@@ -18,7 +18,7 @@ AS_IT_WAS = "the agent goes on as it was"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReloadOutcome:
     """One reload: its number (0: there was none), state, and the reason of a failure."""
 
     number: int = 0
@@ -26,27 +26,27 @@ class Outcome:
     reason: str = ""
 
 
-def read(run: Path) -> Outcome:
+def read(run: Path) -> ReloadOutcome:
     """Return the last reload; nothing that can be read is none."""
     with suppress(OSError, ValueError, TypeError):
-        return Outcome(**json.loads((run / NAME).read_text("utf-8")))
-    return Outcome()
+        return ReloadOutcome(**json.loads((run / NAME).read_text("utf-8")))
+    return ReloadOutcome()
 
 
 def begin(run: Path) -> int:
     """Note that a reload was asked for; return its number."""
     number = read(run).number + 1
-    _write(run, Outcome(number, RUNNING))
+    _write(run, ReloadOutcome(number, RUNNING))
     return number
 
 
 def end(run: Path, number: int, reason: str = "") -> None:
     """Note how a reload ended, unless a later one was asked for meanwhile."""
     if read(run).number == number:
-        _write(run, Outcome(number, FAILED if reason else DONE, reason))
+        _write(run, ReloadOutcome(number, FAILED if reason else DONE, reason))
 
 
-def _write(run: Path, outcome: Outcome) -> None:
+def _write(run: Path, outcome: ReloadOutcome) -> None:
     draft = (run / NAME).with_suffix(".new")
     with suppress(OSError):  # a full disk must not stop a reload
         draft.write_text(json.dumps(asdict(outcome)) + "\n", "utf-8")

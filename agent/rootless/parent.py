@@ -29,7 +29,7 @@ from agent.rootless import (
     leftovers,
     lock,
     mounts,
-    notice,
+    notify,
     outcome,
     settings,
     signals,
@@ -53,7 +53,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(slots=True)
-class Held:
+class Inherited:
     """What survives a reload: configuration, locks, notify socket, rootlesskit (0: none).
 
     `listening` says that `supervise` obeys signals.
@@ -77,19 +77,19 @@ class Held:
         os.environ[HELD_VARIABLE] = json.dumps(asdict(self))
 
 
-def take_held() -> Held | None:
+def take_held() -> Inherited | None:
     """Return what an exec before this one left in the environment, None for a fresh start."""
     text = os.environ.pop(HELD_VARIABLE, "")
     if not text:
         return None
-    held = Held(**json.loads(text))
+    held = Inherited(**json.loads(text))
     for descriptor in (held.lock, *held.shared_locks, held.notify):
         if descriptor >= 0:
             os.set_inheritable(descriptor, False)
     return held
 
 
-def become(config: Path, held: Held) -> None:
+def become(config: Path, held: Inherited) -> None:
     """Replace this process by the parent; signals stay blocked until it listens."""
     held.save()
     signals.block()
@@ -100,14 +100,14 @@ def become(config: Path, held: Held) -> None:
 class Parent:
     """The loop over one rootlesskit."""
 
-    def __init__(self, house: House, held: Held) -> None:
+    def __init__(self, house: House, held: Inherited) -> None:
         self.house = house
         self.held = held
         self.inbox = Inbox()
         self.status: int | None = None
         self._ready = bool(held.rootlesskit)
         if held.notify < 0:
-            held.notify = notice.listen(house.notify).detach()
+            held.notify = notify.listen(house.notify).detach()
         self._notify = socket.socket(fileno=held.notify)
         self._stop_by: float | None = None
         self._to_pass_on: list[int] = []
@@ -129,7 +129,7 @@ class Parent:
             while not self._ended():
                 selector.select(self._timeout_s())
                 self.inbox.drain()
-                self._tell(notice.receive(self._notify))
+                self._tell(notify.receive(self._notify))
                 self._obey()
         return self._clean()
 
@@ -140,7 +140,7 @@ class Parent:
         roots = groups.node_directories(house.node)
         swept = sweep(roots, within_s=_SWEEP_S, keep_roots=True)
         if swept.ended or swept.alive or swept.stayed:
-            notice.say("run", swept.sentence())
+            notify.say("run", swept.sentence())
         if swept.alive:
             raise FailedPrecondition(
                 f"processes of an earlier run do not end: {swept.alive[:5]}; "
@@ -171,7 +171,7 @@ class Parent:
                 self.status = status
                 return True
         if self._stop_by is not None and time.monotonic() >= self._stop_by:
-            notice.say("run", "the house did not stop in its time: killing everything")
+            notify.say("run", "the house did not stop in its time: killing everything")
             return True
         return False
 
@@ -186,13 +186,13 @@ class Parent:
     def _stop(self, number: int) -> None:
         now = time.monotonic()
         if self._stop_by is None:
-            notice.say("run", f"{signal.Signals(number).name}: stopping; once more cuts it short")
-            notice.send(os.environ.get("NOTIFY_SOCKET", ""), "STOPPING=1")
+            notify.say("run", f"{signal.Signals(number).name}: stopping; once more cuts it short")
+            notify.send(os.environ.get("NOTIFY_SOCKET", ""), "STOPPING=1")
             self._stop_by = now + self.house.stop_timeout_s + _STOP_MARGIN_S
         elif now < self._again_from:
             return
         elif self._hurried:
-            notice.say("run", "asked a third time: killing everything")
+            notify.say("run", "asked a third time: killing everything")
             self._stop_by = now
             return
         else:
@@ -212,22 +212,22 @@ class Parent:
                 os.kill(self.held.rootlesskit, self._to_pass_on.pop(0))
 
     def _tell(self, lines: list[str]) -> None:
-        if notice.LISTENING in lines:
+        if notify.LISTENING in lines:
             self.held.listening = True
             self._send_signals()
-        if notice.RELOADED in lines:
+        if notify.RELOADED in lines:
             self.house = settings.read(Path(self.held.config))
-        if notice.RELOAD in lines and self._stop_by is None:
+        if notify.RELOAD in lines and self._stop_by is None:
             self._reload()
-        if notice.READY in lines and not self._ready:
+        if notify.READY in lines and not self._ready:
             self._ready = True
-            notice.say("run", f"kindling is ready: {_doors(self.house)}")
-            notice.send(os.environ.get("NOTIFY_SOCKET", ""), notice.READY)
+            notify.say("run", f"kindling is ready: {_doors(self.house)}")
+            notify.send(os.environ.get("NOTIFY_SOCKET", ""), notify.READY)
 
     def _refuse(self, reason: str) -> None:
         """Say that a reload changes nothing."""
         run = self.house.run
-        notice.say("run", f"reload refused, the agent goes on as it was: {reason}")
+        notify.say("run", f"reload refused, the agent goes on as it was: {reason}")
         said = "; ".join([*reason.splitlines(), outcome.AS_IT_WAS])
         outcome.end(run, outcome.read(run).number, said)
         self.held.refused = ""
@@ -253,7 +253,7 @@ class Parent:
             self._refuse("; ".join(said[-3:]) or f"exit status {trial.returncode}")
             return
         if self.inbox.blocked():
-            notice.say("run", "reloading")
+            notify.say("run", "reloading")
             self.held.save()
             os.execv(again[0], again)
 
@@ -265,16 +265,16 @@ class Parent:
             os.waitpid(self.held.rootlesskit, os.WNOHANG)
         stayed = leftovers.clear_directory(house.run, keep=(lock.NAME,))
         if stayed:
-            notice.say("run", f"cannot be removed: {', '.join(map(str, stayed[:5]))}")
+            notify.say("run", f"cannot be removed: {', '.join(map(str, stayed[:5]))}")
         asked = self._stop_by is not None
         if self.status is None or self.status != 0:
             how = "did not end" if self.status is None else child.how_ended(self.status)
-            notice.say("run", f"the house ended with {how}; {swept.sentence()}")
+            notify.say("run", f"the house ended with {how}; {swept.sentence()}")
         lock.release(house.run, self.held.lock)
         return 0 if asked and self.status == 0 and not swept.alive else 1
 
 
-def layout() -> cgroup.Layout:
+def layout() -> cgroup.CgroupLayout:
     """Return the host's cgroup layout; raises FailedPrecondition where there are no cgroups."""
     found = cgroup.detect()
     if found is None:
@@ -300,14 +300,14 @@ def main(arguments: list[str]) -> int:
     """Entry after `become`: the resolved configuration's path; returns the exit status."""
     held = take_held()
     if held is None or len(arguments) != 1:
-        notice.say("run", "is started by 'kindling run'")
+        notify.say("run", "is started by 'kindling run'")
         return 2
     prctl.set_process_name("kindling-run")
     house = settings.read(Path(arguments[0]))
     try:
         return Parent(house, held).run()
     except (AgentError, OSError) as error:
-        notice.say("run", f"cannot go on: {error}")
+        notify.say("run", f"cannot go on: {error}")
         sweep(layout().node_directories(house.node), within_s=_SWEEP_S)
         leftovers.clear_directory(house.run, keep=(lock.NAME,))
         lock.release(house.run, held.lock)

@@ -21,7 +21,7 @@ PIDS_NAME = "pids.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Listener:
     """One listening socket: the name the worker knows it by, where it listens, and its file mode.
 
     `address` is "host:port" for TCP and an absolute path for unix sockets; `mode` is 0 for TCP.
@@ -46,7 +46,7 @@ class House:
     data: Path
     lib: Path
     slots: Path
-    doors: tuple[Door, ...]
+    doors: tuple[Listener, ...]
     stop_timeout_s: float
     writable: str
     runtime: str
@@ -88,12 +88,12 @@ def house_of(data: dict[str, Any]) -> House:
     run = paths["run"]
     # Group kindling may call and administer; everyone who reaches the directory may look.
     doors = (
-        Door("invoke_tcp", data["invoke"]["listen"]),
-        Door("invoke_unix", _under(run, data["invoke"]["socket"]), 0o660),
-        Door("grpc_admin", _under(run, data["grpc"]["socket"]), 0o660),
-        Door("grpc_readonly", _under(run, data["grpc"]["readonly_socket"]), 0o666),
-        Door("admin_tcp", data["admin"]["listen"]),
-        Door("admin_unix", _under(run, data["admin"]["socket"]), 0o660),
+        Listener("invoke_tcp", data["invoke"]["listen"]),
+        Listener("invoke_unix", _under(run, data["invoke"]["socket"]), 0o660),
+        Listener("grpc_admin", _under(run, data["grpc"]["socket"]), 0o660),
+        Listener("grpc_readonly", _under(run, data["grpc"]["readonly_socket"]), 0o666),
+        Listener("admin_tcp", data["admin"]["listen"]),
+        Listener("admin_unix", _under(run, data["admin"]["socket"]), 0o660),
     )
     return House(
         node=data["node"]["name"],

@@ -13,24 +13,24 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from agent.errors import FailedPrecondition
-from agent.rootless.settings import Door
+from agent.rootless.settings import Listener
 
 # Callers who may wait while a worker is replaced; the kernel cuts it at net.core.somaxconn.
 BACKLOG = 4096
 # struct sockaddr_un holds 108 bytes with the NUL (unix(7)).
 _MAX_UNIX_PATH = 107
 
-Held = dict[str, tuple[str, int]]
-"""Door's name to (address, descriptor)."""
+OpenSockets = dict[str, tuple[str, int]]
+"""Listener's name to (address, descriptor)."""
 
 
-def open_all(doors: Iterable[Door], held: Held) -> Held:
+def open_all(doors: Iterable[Listener], held: OpenSockets) -> OpenSockets:
     """Return the open descriptors of `doors`, those of `held` where the address is the same.
 
     Nothing of `held` is closed. Raises FailedPrecondition naming the address that is taken or
     wrong; nothing is open then that was not before.
     """
-    opened: Held = {}
+    opened: OpenSockets = {}
     try:
         for door in doors:
             if held.get(door.name, ("",))[0] == door.address:
@@ -43,7 +43,7 @@ def open_all(doors: Iterable[Door], held: Held) -> Held:
     return opened
 
 
-def close_others(held: Held, kept: Held) -> None:
+def close_others(held: OpenSockets, kept: OpenSockets) -> None:
     """Close what is in `held` and not in `kept`; the paths of unix sockets go as well."""
     descriptors = {descriptor for _, descriptor in kept.values()}
     addresses = {address for address, _ in kept.values()}
@@ -55,10 +55,10 @@ def close_others(held: Held, kept: Held) -> None:
                     os.unlink(address)
 
 
-def passing_pair() -> Held:
+def passing_pair() -> OpenSockets:
     """Return the two ends over which workers pass connections on (agent/gateway/passing.py).
 
-    Held here, so that what is on its way when nobody reads is not lost.
+    OpenSockets here, so that what is on its way when nobody reads is not lost.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
@@ -66,7 +66,7 @@ def passing_pair() -> Held:
     return {"passing_in": ("", ours.detach()), "passing_out": ("", theirs.detach())}
 
 
-def open_door(door: Door) -> socket.socket:
+def open_door(door: Listener) -> socket.socket:
     """Open one listening socket, non-blocking and close-on-exec."""
     try:
         return _open_unix(door) if door.is_unix else _open_tcp(door)
@@ -86,7 +86,7 @@ def parse(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
 
 
-def _open_tcp(door: Door) -> socket.socket:
+def _open_tcp(door: Listener) -> socket.socket:
     host, port = parse(door.address)
     # Numeric addresses only: a name would need DNS, and may change between two starts.
     family, kind, protocol, _, target = socket.getaddrinfo(
@@ -104,7 +104,7 @@ def _open_tcp(door: Door) -> socket.socket:
     return listener
 
 
-def _open_unix(door: Door) -> socket.socket:
+def _open_unix(door: Listener) -> socket.socket:
     if len(door.address.encode()) > _MAX_UNIX_PATH:
         raise ValueError(f"the path is longer than {_MAX_UNIX_PATH} bytes")
     with suppress(FileNotFoundError):

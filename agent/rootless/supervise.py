@@ -31,19 +31,19 @@ from agent.rootless import (
     installed,
     leftovers,
     mounts,
-    notice,
+    notify,
     outcome,
     protocol,
     settings,
     sockets,
 )
 from agent.rootless.daemon import Daemon
-from agent.rootless.hello import serves
+from agent.rootless.grpc_probe import serves
 from agent.rootless.settings import House
 from agent.rootless.signals import Inbox
 from agent.rootless.swap import LIMITS_S, Phase, Swap
 from agent.rootless.worker import Worker
-from agent.rootless.worker import start as start_worker
+from agent.rootless.workers import Workers
 
 STATE_VARIABLE = "KINDLING_SUPERVISE_STATE"
 WORKER_VARIABLE = "KINDLING_WORKER"
@@ -51,9 +51,7 @@ _CONTAINERD_READY_S = 30.0
 _WORKER_READY_S = 60.0
 _PROBE_S = 0.01
 _CONTAINERD_STOP_S = 5.0
-# How long a replaced worker may go on finishing what it holds: the longest call of any contract
-# (86,400 s, agent/model/limits.py), and what comes before and after it.
-RETIRE_S = 86_400.0 + 3_600.0
+_STOP_LOOK_S = 0.05
 # A daemon that dies this often without ever having worked will not work next time either.
 _HOPELESS_AFTER = 5
 
@@ -62,19 +60,21 @@ class Supervisor:
     """The state of one house and the loop over it."""
 
     def __init__(
-        self, house: House, layout: cgroup.Layout, held: sockets.Held, passing: sockets.Held
+        self,
+        house: House,
+        layout: cgroup.CgroupLayout,
+        held: sockets.OpenSockets,
+        passing: sockets.OpenSockets,
     ) -> None:
         self.house = house
         self.layout = layout
         self.held = held
-        self.passing = passing
         self.containerd = Daemon("containerd", _CONTAINERD_READY_S)
         self.worker = Daemon("worker", _WORKER_READY_S)
         self.process: Worker | None = None
         """The worker's pipes."""
         self.successor: Worker | None = None
         """The worker that a reload prepares."""
-        self.retiring: dict[int, float] = {}
         self.swap = Swap()
         self.trial = 0
         self.wanted = held
@@ -82,13 +82,14 @@ class Supervisor:
         self.hopeless = False
         self.inbox = Inbox()
         self._selector = selectors.DefaultSelector()
+        self.workers = Workers(self._selector, passing, self._heard)
         self._selector.register(self.inbox.reader, selectors.EVENT_READ, self.inbox.drain)
 
     # The life of the house
 
     def run(self) -> int:
         """Run until stopped; return the exit status."""
-        notice.send(str(self.house.notify), notice.LISTENING)
+        notify.send(str(self.house.notify), notify.LISTENING)
         while True:
             now = time.monotonic()
             self._step(now)
@@ -107,29 +108,24 @@ class Supervisor:
         """Go on in the new code with what the process had before its exec."""
         now = time.monotonic()
         self.containerd.pid = state["containerd"]
-        self.retiring = {int(pid): until for pid, until in state["retiring"].items()}
+        self.workers.retiring = {int(pid): until for pid, until in state["retiring"].items()}
         if self.containerd.pid:
             # Whether it works is found out by probing, as for a new one.
             self.containerd.started(self.containerd.pid, now)
             self.containerd.was_ready = True
         self.worker.was_ready = True
         if state["worker"]:
-            self.process = self._restored(state["worker"])
+            self.process = self.workers.restored(state["worker"])
             self.worker.started(self.process.pid, now)
             self.worker.became_ready(now)
         if state["successor"]:
-            self.successor = self._restored(state["successor"])
+            self.successor = self.workers.restored(state["successor"])
         self.swap.number, self.swap.again = state["reload"], state["again"]
         self.swap.resume(now)
         if self.process is None:
             self._go(now)
         else:
             self.process.tell(protocol.HAND_OVER)
-
-    def _restored(self, saved: list[int]) -> Worker:
-        worker = Worker.restored(saved)
-        self._listen(worker)
-        return worker
 
     def _step(self, now: float) -> None:
         self._reap(now)
@@ -138,7 +134,7 @@ class Supervisor:
         if self.containerd.waiting:
             if serves(self.house.containerd_socket):
                 self.containerd.became_ready(now)
-                notice.say("supervise", f"containerd serves after {self.containerd.age_ms(now)} ms")
+                notify.say("supervise", f"containerd serves after {self.containerd.age_ms(now)} ms")
             elif self.containerd.late(now):
                 self._kill_late(self.containerd)
         if self.containerd.ready and self.worker.due(now):
@@ -147,14 +143,10 @@ class Supervisor:
             self._kill_late(self.worker)
         if self.swap.late(now):
             self._late_reload(now)
-        for pid, until in list(self.retiring.items()):
-            if now >= until:
-                notice.say("supervise", f"worker {pid} still had calls after its time: killed")
-                self.retiring[pid] = now + RETIRE_S
-                ending.kill(pid, signal.SIGKILL)
+        self.workers.kill_overdue(now)
 
     def _next_event_s(self) -> float:
-        times = [*self.containerd.timers(), *self.retiring.values()]
+        times = [*self.containerd.timers(), *self.workers.retiring.values()]
         if self.containerd.waiting:
             # Its socket is the only sign of life it gives.
             times.append(time.monotonic() + _PROBE_S)
@@ -177,37 +169,21 @@ class Supervisor:
         # It must not outlive us: its database would stay locked. Its shims do outlive it.
         pid = child.start(argv, self._environment(), dies_with_parent=signal.SIGKILL)
         self.containerd.started(pid, now)
-        notice.say("supervise", f"containerd started (pid {pid})")
+        notify.say("supervise", f"containerd started (pid {pid})")
         self._write_pids()
 
     def _start_worker(self, now: float) -> None:
-        self.process = self._spawn_worker(worker_command(), self.house.config, self.held)
+        self.process = self._start(worker_command(), self.house.config, self.held)
         self.worker.started(self.process.pid, now)
-        notice.say("supervise", f"worker started (pid {self.process.pid})")
+        notify.say("supervise", f"worker started (pid {self.process.pid})")
         self._write_pids()
 
-    def _spawn_worker(self, command: list[str], config: Path, held: sockets.Held) -> Worker:
-        given = {**held, **self.passing}
-        worker = start_worker(command, self._environment(), config, given)
-        self._listen(worker)
-        return worker
-
-    def _listen(self, worker: Worker) -> None:
-        self._selector.register(worker.heard, selectors.EVENT_READ, lambda: self._hear(worker))
+    def _start(self, command: list[str], config: Path, held: sockets.OpenSockets) -> Worker:
+        return self.workers.start(command, self._environment(), config, held)
 
     def _environment(self) -> dict[str, str]:
         ours = (STATE_VARIABLE, WORKER_VARIABLE, mounts.PLACES_VARIABLE)
         return {name: value for name, value in os.environ.items() if name not in ours}
-
-    def _hear(self, worker: Worker) -> None:
-        lines = worker.hear()
-        if lines is None:
-            self._selector.unregister(worker.heard)
-            os.close(worker.heard)
-            worker.heard = -1
-            return
-        for line in lines:
-            self._heard(worker, *line.partition(" ")[::2])
 
     def _heard(self, worker: Worker, word: str, text: str) -> None:
         now = time.monotonic()
@@ -220,17 +196,18 @@ class Supervisor:
             self._became_ready(now)
         elif word == protocol.HANDED_OVER and worker is self.process:
             if self.swap.phase is Phase.HANDING_OVER:
-                self._retire(worker, now)
+                self.process, self.worker.pid = None, 0
+                self.workers.retire(worker, now)
                 self._go(now)
         elif word == protocol.FAILED and worker is self.successor:
             self._fail_reload(f"the new worker: {text}")
         elif word == protocol.RELOAD:
-            notice.send(str(self.house.notify), notice.RELOAD)
+            notify.send(str(self.house.notify), notify.RELOAD)
 
     def _became_ready(self, now: float) -> None:
         self.worker.became_ready(now)
-        notice.say("supervise", f"worker is ready after {self.worker.age_ms(now)} ms")
-        notice.send(str(self.house.notify), notice.READY, f"SUPERVISE_PID={os.getpid()}")
+        notify.say("supervise", f"worker is ready after {self.worker.age_ms(now)} ms")
+        notify.send(str(self.house.notify), notify.READY, f"SUPERVISE_PID={os.getpid()}")
         if self.swap.phase is Phase.STARTING:
             self._end_reload()
 
@@ -238,16 +215,16 @@ class Supervisor:
 
     def _reap(self, now: float) -> None:
         """Note every child's end. None of their pids is used any more once this has seen it."""
-        if self.successor is not None and self.successor.heard >= 0:
-            self._hear(self.successor)  # its last words say why it ends
+        if self.successor is not None:
+            self.workers.hear(self.successor)  # its last words say why it ends
         for pid, status in ending.reap():
-            self.retiring.pop(pid, None)
+            self.workers.retiring.pop(pid, None)
             if pid == self.containerd.pid:
                 self._note_end(self.containerd, status, now)
             elif pid == self.worker.pid:
                 self._worker_ended(status, now)
             elif self.successor is not None and pid == self.successor.pid:
-                self._forget(self.successor)
+                self.workers.forget(self.successor)
                 self.successor = None
                 how = child.how_ended(status)
                 self._fail_reload(f"the new worker ended with {how}: its last words are in the log")
@@ -258,12 +235,11 @@ class Supervisor:
         worker = self.process
         if worker is None:
             return
-        for line in (worker.hear() if worker.heard >= 0 else None) or ():  # its last words
-            self._heard(worker, *line.partition(" ")[::2])
+        self.workers.hear(worker)  # its last words
         if self.process is not worker:  # it had handed over
-            self.retiring.pop(worker.pid, None)
+            self.workers.retiring.pop(worker.pid, None)
             return
-        self._forget(worker)
+        self.workers.forget(worker)
         self.process = None
         self._note_end(self.worker, status, now)
         if self.swap.phase is Phase.HANDING_OVER:
@@ -272,47 +248,47 @@ class Supervisor:
             how = child.how_ended(status)
             self._fail_reload(f"the new worker ended with {how} after it had taken over")
 
-    def _forget(self, worker: Worker) -> None:
-        if worker.heard >= 0:
-            self._selector.unregister(worker.heard)
-        worker.close()
-
     def _note_end(self, daemon: Daemon, status: int, now: float) -> None:
         delay_s = daemon.ended(now)
         how = child.how_ended(status)
         self._write_pids()
         if not daemon.was_ready and daemon.backoff.failures >= _HOPELESS_AFTER:
             text = f"{daemon.name} ended {_HOPELESS_AFTER} times ({how}): giving up"
-            notice.say("supervise", text)
+            notify.say("supervise", text)
             self.hopeless = True
             return
         when = f"in {delay_s:g} s" if delay_s else "at once"
-        notice.say("supervise", f"{daemon.name} ended with {how}: starting it again {when}")
+        notify.say("supervise", f"{daemon.name} ended with {how}: starting it again {when}")
 
     def _kill_late(self, daemon: Daemon) -> None:
         text = f"{daemon.name} was not ready in {daemon.ready_within_s:g} s: killed"
-        notice.say("supervise", text)
+        notify.say("supervise", text)
         daemon.give_up_waiting()
         ending.kill(daemon.pid, signal.SIGKILL)
 
     def _stop(self) -> None:
         self.inbox.asked.clear()
         began = time.monotonic()
-        notice.say("supervise", "stopping: worker first, then containerd, then what is left")
+        notify.say("supervise", "stopping: worker first, then containerd, then what is left")
         for pid in (self.trial, self.successor.pid if self.successor is not None else 0):
             if pid:
                 ending.kill(pid, signal.SIGKILL)
-        for pid in self.retiring:
+        for pid in self.workers.retiring:
             ending.kill(pid, signal.SIGTERM)
         if self.worker.pid:
             self._end(self.worker, self.house.stop_timeout_s)
-        for _, descriptor in (*self.held.values(), *self.passing.values()):
+        until = began + self.house.stop_timeout_s
+        while self.workers.retiring and time.monotonic() < until and not self.inbox.asked:
+            self._reap(time.monotonic())
+            self._wait(_STOP_LOOK_S)
+        for _, descriptor in self.held.values():
             os.close(descriptor)
+        self.workers.close()
         if self.containerd.pid:
             self._end(self.containerd, _CONTAINERD_STOP_S)
         ending.end_rest(self.house, self.layout)
         ending.clear(self.house)
-        notice.say("supervise", f"stopped in {time.monotonic() - began:.1f} s")
+        notify.say("supervise", f"stopped in {time.monotonic() - began:.1f} s")
 
     def _end(self, daemon: Daemon, within_s: float) -> None:
         """TERM a daemon and wait for it; a second signal from outside cuts the wait short."""
@@ -321,7 +297,7 @@ class Supervisor:
         while ending.is_child(daemon.pid):
             now = time.monotonic()
             if now >= deadline or self.inbox.asked:
-                notice.say("supervise", f"{daemon.name} did not end in its time: killed")
+                notify.say("supervise", f"{daemon.name} did not end in its time: killed")
                 self.inbox.asked.clear()
                 ending.kill(daemon.pid, signal.SIGKILL)
                 deadline = now + within_s
@@ -341,8 +317,8 @@ class Supervisor:
             self._fail_reload(str(error))
             return
         command = worker_command(installed.python())
-        self.successor = self._spawn_worker(command, config, self.wanted)
-        notice.say("supervise", f"a new worker (pid {self.successor.pid}) prepares")
+        self.successor = self._start(command, config, self.wanted)
+        notify.say("supervise", f"a new worker (pid {self.successor.pid}) prepares")
 
     def _try_own_code(self, now: float) -> None:
         """See whether the installed code starts at all, before this process becomes it."""
@@ -366,30 +342,22 @@ class Supervisor:
         if fresh.exists():
             fresh.replace(self.house.config)
         sockets.close_others(self.held, self.wanted)
-        for _, descriptor in (*self.wanted.values(), *self.passing.values()):
+        for _, descriptor in (*self.wanted.values(), *self.workers.passing.values()):
             os.set_inheritable(descriptor, True)
         state = {
             "held": self.wanted,
-            "passing": self.passing,
+            "passing": self.workers.passing,
             "containerd": self.containerd.pid,
             "worker": self.process.save() if self.process is not None else None,
             "successor": self.successor.save() if self.successor is not None else None,
-            "retiring": self.retiring,
+            "retiring": self.workers.retiring,
             "reload": self.swap.number,
             "again": self.swap.again,
         }
         os.environ[STATE_VARIABLE] = json.dumps(state)
-        notice.say("supervise", "replacing myself with the installed code")
+        notify.say("supervise", "replacing myself with the installed code")
         # Signals wait, blocked: one between exec and the new handlers would end us.
         os.execv(command[0], command)
-
-    def _retire(self, worker: Worker, now: float) -> None:
-        """Let a worker that has handed over end by itself."""
-        self._forget(worker)
-        self.process = None
-        self.worker.pid = 0
-        self.retiring[worker.pid] = now + RETIRE_S
-        notice.say("supervise", f"worker {worker.pid} finishes its calls and makes room")
 
     def _go(self, now: float) -> None:
         """Make the successor the worker."""
@@ -406,7 +374,7 @@ class Supervisor:
         phase = self.swap.phase
         if phase is Phase.HANDING_OVER and self.process is not None:
             # It neither serves nor lets another one: what it holds is lost.
-            notice.say("supervise", f"worker {self.process.pid} does not hand over: killed")
+            notify.say("supervise", f"worker {self.process.pid} does not hand over: killed")
             self.swap.until = now + LIMITS_S[phase]
             ending.kill(self.process.pid, signal.SIGKILL)
         else:
@@ -417,7 +385,7 @@ class Supervisor:
         if self.swap.phase is Phase.IDLE:
             return
         reason = f"{reason}; {self.swap.after_failure}"
-        notice.say("supervise", f"reload failed: {reason}")
+        notify.say("supervise", f"reload failed: {reason}")
         outcome.end(self.house.run, self.swap.number, reason)
         (self.house.run / settings.NEXT_CONFIG_NAME).unlink(missing_ok=True)
         sockets.close_others(self.wanted, self.held)
@@ -430,7 +398,7 @@ class Supervisor:
     def _end_reload(self) -> None:
         self.swap.give_up()
         outcome.end(self.house.run, self.swap.number)
-        notice.send(str(self.house.notify), notice.RELOADED)
+        notify.send(str(self.house.notify), notify.RELOADED)
 
     def _write_pids(self) -> None:
         path = self.house.run / settings.PIDS_NAME
@@ -472,7 +440,7 @@ def _start(house: House) -> Supervisor:
     return supervisor
 
 
-def _inherited(saved: dict[str, list[Any]]) -> sockets.Held:
+def _inherited(saved: dict[str, list[Any]]) -> sockets.OpenSockets:
     """Return the descriptors of before an exec; no child gets them but those they are given to."""
     held = {name: (str(address), int(descriptor)) for name, (address, descriptor) in saved.items()}
     for _, descriptor in held.values():
@@ -483,7 +451,7 @@ def _inherited(saved: dict[str, list[Any]]) -> sockets.Held:
 def main(arguments: list[str]) -> int:
     """Entry of `kindling supervise CONFIG [--trial]`; returns the exit status."""
     if len(arguments) not in (1, 2) or arguments[1:] not in ([], ["--trial"]):
-        notice.say("supervise", "is started by 'kindling run', with one configuration file")
+        notify.say("supervise", "is started by 'kindling run', with one configuration file")
         return 2
     try:
         house = settings.read(Path(arguments[0]))
@@ -496,5 +464,5 @@ def main(arguments: list[str]) -> int:
         prctl.set_process_name("kindling-house")
         return _start(house).run()
     except (AgentError, OSError, ValueError, KeyError) as error:
-        notice.say("supervise", f"cannot go on: {error}")
+        notify.say("supervise", f"cannot go on: {error}")
         return 1

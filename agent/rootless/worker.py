@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.rootless import child, protocol
-from agent.rootless.sockets import Held
+from agent.rootless.sockets import OpenSockets
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ def start(
     command: Sequence[str],
     environment: Mapping[str, str],
     config: Path,
-    held: Held,
+    held: OpenSockets,
 ) -> Worker:
     """Start a worker with the sockets it is to serve on; it dies with this process."""
     heard, its_telling = os.pipe()

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from agent.config import NodeConfig
 from agent.core.job import check_exec_sizes
-from agent.core.oci import Bind, SpecTemplate, VersionPlan, argv_of
+from agent.core.oci import SpecTemplate, VersionPlan, argv_of
 from agent.core.users import resolve_user
 from agent.linux import mountinfo
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion
-from agent.sandbox.images import PreparedImage
+from agent.sandbox.prepared_images import PreparedImage
 from agent.storage.volumes import resolve
 
 INIT = "/usr/bin/catatonit"
@@ -86,10 +86,7 @@ def blueprint_of(
         shm_bytes=min(SHM_BYTES, spec.memory_bytes // 2),
         init_path=INIT,
         oom_score_adj=FUNCTION_OOM_SCORE,
-        binds=tuple(
-            Bind(str(bind.source), bind.target, bind.read_only)
-            for bind in resolve(spec.mounts, config.volumes)
-        ),
+        binds=resolve(spec.mounts, config.volumes),
         limit_swap=limits_swap(),
         masked=mounted_in_sys(mountinfo.text()),
         annotations=annotations,

@@ -20,21 +20,20 @@ from pathlib import Path
 from agent.aio.tasks import finish
 from agent.config import NodeConfig
 from agent.containerd.client import NAMESPACE
-from agent.containerd.containers import Container as Record
-from agent.containerd.containers import RuntimeOptions
-from agent.containerd.tasks import Output as TaskOutput
+from agent.containerd.containers import ContainerRecord, RuntimeOptions
+from agent.containerd.tasks import TaskOutput
 from agent.core.oci import InstancePlan, merged_env
 from agent.errors import AgentError, FailedPrecondition, FunctionFailed, RuntimeUnavailable
 from agent.model.failure import Failure, FailureKind
 from agent.model.limits import MAX_STRING_BYTES
 from agent.model.records import FunctionVersion, InstanceRecord
-from agent.network.room import Egress
+from agent.network.network import Egress
+from agent.sandbox.backends import Backends
 from agent.sandbox.blueprint import Blueprint, blueprint_of
 from agent.sandbox.container import Container
-from agent.sandbox.images import find_executable
 from agent.sandbox.order import Order, Timings
 from agent.sandbox.output import Output, Sink, held_open
-from agent.sandbox.rooms import Rooms
+from agent.sandbox.prepared_images import find_executable
 from agent.sandbox.shims import KIND_LABEL, Shims
 from agent.sandbox.teardown import Teardown
 
@@ -54,7 +53,7 @@ class ShimDied(RuntimeUnavailable):
 class Builder:
     """Builds, adopts and destroys the containers of instances."""
 
-    def __init__(self, config: NodeConfig, rooms: Rooms, options: RuntimeOptions) -> None:
+    def __init__(self, config: NodeConfig, rooms: Backends, options: RuntimeOptions) -> None:
         self._config = config
         self._rooms = rooms
         self._options = options
@@ -200,7 +199,7 @@ class Builder:
             VERSION_LABEL: str(version.version),
         }
         anchor = shims.pick(id, container.shim_died)
-        record = Record(id=id, spec=spec, labels=labels, sandbox=anchor)
+        record = ContainerRecord(id=id, spec=spec, labels=labels, sandbox=anchor)
         output = container.output
         try:
             await self._rooms.containerd.containers.create(record, self._options, deadline=deadline)
@@ -241,7 +240,7 @@ class Builder:
         """Take over a running container of the worker before from its record.
 
         Raises NotFound when its process or one of its slots is gone, RuntimeUnavailable when it
-        cannot be watched. None of its slots is held here then; `remove_foreign` clears the rest.
+        cannot be watched. None of its slots is held here then; `remove_leftover` clears the rest.
         """
         rooms, id = self._rooms, record.id
         slot = await rooms.network.adopt(record.network_slot, record.pid, egress)
@@ -293,12 +292,12 @@ class Builder:
         """
         await self._teardown.destroy(container)
 
-    async def remove_foreign(self, id: str) -> None:
+    async def remove_leftover(self, id: str) -> None:
         """Remove a container nobody owns: a left-over of a worker that died.
 
         Raises RuntimeUnavailable when something of it is still there.
         """
-        await self._teardown.remove_foreign(id)
+        await self._teardown.remove_leftover(id)
 
     async def tidy(self, known: Collection[str]) -> None:
         """Mend the shims, end what could not be ended before, and what nobody knows."""

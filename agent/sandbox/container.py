@@ -17,7 +17,7 @@ from agent.cgroups.instance import InstanceCgroup
 from agent.containerd.client import Containerd
 from agent.errors import AgentError
 from agent.model.records import Exit
-from agent.network.room import NetworkSlot
+from agent.network.network import NetworkSlot
 from agent.sandbox.exits import ProcessExit
 from agent.sandbox.output import Output
 from agent.storage.slots import WritableLayer

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from agent.core.logtail import Framer, Line
+from agent.core.logtail import Framer, OutputLine
 from agent.linux import trees
 
 READ_BYTES = 64 * 1024
@@ -23,7 +23,7 @@ DRAIN_READS = 16  # a pipe can be set to hold 1 MB (fcntl(2), F_SETPIPE_SZ)
 REMOVE_S = 5.0  # two FIFOs in memory, on the loop: microseconds, unless the host is stuck
 STREAMS = ("stdout", "stderr")
 
-Sink = Callable[[Line], None]
+Sink = Callable[[OutputLine], None]
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from pathlib import Path
 from agent.aio.tasks import finish, launch
 from agent.cgroups.tree import CgroupTree
 from agent.containerd.client import NAMESPACE, Containerd
-from agent.containerd.containers import Container, RuntimeOptions
+from agent.containerd.containers import ContainerRecord, RuntimeOptions
 from agent.containerd.tasks import TaskStatus
 from agent.core.anchor import ANCHOR_PREFIX, anchor_spec
 from agent.errors import AgentError, AlreadyExists, NotFound
@@ -146,7 +146,7 @@ class Shims:
             annotations=self.annotations,
         )
         spec = json.dumps(data).encode()
-        record = Container(id=id, spec=spec, labels={KIND_LABEL: "anchor"})
+        record = ContainerRecord(id=id, spec=spec, labels={KIND_LABEL: "anchor"})
         ours = False
         try:
             await self._containerd.containers.create(record, self._options, deadline=deadline)

@@ -21,8 +21,8 @@ from agent.core.anchor import ANCHOR_PREFIX
 from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.linux import trees
 from agent.model.records import InstanceRecord
+from agent.sandbox.backends import Backends
 from agent.sandbox.container import Container
-from agent.sandbox.rooms import Rooms
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ SCRUB_PAUSE_S = 0.05
 class Teardown:
     """Ends containers, our own and those that a dead worker left."""
 
-    def __init__(self, rooms: Rooms, fifos: Path, state: Path) -> None:
+    def __init__(self, rooms: Backends, fifos: Path, state: Path) -> None:
         self._rooms = rooms
         self._fifos = fifos
         self._state = state
@@ -93,7 +93,7 @@ class Teardown:
         """Whether something of a container of that id could not be ended yet."""
         return id in self._unfinished
 
-    async def remove_foreign(self, id: str) -> None:
+    async def remove_leftover(self, id: str) -> None:
         """Remove a container nobody owns: a left-over of a worker that died.
 
         Raises RuntimeUnavailable when something of it is still there; ask again then.

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.aio import tasks
-from agent.aio.line import Line
+from agent.aio.turns import TurnQueue
 from agent.core.slots import SlotCounts, Slots, SlotState
 from agent.errors import Bug, FailedPrecondition, NotFound, Overloaded
 from agent.linux import trees
@@ -47,7 +47,7 @@ class ProvisionedSlots:
         self._classes: dict[int, Slots] = {}
         self._held: dict[tuple[int, int], WritableLayer] = {}
         self._reserved: set[tuple[int, int]] = set()
-        self._lines: dict[int, Line] = {}
+        self._lines: dict[int, TurnQueue] = {}
         self._wake = asyncio.Event()
         self._wiper: asyncio.Task[None] | None = None
         self._closing = False
@@ -60,7 +60,7 @@ class ProvisionedSlots:
         found = await asyncio.to_thread(_discover, self._directory)
         for class_mb, numbers in found.items():
             self._classes[class_mb] = Slots(numbers, first=SlotState.DIRTY)
-            self._lines[class_mb] = Line()
+            self._lines[class_mb] = TurnQueue()
 
     def adopt(self, instance: str, kind: str, number: int) -> WritableLayer:
         """Record that a running instance has this slot; NotFound if setup has taken it away."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from agent.errors import Bug, RuntimeUnavailable
 from agent.storage import mounts, tmpfs
 from agent.storage.layer import WritableLayer
-from agent.storage.whole import whole
+from agent.storage.undo import done_or_undone
 
 
 class RootFilesystems:
@@ -34,7 +34,7 @@ class RootFilesystems:
         """
         place = self.path(instance)
         lowers = tuple(lowerdirs)
-        return await whole(
+        return await done_or_undone(
             f"mount {instance}",
             lambda: _mount(place, lowers, layer),
             lambda: tmpfs.remove(place),

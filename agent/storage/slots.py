@@ -25,7 +25,7 @@ __all__ = ["WritableLayer", "WritableLayers"]
 class WritableLayers:
     """All writable layers of one node. One per worker; all calls from the loop's thread."""
 
-    def __init__(self, settings: config.Storage, slots: Path, run: Path) -> None:
+    def __init__(self, settings: config.StorageSettings, slots: Path, run: Path) -> None:
         self._use_slots = settings.writable == "slots"
         self._slots = ProvisionedSlots(slots)
         self._tmpfs = TmpfsLayers(run, settings.inodes)

@@ -15,7 +15,7 @@ from agent.core.slots import SlotCounts
 from agent.errors import Bug, NotFound, RuntimeUnavailable
 from agent.storage import mounts
 from agent.storage.layer import WritableLayer
-from agent.storage.whole import whole
+from agent.storage.undo import done_or_undone
 
 KIND = "tmpfs"
 
@@ -45,7 +45,7 @@ class TmpfsLayers:
         if instance in self._held:
             raise Bug(f"{instance} has a writable layer already")
         place = self._root / instance
-        await whole(
+        await done_or_undone(
             f"mount layer of {instance}",
             lambda: self._make(place, disk_mb),
             lambda: remove(place),

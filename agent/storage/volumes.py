@@ -7,14 +7,14 @@ for it by that name. Pure but for looking whether the directory is there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from agent.core.oci import Bind
 from agent.errors import InvalidSpec, Problem
 
 
-class Wanted(Protocol):
+class WantedMount(Protocol):
     """One entry of a spec's `mounts`."""
 
     @property
@@ -30,16 +30,7 @@ class Wanted(Protocol):
         """Whether the function may not write."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
-    """A host directory to be bound at `target` inside the container."""
-
-    source: Path
-    target: str
-    read_only: bool
-
-
-def resolve(mounts: Sequence[Wanted], volumes: Mapping[str, Path]) -> tuple[Bind, ...]:
+def resolve(mounts: Sequence[WantedMount], volumes: Mapping[str, Path]) -> tuple[Bind, ...]:
     """Return what to bind for a spec's mounts.
 
     Raises InvalidSpec with every mount whose volume this node does not have, or whose directory
@@ -61,7 +52,7 @@ def resolve(mounts: Sequence[Wanted], volumes: Mapping[str, Path]) -> tuple[Bind
         elif not source.is_absolute() or not source.is_dir():
             problems.append(Problem(field, f"{source} is no directory on this node"))
         else:
-            binds.append(Bind(source, mount.target, mount.read_only))
+            binds.append(Bind(str(source), mount.target, mount.read_only))
     if problems:
         raise InvalidSpec(problems)
     return tuple(binds)

@@ -9,7 +9,6 @@ from typing import Any
 from agent.control.node import (
     CapacityView,
     Deployed,
-    Event,
     FunctionView,
     ImageStep,
     ImageView,
@@ -19,12 +18,13 @@ from agent.control.node import (
     LogEntry,
     LogQuery,
     NodeView,
+    WatchedEvent,
 )
 from agent.errors import NotFound
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, ImageFacts, Meters
 from agent.model.spec import FunctionSpec
 from agent.model.spec_parse import parse_spec
-from agent.rootless.outcome import DONE, FAILED, RUNNING, Outcome
+from agent.rootless.outcome import DONE, FAILED, RUNNING, ReloadOutcome
 from agent.telemetry.logs import LogLine
 
 AT_NS = 1_700_000_000_123_456_789
@@ -66,7 +66,7 @@ class FakeNode:
         self.closed: asyncio.Queue[str] = asyncio.Queue()
         self.result: InvokeResult | None = None
         self.lines: asyncio.Queue[LogEntry] = asyncio.Queue()
-        self.outcome = Outcome()
+        self.outcome = ReloadOutcome()
         # How often a reload that was asked for is seen running, and why it fails then, if it does.
         self.reload_looks = 0
         self.reload_reason = ""
@@ -175,11 +175,13 @@ class FakeNode:
 
     async def events(
         self, resume_token: str, functions: frozenset[str]
-    ) -> AsyncIterator[Event | None]:
+    ) -> AsyncIterator[WatchedEvent | None]:
         self._come("events", resume_token, functions)
         yield None
         await self.quiet.wait()
-        yield Event("8", AT_NS, "InstanceReady", "hello", 1, "i1", "", "ready", {"port": "9000"})
+        yield WatchedEvent(
+            "8", AT_NS, "InstanceReady", "hello", 1, "i1", "", "ready", {"port": "9000"}
+        )
 
     async def info(self) -> NodeView:
         self._come("info")
@@ -187,7 +189,7 @@ class FakeNode:
             self.reload_looks -= 1
             if self.reload_looks < 0:
                 ended = FAILED if self.reload_reason else DONE
-                self.outcome = Outcome(self.outcome.number, ended, self.reload_reason)
+                self.outcome = ReloadOutcome(self.outcome.number, ended, self.reload_reason)
         return NodeView(
             "node",
             "local",
@@ -214,5 +216,5 @@ class FakeNode:
 
     async def reload(self) -> int:
         self._come("reload")
-        self.outcome = Outcome(self.outcome.number + 1, RUNNING)
+        self.outcome = ReloadOutcome(self.outcome.number + 1, RUNNING)
         return self.outcome.number

@@ -13,16 +13,16 @@ from types import SimpleNamespace
 
 from agent.calls.job import JobRunner
 from agent.calls.target import FunctionTarget
-from agent.config import Limits, NodeConfig, Paths, Runtime
+from agent.config import LimitsSettings, NodeConfig, PathsSettings, RuntimeSettings
 from agent.contracts.base import Call, NodeFacts
 from agent.contracts.bind import bind
 from agent.core.mode import NodeMode
 from agent.errors import AgentError, FunctionFailed
 from agent.instances.admission import Admission, Bounds
+from agent.instances.capacity_queue import CapacityQueue
 from agent.instances.eviction import Eviction
 from agent.instances.fleet import Fleet
 from agent.instances.ports import InstancePorts
-from agent.instances.room import RoomQueue
 from agent.instances.timer import Timer
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Exit, FunctionVersion, ImageFacts
@@ -163,9 +163,9 @@ class FakeBuilder:
         self.alive[record.id] = container
         return container
 
-    async def remove_foreign(self, id):
+    async def remove_leftover(self, id):
         self.foreign.append(id)
-        await self.house.points.at("remove_foreign")
+        await self.house.points.at("remove_leftover")
         self.alive.pop(id, None)
         self.house.files.remove(id)
         self.reserved.pop(id, None)
@@ -257,9 +257,9 @@ class House:
         self.targets = []
         """Those whose idle instances may give way."""
         self.config = NodeConfig(
-            paths=Paths(run=path, data=path),
-            runtime=Runtime(max_instances=instances, parallel_starts=parallel),
-            limits=Limits(log_bytes=1 << 16),
+            paths=PathsSettings(run=path, data=path),
+            runtime=RuntimeSettings(max_instances=instances, parallel_starts=parallel),
+            limits=LimitsSettings(log_bytes=1 << 16),
         )
         self.mode = NodeMode()
         self.builder = FakeBuilder(self)
@@ -291,7 +291,7 @@ class House:
         self.port = self.server.getsockname()[1]
 
     def _fleet(self, instances, memory_bytes, parallel):
-        room = RoomQueue(self.now)
+        room = CapacityQueue(self.now)
         bounds = Bounds(instances, memory_bytes)
         admission = Admission(bounds, self.ports, room, (self.told,))
         eviction = Eviction(admission, room, self.mode, self.now, self._idle)

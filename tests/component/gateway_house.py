@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import ClassVar
 
 from agent.calls.ports import Endpoint, Lease
-from agent.config import Invoke, Limits, NodeConfig
+from agent.config import InvokeSettings, LimitsSettings, NodeConfig
 from agent.contracts.base import Call, CallReport, NodeFacts, Reply
 from agent.contracts.bind import bind
 from agent.errors import Bug, FunctionFailed, NotFound
@@ -248,7 +248,9 @@ def tcp_socket():
 
 @asynccontextmanager
 async def house(*targets, domain="", zombie_s=30.0, take_socket=tcp_socket, **invoke):
-    config = NodeConfig(invoke=Invoke(domain=domain, **invoke), limits=Limits(zombie_s=zombie_s))
+    config = NodeConfig(
+        invoke=InvokeSettings(domain=domain, **invoke), limits=LimitsSettings(zombie_s=zombie_s)
+    )
     metrics = AgentMetrics()
     connector = UpstreamConnector(take_socket)
     gateway = Gateway(config, FakeCatalog(*targets), connector, metrics.calls)

@@ -13,19 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-from agent.config import NodeConfig, Paths
+from agent.config import NodeConfig, PathsSettings
 from agent.containerd.client import NAMESPACE
-from agent.containerd.containers import Container as Record
-from agent.containerd.containers import RuntimeOptions
-from agent.containerd.tasks import Exit, Task, TaskStatus
+from agent.containerd.containers import ContainerRecord, RuntimeOptions
+from agent.containerd.tasks import Task, TaskExit, TaskStatus
 from agent.errors import Bug, FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec_parse import parse_spec
-from agent.network.room import NetworkSlot
+from agent.network.network import NetworkSlot
+from agent.sandbox.backends import Backends
 from agent.sandbox.builder import Builder
-from agent.sandbox.images import PreparedImage
 from agent.sandbox.order import Laps, Order
-from agent.sandbox.rooms import Rooms
+from agent.sandbox.prepared_images import PreparedImage
 from agent.sandbox.shims import Shims
 from agent.storage.layer import WritableLayer
 
@@ -248,7 +247,7 @@ class FakeTasks:
         await self.points.at("tasks.wait")
         if id not in self.status:
             raise NotFound(id)
-        return Exit(self.exit_code, 0)
+        return TaskExit(self.exit_code, 0)
 
     async def delete(self, id, *, deadline=None):
         await self.points.at("tasks.delete")
@@ -258,7 +257,7 @@ class FakeTasks:
             raise FailedPrecondition(f"{id} runs")
         del self.status[id]
         self.cgroups.groups.discard(id)
-        return Exit(self.exit_code, 0)
+        return TaskExit(self.exit_code, 0)
 
     async def list(self, *, deadline=None):
         return [Task(id, os.getpid(), status) for id, status in self.status.items()]
@@ -312,7 +311,7 @@ class House:
             self.containerd, options, self.cgroups, count=shims, run=run, init=Path("/bin/true")
         )
         self.forgotten = []
-        self.rooms = Rooms(
+        self.rooms = Backends(
             self.containerd,
             self.network,
             self.layers,
@@ -322,7 +321,7 @@ class House:
             self.shims,
             self.forgotten.append,
         )
-        config = NodeConfig(paths=Paths(run=run))
+        config = NodeConfig(paths=PathsSettings(run=run))
         self.builder = Builder(config, self.rooms, options)
         self.lines = []
         self.leased = []
@@ -359,4 +358,4 @@ def unavailable(what):
 
 
 def record_of(id):
-    return Record(id=id, spec=b"{}", labels={"kindling.kind": "instance"})
+    return ContainerRecord(id=id, spec=b"{}", labels={"kindling.kind": "instance"})

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from agent.aio.line import Line
 from agent.aio.tasks import spawn
+from agent.aio.turns import TurnQueue
 from tests.component.function_house import turns
 
 
@@ -19,7 +19,7 @@ async def two_in(line, *, first_s=60.0):
 
 
 async def test_callers_are_told_in_order():
-    line = Line()
+    line = TurnQueue()
     first, second = await two_in(line)
     line.tell()
     await turns()
@@ -30,7 +30,7 @@ async def test_callers_are_told_in_order():
 
 
 async def test_what_a_caller_was_told_in_the_turn_it_left_goes_to_the_next():
-    line = Line()
+    line = TurnQueue()
     first, second = await two_in(line)
     line.tell()
     first.cancel()
@@ -40,7 +40,7 @@ async def test_what_a_caller_was_told_in_the_turn_it_left_goes_to_the_next():
 
 
 async def test_so_does_what_it_was_refused():
-    line = Line()
+    line = TurnQueue()
     first, second = await two_in(line)
     line.refuse(OSError("nothing can be made"))
     first.cancel()
@@ -50,7 +50,7 @@ async def test_so_does_what_it_was_refused():
 
 
 async def test_a_caller_who_was_not_told_leaves_nothing_to_pass_on():
-    line = Line()
+    line = TurnQueue()
     first, second = await two_in(line, first_s=0.0)
     with pytest.raises(TimeoutError):
         await first

@@ -1,4 +1,4 @@
-"""Background tasks, cleanups that cancellation cannot cut short, waiting lines, patience."""
+"""Background tasks, cleanups that cancellation cannot cut short, waiting lines, cutoff."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import logging
 
 import pytest
 
-from agent.aio.line import Line
-from agent.aio.patience import Patience
+from agent.aio.deadline import ShrinkingDeadline
 from agent.aio.tasks import finish, launch, spawn, stop
+from agent.aio.turns import TurnQueue
 
 
 async def forever():
@@ -151,7 +151,7 @@ async def test_an_error_of_a_cleanup_whose_caller_went_away_is_logged(caplog):
 
 
 async def test_a_line_tells_the_first_and_passes_over_who_has_left():
-    line = Line()
+    line = TurnQueue()
     deadline = asyncio.get_running_loop().time() + 5
     first, second, third = (spawn(f"{n}", line.turn(deadline)) for n in range(3))
     await asyncio.sleep(0)
@@ -168,7 +168,7 @@ async def test_a_line_tells_the_first_and_passes_over_who_has_left():
 
 
 async def test_a_turn_ends_at_its_deadline():
-    line = Line()
+    line = TurnQueue()
     with pytest.raises(TimeoutError):
         await line.turn(asyncio.get_running_loop().time())
     assert len(line) == 0
@@ -178,30 +178,30 @@ async def test_a_turn_ends_at_its_deadline():
 
 
 async def test_patience_can_only_get_shorter():
-    patience = Patience()
-    patience.at_most(60)
-    patience.at_most(0.001)
-    patience.at_most(30)
+    cutoff = ShrinkingDeadline()
+    cutoff.at_most(60)
+    cutoff.at_most(0.001)
+    cutoff.at_most(30)
     async with asyncio.timeout(5):
-        await patience.wait_for()
-    assert patience.over.done()
-    patience.at_most(0)  # over is over
+        await cutoff.wait_for()
+    assert cutoff.over.done()
+    cutoff.at_most(0)  # over is over
 
 
 async def test_no_patience_at_all_is_over_at_once():
-    patience = Patience()
-    patience.at_most(-1)
-    assert patience.over.done()
+    cutoff = ShrinkingDeadline()
+    cutoff.at_most(-1)
+    assert cutoff.over.done()
 
 
 async def test_waiting_ends_with_the_thing_waited_for():
-    patience, thing = Patience(), asyncio.get_running_loop().create_future()
-    patience.at_most(60)
-    waiting = spawn("waiting", patience.wait_for(thing))
+    cutoff, thing = ShrinkingDeadline(), asyncio.get_running_loop().create_future()
+    cutoff.at_most(60)
+    waiting = spawn("waiting", cutoff.wait_for(thing))
     await asyncio.sleep(0)
     thing.set_result(1)
     async with asyncio.timeout(5):
         await waiting
-    assert not patience.over.done()
-    patience.close()
-    patience.close()
+    assert not cutoff.over.done()
+    cutoff.close()
+    cutoff.close()

@@ -193,7 +193,7 @@ async def test_a_containerd_that_fails_holds_no_slot_back(house, step):
     await house.builder.destroy(container)
     held = house.held()
     assert held.keys() <= {"tasks", "records", "cgroups"}
-    await house.builder.remove_foreign(ID)  # what the control cycle does with an orphan
+    await house.builder.remove_leftover(ID)  # what the control cycle does with an orphan
     assert house.held() == {}
 
 
@@ -374,7 +374,7 @@ async def test_a_task_of_a_dead_shim_is_forgotten_at_the_first_try(house):
         raise unavailable("ttrpc: closed")
 
     house.tasks.delete = forgets
-    await house.builder.remove_foreign(ID)
+    await house.builder.remove_leftover(ID)
     assert ID not in house.containers.records
 
 
@@ -406,7 +406,7 @@ async def test_an_adoption_that_fails_half_way_holds_nothing(house, step):
         await house.builder.adopt(RECORD, house.lines.append, "all")
     assert not house.network.leased
     assert not house.layers.leased
-    await house.builder.remove_foreign(ID)
+    await house.builder.remove_leftover(ID)
     assert house.held() == {}
     assert descriptors() == before
 
@@ -427,8 +427,8 @@ async def test_a_left_over_that_cannot_be_removed_is_an_error_until_it_can(house
     await outlived(house)
     house.points.fail[step] = unavailable(step)
     with pytest.raises(RuntimeUnavailable):
-        await house.builder.remove_foreign(ID)
-    await house.builder.remove_foreign(ID)
+        await house.builder.remove_leftover(ID)
+    await house.builder.remove_leftover(ID)
     assert house.held() == {}
 
 

@@ -40,7 +40,7 @@ def tree(request, tmp_path):
     mounts = {
         controller: str(tmp_path / (controller or "v2")) for controller in FILES[request.param]
     }
-    layout = cgroup.Layout(request.param, False, "/kindling", mounts)
+    layout = cgroup.CgroupLayout(request.param, False, "/kindling", mounts)
     for controller, files in FILES[request.param].items():
         group = layout.directory(controller, "node") / "hello-1"
         group.mkdir(parents=True)

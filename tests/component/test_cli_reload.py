@@ -11,7 +11,7 @@ import pytest
 
 from agent.control.node import NodeView
 from agent.errors import AgentError, FailedPrecondition, InvalidSpec, Overloaded, Problem
-from agent.rootless.outcome import FAILED, RUNNING, Outcome
+from agent.rootless.outcome import FAILED, RUNNING, ReloadOutcome
 from tests.component.cli_agent import Agent, running
 from tests.schemas import faults
 
@@ -53,7 +53,7 @@ def test_a_reload_waits_for_its_end_and_says_how_long_it_took(agent: Agent, look
 
 
 def test_a_reload_as_json(agent: Agent) -> None:
-    agent.node.outcome = Outcome(6, FAILED, "an older one")
+    agent.node.outcome = ReloadOutcome(6, FAILED, "an older one")
     found = agent.json("reload", "reload")
     assert found.pop("took_ms") > 0
     assert found == {"number": 7, "state": "done", "reason": ""}
@@ -84,7 +84,7 @@ def test_a_later_reload_that_ended_stands_for_ours(
     numbers = itertools.count(1)
 
     async def info() -> NodeView:
-        agent.node.outcome = Outcome(next(numbers), RUNNING)
+        agent.node.outcome = ReloadOutcome(next(numbers), RUNNING)
         return await real()
 
     agent.node.reload_looks = 2

@@ -113,12 +113,12 @@ def _names(message: Descriptor) -> set[str]:
     [
         (model.FunctionSpec, pb.FunctionSpec),
         (model.Secret, pb.Secret),
-        (model.Mount, pb.VolumeMount),
-        (model.Scaling, pb.Scaling),
-        (model.Hooks, pb.Hooks),
+        (model.MountSpec, pb.VolumeMount),
+        (model.ScalingSpec, pb.Scaling),
+        (model.HooksSpec, pb.Hooks),
         (model.HookSpec, pb.Hook),
         (model.HealthCheck, pb.HealthCheck),
-        (model.Registry, pb.Registry),
+        (model.RegistrySpec, pb.Registry),
         (model.AsyncCalls, pb.AsyncCalls),
     ],
 )

@@ -7,14 +7,14 @@ import asyncio
 import pytest
 
 from agent.containerd import events
-from agent.containerd.door import Door
+from agent.containerd.channel import Channel
 from agent.containerd.events import Gap, OutOfMemory, Subscription
 
 
 @pytest.fixture
 async def subscription(tmp_path, monkeypatch):
     monkeypatch.setattr(events, "BUFFER", 3)
-    door = Door(tmp_path / "none", "n")
+    door = Channel(tmp_path / "none", "n")
     yield Subscription(door)
     await door.close()
 

@@ -109,7 +109,7 @@ async def test_one_that_ends_slowly_is_enough_for_one_call(tmp_path):
         caller = house.wait(late)
         await until(lambda: ("destroy", ids[0]) in house.did)
         for _ in range(5):
-            late.scaling.room_again(house.fleet.now())
+            late.scaling.try_again(house.fleet.now())
             await turns()
         assert not caller.told
         assert ("destroy", ids[1]) not in house.did
@@ -237,7 +237,7 @@ async def test_instances_of_the_next_worker_are_left_alone(tmp_path):
         id = await house.used(one)
         house.mode.hand_over()
         two.pool.enqueue(object(), 0.0, 1e9)
-        house.fleet.eviction.make_room(two.version, house.no_slots())
+        house.fleet.eviction.evict_for(two.version, house.no_slots())
         assert one.pool.ready_count == 1
         assert id in house.builder.alive
         two.pool.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.containerd import archive
-from agent.containerd.layout import Layout, read_layout
+from agent.containerd.layout import ImageLayout, read_layout
 from agent.errors import InvalidSpec
 from tests import oci
 
@@ -24,7 +24,7 @@ def small() -> oci.OciImage:
     return oci.image([oci.layer({"a": b"1"}), oci.layer({"b": b"2"})], {"Cmd": ["/a"]})
 
 
-def read(path: Path) -> Layout:
+def read(path: Path) -> ImageLayout:
     files = archive.open_files(path, path.parent)
     try:
         layout = read_layout(files)

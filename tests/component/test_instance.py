@@ -8,7 +8,7 @@ import pytest
 
 from agent.aio.tasks import spawn
 from agent.core.instance import State
-from agent.core.logtail import Line
+from agent.core.logtail import OutputLine
 from agent.errors import FunctionFailed, RuntimeUnavailable
 from agent.model.failure import FailureKind
 from tests.component.function_house import House, turns, until
@@ -84,7 +84,7 @@ async def test_nobody_listening_is_a_start_timeout_with_the_functions_own_words(
     closed_port(house)
     instance = made(house, startup_timeout_s=1)
     house.on_start = lambda _: house.sinks[instance.id](
-        Line(1, "stderr", b"listening on loopback", split=False)
+        OutputLine(1, "stderr", b"listening on loopback", split=False)
     )
     house.points.fail["socket"] = TimeoutError()
     with pytest.raises(FunctionFailed) as failed:

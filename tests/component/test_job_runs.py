@@ -9,7 +9,7 @@ import pytest
 
 from agent.aio.tasks import spawn
 from agent.contracts.base import Call
-from agent.core.logtail import Line
+from agent.core.logtail import OutputLine
 from agent.errors import AlreadyExists, FunctionFailed, NotFound, Overloaded, RuntimeUnavailable
 from agent.instances.handover import hand_over, unsettled
 from agent.model.failure import FailureKind
@@ -88,7 +88,7 @@ async def test_a_job_stopped_while_it_waits_for_its_turn_to_start_never_begins(t
 async def test_the_exit_is_the_result(house, death, state, error):
     run, container = await running(house, job(house))
     assert states(house) == {"j-1": "Running"}
-    house.sinks[container.id](Line(1, "stdout", b"result", split=False))
+    house.sinks[container.id](OutputLine(1, "stdout", b"result", split=False))
     container.die(**death)
     await ended(run)
     record = house.saved["j-1"]
@@ -105,7 +105,7 @@ async def test_the_exit_is_the_result(house, death, state, error):
 
 async def test_past_its_limit_a_job_gets_term_and_has_failed(house):
     run, container = await running(house, job(house, timeout_s=1))
-    run.patience.at_most(0)  # the second has passed
+    run.cutoff.at_most(0)  # the second has passed
     await ended(run)
     record = house.saved["j-1"]
     assert (record.state, record.exit_code) == ("Failed", 143)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from agent.model.records import ImageFacts
-from agent.sandbox.images import Images
+from agent.sandbox.prepared_images import PreparedImages
 
 ONE = ImageFacts("x:1", "sha256:1", "sha256:c", 1, entrypoint=("/one",), env=("A=1",))
 TWO = ImageFacts("x:2", "sha256:2", "sha256:c", 1, entrypoint=("/two",), env=("A=2",), user="7")
@@ -30,7 +30,7 @@ def snapshots(tmp_path):
 
 @pytest.fixture
 def images(snapshots):
-    return Images(SimpleNamespace(snapshots=snapshots))
+    return PreparedImages(SimpleNamespace(snapshots=snapshots))
 
 
 async def test_images_of_the_same_layers_keep_their_own_configuration(images, snapshots):

@@ -163,7 +163,7 @@ async def test_one_instance_that_cannot_be_adopted_holds_up_no_other(node, error
 
 async def test_what_cannot_be_removed_keeps_its_record_for_the_next_cycle(node):
     node.left("f-old")
-    node.points.fail["remove_foreign"] = RuntimeUnavailable("containerd is away")
+    node.points.fail["remove_leftover"] = RuntimeUnavailable("containerd is away")
     await settled(node)
     assert node.records() == ["f-old"]
     await node.reconciler.cycle()
@@ -533,7 +533,7 @@ async def test_what_a_worker_leaves_half_started_when_it_dies_is_cleared(node, b
 async def test_what_cannot_be_cleared_keeps_its_slots_and_its_record(node):
     target = node.deploy()
     node.left("f-stuck", state="stopping")
-    node.points.fail["remove_foreign"] = RuntimeUnavailable("f-stuck: cgroup could not be removed")
+    node.points.fail["remove_leftover"] = RuntimeUnavailable("f-stuck: cgroup could not be removed")
     await settled(node)
     assert node.builder.reserved == {"f-stuck": 5}
     assert node.records() == ["f-stuck"]

@@ -25,14 +25,15 @@ STEPS = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 from agent.rootless import outcome, settings, sockets, supervise
-from agent.rootless.cgroup import Layout
+from agent.rootless.cgroup import CgroupLayout
 from agent.rootless.swap import LIMITS_S, Phase
 from agent.rootless.worker import Worker
 
 run = Path(sys.argv[1])
 house = settings.read(run / settings.CONFIG_NAME)
 held = sockets.open_all(house.doors, {})
-one = supervise.Supervisor(house, Layout(2, False, "/", {"": "/"}), held, sockets.passing_pair())
+layout = CgroupLayout(2, False, "/", {"": "/"})
+one = supervise.Supervisor(house, layout, held, sockets.passing_pair())
 # Stand for containerd and for the worker that serves.
 sleepers = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
 for daemon, sleeper in zip((one.containerd, one.worker), sleepers):

@@ -17,17 +17,17 @@ from agent.linux import process
 from agent.rootless import (
     cgroup,
     child,
-    hello,
+    grpc_probe,
     installed,
     leftovers,
     lock,
     mounts,
-    notice,
+    notify,
     probe,
     sockets,
 )
-from agent.rootless.cgroup import Layout
-from agent.rootless.settings import Door
+from agent.rootless.cgroup import CgroupLayout
+from agent.rootless.settings import Listener
 from agent.rootless.sweep import sweep
 
 
@@ -146,7 +146,7 @@ def test_a_directory_is_locked_once_and_made_if_missing(tmp_path):
 
 
 def door(tmp_path, name="admin", file="a.sock", mode=0o660):
-    return Door(name, str(tmp_path / file), mode)
+    return Listener(name, str(tmp_path / file), mode)
 
 
 def test_a_unix_door_listens_with_its_mode_and_replaces_a_stale_socket(tmp_path):
@@ -177,7 +177,7 @@ def test_a_taken_port_is_named():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(FailedPrecondition, match=address):
-            sockets.open_door(Door("invoke_tcp", address))
+            sockets.open_door(Listener("invoke_tcp", address))
 
 
 def test_a_reload_keeps_what_stays_opens_what_is_new_and_closes_what_goes(tmp_path):
@@ -195,7 +195,7 @@ def test_a_reload_keeps_what_stays_opens_what_is_new_and_closes_what_goes(tmp_pa
 def test_when_one_door_cannot_open_those_held_stay_open(tmp_path):
     first = sockets.open_all([door(tmp_path, "a", "a.sock")], {})
     with pytest.raises(FailedPrecondition):
-        sockets.open_all([door(tmp_path, "a", "a.sock"), Door("b", "nonsense")], first)
+        sockets.open_all([door(tmp_path, "a", "a.sock"), Listener("b", "nonsense")], first)
     os.fstat(first["a"][1])
     os.close(first["a"][1])
 
@@ -273,22 +273,22 @@ def all_pids() -> set[int]:
 
 def test_lines_arrive_and_a_missing_receiver_is_no_failure(tmp_path):
     path = tmp_path / "notify.sock"
-    notice.send(str(path), "READY=1")
-    with notice.listen(path) as receiver:
-        notice.send(str(path), "READY=1", "STATUS=well")
-        notice.send(str(path), "STOPPING=1")
-        assert notice.receive(receiver) == ["READY=1", "STATUS=well", "STOPPING=1"]
-        assert notice.receive(receiver) == []
+    notify.send(str(path), "READY=1")
+    with notify.listen(path) as receiver:
+        notify.send(str(path), "READY=1", "STATUS=well")
+        notify.send(str(path), "STOPPING=1")
+        assert notify.receive(receiver) == ["READY=1", "STATUS=well", "STOPPING=1"]
+        assert notify.receive(receiver) == []
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_hello_wants_an_answer_in_http2(tmp_path):
     path = tmp_path / "s.sock"
-    assert not hello.serves(path)
+    assert not grpc_probe.serves(path)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen()
-        assert not hello.serves(path)
+        assert not grpc_probe.serves(path)
 
 
 # Clearing up
@@ -339,12 +339,14 @@ def test_a_directory_that_is_not_the_hosts_is_refused(tmp_path):
 def test_on_v1_swap_is_counted_where_its_file_is(tmp_path, monkeypatch, files):
     for name in files:
         (tmp_path / name).touch()
-    monkeypatch.setattr(cgroup, "detect", lambda: Layout(1, False, "/k", {"memory": str(tmp_path)}))
+    monkeypatch.setattr(
+        cgroup, "detect", lambda: CgroupLayout(1, False, "/k", {"memory": str(tmp_path)})
+    )
     monkeypatch.setattr(probe, "_read", lambda _: "Filename\n")
     assert probe._swap_limit().ok == bool(files)
 
 
-@pytest.mark.parametrize("layout", [Layout(2, False, "/k", {"": "/sys/fs/cgroup"}), None])
+@pytest.mark.parametrize("layout", [CgroupLayout(2, False, "/k", {"": "/sys/fs/cgroup"}), None])
 def test_on_v2_swap_is_always_counted(monkeypatch, layout):
     monkeypatch.setattr(cgroup, "detect", lambda: layout)
     monkeypatch.setattr(probe, "_read", lambda _: "Filename\n")

@@ -406,9 +406,9 @@ async def test_acquire_after_removal_is_refused(house):
 
 
 def line(text):
-    from agent.core.logtail import Line
+    from agent.core.logtail import OutputLine
 
-    return Line(1, "stdout", text, False)
+    return OutputLine(1, "stdout", text, False)
 
 
 async def test_a_start_that_is_cancelled_before_its_first_step_leaves_nothing(house):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.containerd.client import Containerd
-from agent.containerd.containers import Container
-from agent.containerd.tasks import Output
+from agent.containerd.containers import ContainerRecord
+from agent.containerd.tasks import TaskOutput
 from tests import oci
 from tests.inside.containerd_base import (
     Place,
@@ -49,7 +49,7 @@ def anchor_spec(place: Place, id: str) -> bytes:
 
 async def anchor_up(ct: Containerd, place: Place, id: str) -> int:
     labels = {"kindling.kind": "anchor"}
-    container = Container(id=id, spec=anchor_spec(place, id), labels=labels)
+    container = ContainerRecord(id=id, spec=anchor_spec(place, id), labels=labels)
     await ct.containers.create(container, place.options)
     pid = await ct.tasks.create(id)
     await ct.sandboxes.create(id, place.options, labels)
@@ -66,7 +66,7 @@ async def anchor_down(ct: Containerd, id: str) -> None:
 
 async def one(ct: Containerd, place: Place, id: str, sandbox: str = "") -> tuple[float, ...]:
     """Make, run and remove a container; ms of create, start and delete."""
-    container = Container(
+    container = ContainerRecord(
         id=id, spec=spec(place, id, rootfs(place), ["/bin/true"]), sandbox=sandbox
     )
     started = time.perf_counter()
@@ -95,7 +95,7 @@ async def shared_shim(ct: Containerd, place: Place) -> Any:
         args = ["/bin/sh", "-c", "exit 7"]
         document = spec(place, id, rootfs(place), args)
         await ct.containers.create(
-            Container(id=id, spec=document, sandbox="anchor-a"), place.options
+            ContainerRecord(id=id, spec=document, sandbox="anchor-a"), place.options
         )
         pids.append(await ct.tasks.create(id))
     during = shims()
@@ -123,7 +123,7 @@ async def shared_shim(ct: Containerd, place: Place) -> Any:
 async def by_fifo(ct: Containerd, place: Place) -> Any:
     """A created task started by crun's exec.fifo ends properly for containerd."""
     await anchor_up(ct, place, "anchor-f")
-    output = Output(place.dir / "fifo-out", place.dir / "fifo-err")
+    output = TaskOutput(place.dir / "fifo-out", place.dir / "fifo-err")
     readers = []
     for path in (output.stdout, output.stderr):
         os.mkfifo(path)
@@ -131,7 +131,7 @@ async def by_fifo(ct: Containerd, place: Place) -> Any:
     args = ["/bin/sh", "-c", "echo hello; echo bad >&2; exit 5"]
     document = spec(place, "standby", rootfs(place), args)
     await ct.containers.create(
-        Container(id="standby", spec=document, sandbox="anchor-f"), place.options
+        ContainerRecord(id="standby", spec=document, sandbox="anchor-f"), place.options
     )
     pid = await ct.tasks.create("standby", output)
     fifo = place.crun_state / "standby" / "exec.fifo"

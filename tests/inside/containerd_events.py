@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.containerd.client import Containerd
-from agent.containerd.containers import Container
+from agent.containerd.containers import ContainerRecord
 from agent.containerd.events import Event, Exited, Gap, OutOfMemory
 from agent.errors import AgentError
 from tests.inside.containerd_anchor import anchor_down, anchor_up, rootfs
@@ -69,7 +69,7 @@ async def run(ct: Containerd, place: Place, id: str, script: str, **fields: Any)
     args = ["/bin/sh", "-c", script]
     memory = fields.pop("memory_bytes", 0)
     document = spec(place, id, rootfs(place), args, memory_bytes=memory)
-    await ct.containers.create(Container(id=id, spec=document, **fields), place.options)
+    await ct.containers.create(ContainerRecord(id=id, spec=document, **fields), place.options)
     pid = await ct.tasks.create(id)
     await ct.tasks.start(id)
     return pid
@@ -187,7 +187,7 @@ async def failed_create(ct: Containerd, place: Place) -> Any:
     results: dict[str, Any] = {}
     for id, sandbox in (("bad-own", ""), ("bad-in", "anchor-b")):
         document = spec(place, id, rootfs(place), ["/bin/nothing"])
-        container = Container(id=id, spec=document, sandbox=sandbox)
+        container = ContainerRecord(id=id, spec=document, sandbox=sandbox)
         await ct.containers.create(container, place.options)
         results[id] = await verdict(ct.tasks.create(id))
         results[f"{id}_task"] = await verdict(ct.tasks.delete(id))
@@ -224,7 +224,7 @@ async def unreachable(ct: Containerd, place: Place) -> Any:
     results["deadline"] = await verdict(ct.tasks.wait("slow", deadline=soon(0.2)))
     results["running"] = await verdict(ct.tasks.delete("slow"))
     results["taken"] = await verdict(
-        ct.containers.create(Container(id="slow", spec=b"{}"), place.options)
+        ct.containers.create(ContainerRecord(id="slow", spec=b"{}"), place.options)
     )
     await ct.tasks.kill("slow", signal.SIGKILL)
     await ct.tasks.wait("slow", deadline=soon())

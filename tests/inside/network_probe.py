@@ -17,7 +17,7 @@ from typing import Any
 
 from agent import config
 from agent.network import namespace, rtnetlink, sockets
-from agent.network.room import Network, NetworkSlot
+from agent.network.network import Network, NetworkSlot
 from agent.network.thread import new_socket
 from agent.network.wire import drop
 from tests.inside.rootless_session import serve
@@ -39,7 +39,7 @@ class Probe:
 
     async def open(self, *, ready: bool = True, **settings: Any) -> str:
         """Open the room as a worker does; `settings` are those of the Network section."""
-        self.network = Network(config.Network(**{"warm_slots": 2, **settings}), RUN)
+        self.network = Network(config.NetworkSettings(**{"warm_slots": 2, **settings}), RUN)
         await self.network.open()
         if ready:
             await self.network.ready()

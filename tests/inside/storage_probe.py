@@ -36,7 +36,7 @@ class Probe:
     async def open(
         self, writable: Literal["slots", "tmpfs"] = "slots", ready: bool = True, where: str = ""
     ) -> str:
-        settings = config.Storage(writable=writable, inodes=1024)
+        settings = config.StorageSettings(writable=writable, inodes=1024)
         self.layers = WritableLayers(settings, Path(where) if where else SLOTS, RUN)
         await self.layers.open()
         if ready:

@@ -213,7 +213,7 @@ class RunningAgent:
         return self.layout.directory(controller, self.node) / instance
 
     @property
-    def layout(self) -> cgroup.Layout:
+    def layout(self) -> cgroup.CgroupLayout:
         """Where its cgroups are: as it found them itself, or as it would."""
         with suppress(FileNotFoundError):
             return cgroup.load(self.run / CGROUP_NAME)

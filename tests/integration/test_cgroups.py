@@ -28,12 +28,12 @@ while True:
 """
 
 
-def layouts() -> list[cgroup.Layout]:
+def layouts() -> list[cgroup.CgroupLayout]:
     """Return the host's layout, and on hybrid hosts the cgroup2 beside it as one of its own."""
     found = cgroup.detect()
     assert found is not None, "this host has no cgroups"
     if found.hybrid:
-        return [found, cgroup.Layout(2, False, "/kindling-try", {"": cgroup.UNIFIED})]
+        return [found, cgroup.CgroupLayout(2, False, "/kindling-try", {"": cgroup.UNIFIED})]
     return [found]
 
 
@@ -61,7 +61,7 @@ def instance(layout):
     instance.close()
 
 
-def start_inside(layout: cgroup.Layout, argv: list[str]) -> subprocess.Popen[bytes]:
+def start_inside(layout: cgroup.CgroupLayout, argv: list[str]) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(["sh", "-c", 'read go; exec "$@"', "sh", *argv], stdin=-1)
     for root in layout.node_directories(NODE):
         cgroup.join(root / "hello-1", process.pid)
@@ -118,7 +118,7 @@ def test_a_sweep_ends_a_frozen_instance_and_removes_its_group(layout, instance):
     assert not instance.exists()
 
 
-def memory_layout() -> cgroup.Layout:
+def memory_layout() -> cgroup.CgroupLayout:
     return layouts()[0]
 
 

@@ -7,30 +7,6 @@ from collections import defaultdict
 from pathlib import Path
 
 AGENT = Path(__file__).parents[2] / "agent"
-NOT_RENAMED_YET = frozenset(
-    (
-        "Bind",
-        "Container",
-        "Door",
-        "Event",
-        "Exit",
-        "Hooks",
-        "Images",
-        "Layout",
-        "Limits",
-        "Line",
-        "Mount",
-        "Network",
-        "Node",
-        "Outcome",
-        "Output",
-        "Route",
-        "Scaling",
-        "Supervisor",
-        "Verbs",
-        "Wanted",
-    )
-)
 
 
 def rooms_by_class() -> dict[str, set[str]]:
@@ -48,10 +24,4 @@ def rooms_by_class() -> dict[str, set[str]]:
 
 def test_no_class_name_stands_in_two_rooms():
     found = rooms_by_class()
-    twice = {name: sorted(rooms) for name, rooms in found.items() if len(rooms) > 1}
-    assert {name: rooms for name, rooms in twice.items() if name not in NOT_RENAMED_YET} == {}
-
-
-def test_what_is_renamed_leaves_the_list():
-    found = rooms_by_class()
-    assert {name for name in NOT_RENAMED_YET if len(found[name]) < 2} == set()
+    assert {name: sorted(rooms) for name, rooms in found.items() if len(rooms) > 1} == {}

@@ -11,18 +11,18 @@ from agent.core.instance import (
     DEADLINES,
     LIVE,
     TABLE,
-    Event,
     IllegalTransition,
     Lifecycle,
+    LifecycleEvent,
     State,
     diagram,
     next_state,
 )
 
-E, S = Event, State
+E, S = LifecycleEvent, State
 
 
-def walk(*events: Event) -> Lifecycle:
+def walk(*events: LifecycleEvent) -> Lifecycle:
     life = Lifecycle(0.0)
     for n, event in enumerate(events):
         life.happened(event, float(n + 1))
@@ -77,7 +77,7 @@ def test_every_live_state_but_ready_has_a_deadline():
 
 def test_every_state_is_reached_and_every_event_used():
     assert set(TABLE.values()) | {S.CREATING} == set(State)
-    assert {event for _, event in TABLE} == set(Event)
+    assert {event for _, event in TABLE} == set(LifecycleEvent)
 
 
 def test_only_the_teardown_leads_to_an_end():
@@ -92,7 +92,7 @@ def test_nothing_leads_back_before_ready():
             assert ranks[after] > ranks[state]
 
 
-@given(st.sampled_from(State), st.sampled_from(Event))
+@given(st.sampled_from(State), st.sampled_from(LifecycleEvent))
 def test_an_unknown_event_raises_and_changes_nothing(state, event):
     life = Lifecycle(5.0, state)
     if (state, event) in TABLE:
@@ -106,7 +106,7 @@ def test_an_unknown_event_raises_and_changes_nothing(state, event):
     assert event.value in str(error.value)
 
 
-@given(st.lists(st.sampled_from(Event)))
+@given(st.lists(st.sampled_from(LifecycleEvent)))
 def test_time_in_states_adds_up_to_the_whole(events):
     life, spent, now = Lifecycle(0.0), 0.0, 0.0
     for event in events:

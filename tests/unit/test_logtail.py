@@ -5,18 +5,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.logtail import MAX_LINE_BYTES, Framer, Line
+from agent.core.logtail import MAX_LINE_BYTES, Framer, OutputLine
 
 
-def texts(lines: list[Line]) -> list[bytes]:
+def texts(lines: list[OutputLine]) -> list[bytes]:
     return [line.text for line in lines]
 
 
 def test_lines_carry_stream_and_the_time_they_were_completed():
     framer = Framer("stderr")
     assert framer.feed(b"hel", 1) == []
-    assert framer.feed(b"lo\nwor", 2) == [Line(2, "stderr", b"hello")]
-    assert framer.flush(3) == [Line(3, "stderr", b"wor")]
+    assert framer.feed(b"lo\nwor", 2) == [OutputLine(2, "stderr", b"hello")]
+    assert framer.flush(3) == [OutputLine(3, "stderr", b"wor")]
     assert framer.flush(4) == []
 
 

@@ -19,7 +19,7 @@ from agent.core.reconcile import (
     StopHalfStarted,
     StopOrphan,
     StopUnwanted,
-    Wanted,
+    WantedVersion,
     World,
     plan,
     sentence,
@@ -39,7 +39,7 @@ def record(
 
 
 def world(**changes: object) -> World:
-    whole = World(wanted={KEY: Wanted()}, records=[record("a")], tasks={"a": "running"})
+    whole = World(wanted={KEY: WantedVersion()}, records=[record("a")], tasks={"a": "running"})
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 
@@ -75,9 +75,9 @@ def test_what_is_no_longer_deployed_is_stopped():
 
 def test_after_a_kill_an_instance_in_a_call_is_recycled_at_concurrency_1():
     assert plan(world(lost={"a": 1})) == [RecycleMidCall("a")]
-    many = {KEY: Wanted(concurrency=10)}
+    many = {KEY: WantedVersion(concurrency=10)}
     assert plan(world(lost={"a": 3}, wanted=many)) == [Adopt("a")]
-    job = {KEY: Wanted(kind="job")}
+    job = {KEY: WantedVersion(kind="job")}
     assert plan(world(lost={"a": 1}, wanted=job)) == [Adopt("a")]
 
 
@@ -112,7 +112,7 @@ def test_what_another_worker_starts_counts_for_the_minimum():
         ],
         tasks={"a": "created", "b": "running"},
         living=frozenset({7}),
-        wanted={KEY: Wanted(min=2)},
+        wanted={KEY: WantedVersion(min=2)},
     )
     assert plan(theirs) == [LeaveToOwner("a"), LeaveToOwner("b"), StartMin("f", 1, 1)]
 
@@ -125,12 +125,12 @@ def test_an_old_worker_that_dies_in_a_call_later_is_noticed_then():
 
 def test_what_this_worker_holds_or_is_busy_with_is_left_alone():
     assert plan(world(held={"a": KEY})) == []
-    assert plan(world(busy=frozenset({"a"}), wanted={KEY: Wanted()})) == []
+    assert plan(world(busy=frozenset({"a"}), wanted={KEY: WantedVersion()})) == []
     assert plan(world(records=[], busy=frozenset({"a"}))) == []
 
 
 def test_min_is_filled_up_from_what_is_adopted_held_and_starting():
-    wanted = {KEY: Wanted(min=5)}
+    wanted = {KEY: WantedVersion(min=5)}
     assert plan(world(wanted=wanted)) == [Adopt("a"), StartMin("f", 1, 4)]
     assert plan(world(wanted=wanted, starting={KEY: 3})) == [Adopt("a"), StartMin("f", 1, 1)]
     assert plan(world(wanted=wanted, starting={KEY: 9})) == [Adopt("a")]
@@ -182,7 +182,7 @@ worlds = st.builds(
     wanted=st.dictionaries(
         keys,
         st.builds(
-            Wanted,
+            WantedVersion,
             min=st.integers(0, 3),
             concurrency=st.sampled_from([1, 10]),
             kind=st.sampled_from(["http", "job"]),

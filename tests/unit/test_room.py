@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.room import Idle, Need, who_gives_way
+from agent.core.eviction import Idle, Need, choose_victims
 
 MB = 1 << 20
 
@@ -17,34 +17,34 @@ def idle(who, since, memory_mb=128, disk_mb=512):
 
 def test_the_longest_idle_gives_its_slot():
     found = [idle("b", 2), idle("a", 1), idle("c", 3)]
-    assert who_gives_way(Need("slots", 0, 512), found) == ["a"]
+    assert choose_victims(Need("slots", 0, 512), found) == ["a"]
 
 
 def test_a_slot_of_another_size_is_of_no_use():
     found = [idle("a", 1, disk_mb=10240), idle("b", 2)]
-    assert who_gives_way(Need("slots", 0, 512), found) == ["b"]
-    assert who_gives_way(Need("slots", 0, 10240), found) == ["a"]
-    assert who_gives_way(Need("slots", 0, 1024), found) == []
+    assert choose_victims(Need("slots", 0, 512), found) == ["b"]
+    assert choose_victims(Need("slots", 0, 10240), found) == ["a"]
+    assert choose_victims(Need("slots", 0, 1024), found) == []
 
 
 def test_as_many_go_as_make_up_the_memory():
     found = [idle("a", 1), idle("b", 2), idle("c", 3)]
-    assert who_gives_way(Need("memory", 129 * MB, 512), found) == ["a", "b"]
+    assert choose_victims(Need("memory", 129 * MB, 512), found) == ["a", "b"]
 
 
 def test_nobody_goes_in_vain():
-    assert who_gives_way(Need("memory", 385 * MB, 512), [idle("a", 1), idle("b", 2)]) == []
-    assert who_gives_way(Need("slots", 0, 512), []) == []
+    assert choose_victims(Need("memory", 385 * MB, 512), [idle("a", 1), idle("b", 2)]) == []
+    assert choose_victims(Need("slots", 0, 512), []) == []
 
 
 def test_anyone_gives_a_place_on_the_node():
     found = [idle("a", 1, disk_mb=10240), idle("b", 2)]
-    assert who_gives_way(Need("instances", -500 * MB, 512), found) == ["a"]
+    assert choose_victims(Need("instances", -500 * MB, 512), found) == ["a"]
 
 
 @pytest.mark.parametrize("reason", ["draining", "queue", "queue_timeout"])
 def test_what_is_no_lack_of_room_ends_nobody(reason):
-    assert who_gives_way(Need(reason, 1, 512), [idle("a", 1)]) == []
+    assert choose_victims(Need(reason, 1, 512), [idle("a", 1)]) == []
 
 
 @given(
@@ -54,7 +54,7 @@ def test_what_is_no_lack_of_room_ends_nobody(reason):
 def test_memory_is_made_up_and_the_last_one_was_needed(ones, short_mb):
     found = [idle(n, since, memory_mb) for n, (since, memory_mb) in enumerate(ones)]
     sizes = [memory_mb for _, memory_mb in ones]
-    chosen = who_gives_way(Need("memory", short_mb * MB, 512), found)
+    chosen = choose_victims(Need("memory", short_mb * MB, 512), found)
     if not chosen:
         assert sum(sizes) < short_mb
         return

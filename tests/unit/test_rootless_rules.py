@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import NodeConfig
+from agent.model.limits import LIMITS
 from agent.rootless import cgroup, containerd_config, settings, sockets
 from agent.rootless.child import Backoff, how_ended
 from agent.rootless.daemon import Daemon
 from agent.rootless.rootlesskit import command, root_is_shared
+from agent.rootless.workers import RETIRE_S
 
 HYBRID = """\
 22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -187,3 +189,8 @@ def test_a_daemon_that_was_killed_for_being_late_is_waited_for_no_more():
 )
 def test_how_a_process_ended_in_words(status, words):
     assert how_ended(status) == words
+
+
+def test_a_replaced_worker_may_finish_the_longest_call_of_any_contract():
+    longest_s = max(limits.call_s.most for limits in LIMITS.values())
+    assert longest_s < RETIRE_S

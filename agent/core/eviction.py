@@ -32,7 +32,7 @@ class Need:
     disk_mb: int
 
 
-def who_gives_way(need: Need, idle: Iterable[Idle[T]]) -> list[T]:
+def choose_victims(need: Need, idle: Iterable[Idle[T]]) -> list[T]:
     """Return who must end for the start to find room; nobody when even all would not be enough.
 
     For a slot it is one with a writable layer of the same size, for memory as many as make up what

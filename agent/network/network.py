@@ -38,7 +38,9 @@ __all__ = ["Egress", "Network", "NetworkSlot"]
 class Network:
     """The functions' network of one node. One per worker; all calls from the loop's thread."""
 
-    def __init__(self, settings: config.Network, run: Path, *, netns: Path | None = None) -> None:
+    def __init__(
+        self, settings: config.NetworkSettings, run: Path, *, netns: Path | None = None
+    ) -> None:
         """Check the settings; `netns` is the detached namespace, by default rootlesskit's.
 
         Raises InvalidSpec for a subnet or bridge name that cannot work.

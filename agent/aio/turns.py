@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 
 
-class Line:
+class TurnQueue:
     """A waiting line. Lives on one loop."""
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Line:
         return len(self._waiting)
 
     def __repr__(self) -> str:
-        return f"<Line waiting={len(self._waiting)}>"
+        return f"<TurnQueue waiting={len(self._waiting)}>"
 
     async def turn(self, deadline: float) -> None:
         """Stand in line until told; raises TimeoutError at `deadline` (absolute loop time)."""

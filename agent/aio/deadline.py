@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 
-class Patience:
+class ShrinkingDeadline:
     """How much longer to wait; without end until `at_most` says so. Lives on one loop."""
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class Patience:
         self.over: asyncio.Future[None] = self._loop.create_future()
 
     def __repr__(self) -> str:
-        return f"<Patience {'over' if self.over.done() else 'left'}>"
+        return f"<ShrinkingDeadline {'over' if self.over.done() else 'left'}>"
 
     def at_most(self, seconds: float) -> None:
         """Let it be over in that many seconds, unless it is sooner already."""
@@ -33,7 +33,7 @@ class Patience:
             self._timer = self._loop.call_at(at, self._end)
 
     async def wait_for(self, *things: asyncio.Future[Any]) -> None:
-        """Return when one of the things is done, or patience is over."""
+        """Return when one of the things is done, or the deadline has come."""
         await asyncio.wait({*things, self.over}, return_when=asyncio.FIRST_COMPLETED)
 
     def close(self) -> None:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agent.cgroups.tree import CgroupTree
     from agent.containerd.client import Containerd
-    from agent.network.room import Network
-    from agent.sandbox.images import Images
+    from agent.network.network import Network
+    from agent.sandbox.prepared_images import PreparedImages
     from agent.sandbox.shims import Shims
     from agent.storage.rootfs import RootFilesystems
     from agent.storage.slots import WritableLayers
 
 
 @dataclass(frozen=True, slots=True)
-class Rooms:
+class Backends:
     """What the builder and the teardown work through."""
 
     containerd: Containerd
@@ -25,7 +25,7 @@ class Rooms:
     layers: WritableLayers
     rootfs: RootFilesystems
     cgroups: CgroupTree
-    images: Images
+    images: PreparedImages
     shims: Shims
     forget: Callable[[str], None]
     """Drops the record of an instance of which nothing is left."""

@@ -11,42 +11,42 @@ from collections.abc import Callable
 from typing import Protocol
 
 
-class RoomSeeker(Protocol):
+class CapacitySeeker(Protocol):
     """Whoever came away without room and tries again when there may be some."""
 
-    def room_again(self, now: float) -> bool:
+    def try_again(self, now: float) -> bool:
         """Try now; say whether to be asked once more as long as there is room."""
 
 
-class RoomWait:
+class CapacityWait:
     """One wait for room: `over` is resolved when there may be some."""
 
     def __init__(self) -> None:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def room_again(self, now: float) -> bool:
-        """See `RoomSeeker.room_again`."""
+    def try_again(self, now: float) -> bool:
+        """See `CapacitySeeker.try_again`."""
         del now
         if not self.over.done():
             self.over.set_result(None)
         return False
 
 
-class RoomQueue:
+class CapacityQueue:
     """The queue. Lives on one loop."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._seekers: dict[RoomSeeker, None] = {}
+        self._seekers: dict[CapacitySeeker, None] = {}
 
     def __len__(self) -> int:
         return len(self._seekers)
 
-    def join(self, seeker: RoomSeeker) -> None:
+    def join(self, seeker: CapacitySeeker) -> None:
         """Have somebody try again, once, as soon as there may be room."""
         self._seekers[seeker] = None
 
-    def leave(self, seeker: RoomSeeker) -> None:
+    def leave(self, seeker: CapacitySeeker) -> None:
         """Ask somebody no more; unknown ones are ignored."""
         self._seekers.pop(seeker, None)
 
@@ -63,4 +63,4 @@ class RoomQueue:
         seekers, self._seekers = list(self._seekers), {}
         now = self._now()
         while seekers:
-            seekers = [one for one in seekers if one.room_again(now)]
+            seekers = [one for one in seekers if one.try_again(now)]

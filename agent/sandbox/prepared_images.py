@@ -31,7 +31,7 @@ class PreparedImage:
     group: bytes
 
 
-class Images:
+class PreparedImages:
     """Prepared images by chain id."""
 
     def __init__(self, containerd: Containerd) -> None:

@@ -38,7 +38,7 @@ _OPTIONS = (
 )
 
 
-class Door:
+class Channel:
     """A channel bound to one socket and one containerd namespace."""
 
     def __init__(self, socket: Path, namespace: str) -> None:

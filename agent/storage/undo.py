@@ -17,7 +17,7 @@ T = TypeVar("T")
 _UNDO_S = 10.0
 
 
-async def whole(name: str, run: Callable[[], T], undo: Callable[[], object]) -> T:
+async def done_or_undone(name: str, run: Callable[[], T], undo: Callable[[], object]) -> T:
     """Return what `run` returns in a worker thread, or raise what it raises.
 
     When the caller is cancelled, `undo` is run after `run`, both to their ends, and the
