@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from agent.calls.ports import Endpoint, Lease, Target, Waiter
+from agent.calls.ports import Lease, Target, Waiter
 from agent.config import NodeConfig
 from agent.contracts.base import Call, CallReport, NodeFacts, Reply
 from agent.contracts.bind import bind
 from agent.errors import NotFound
 from agent.gateway.doors.server import Gateway
 from agent.gateway.wire.upstream import UpstreamConnector
+from agent.instances.endpoint import Endpoint
 from agent.model.failure import Failure
 from agent.model.records import FunctionVersion, Meters
 from agent.model.spec_parse import parse_spec

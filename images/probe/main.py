@@ -9,7 +9,6 @@ Variables: PROBE_LISTEN (address, default 0.0.0.0), PROBE_CRASH (exit code, at o
 on stderr), PROBE_DELAY_S (before listening), PROBE_IGNORE_TERM=1.
 """
 
-import errno
 import json
 import os
 import signal
@@ -17,10 +16,10 @@ import socket
 import sys
 import time
 
-from facts import facts
+from facts import facts, named
 from httpd import serve
 
-hoard = []
+hoard: list[bytearray] = []
 
 
 def answer(request):
@@ -56,7 +55,7 @@ def disk(request):
                 written += file.write(block)
             os.fsync(file.fileno())
     except OSError as failed:
-        error = errno.errorcode.get(failed.errno, str(failed.errno))
+        error = named(failed)
     if request.query.get("remove"):
         os.unlink(path)
     return {"written_bytes": written, "error": error}
@@ -93,7 +92,7 @@ def spawn(request):
         try:
             child = os.fork()
         except OSError as failed:
-            error = errno.errorcode.get(failed.errno, str(failed.errno))
+            error = named(failed)
             break
         if child == 0:
             time.sleep(pause_s)
@@ -118,7 +117,7 @@ def open_files(request):
         try:
             opened.append(os.open("/dev/null", os.O_RDONLY))
         except OSError as failed:
-            error = errno.errorcode.get(failed.errno, str(failed.errno))
+            error = named(failed)
             break
     for fd in opened:
         os.close(fd)
@@ -158,7 +157,7 @@ def write(request):
         with open(request.query["path"], "wb") as file:
             file.write(b"1")
     except OSError as failed:
-        return {"written": False, "error": errno.errorcode.get(failed.errno, str(failed.errno))}
+        return {"written": False, "error": named(failed)}
     return {"written": True}
 
 

@@ -21,7 +21,7 @@ class Request:
         self.method = method
         self.target = target
         self.path, _, query = target.partition("?")
-        self.query = {}
+        self.query: dict[str, str] = {}
         for part in query.split("&"):
             name, _, value = part.partition("=")
             if name:

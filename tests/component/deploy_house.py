@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, Manifest
@@ -47,15 +48,16 @@ class Town(House):
         self.records = {}
         self.pulls = []
         self.registry_down = False
-        containerd = SimpleNamespace(
+        containerd: Any = SimpleNamespace(
             images=SimpleNamespace(
                 inspect=self._inspect, get=self._get, put=self._put, delete=self._delete
             ),
             transfer=SimpleNamespace(pull=self._pull),
         )
-        functions = FakeStore(self.store, self.points)
-        stores = Stores(functions, None, containerd, self.logs, self.events)
-        runners = Runners(self.fleet, self.jobs, self.builder)
+        functions = cast(FunctionStore, FakeStore(self.store, self.points))
+        calls: Any = None  # no deploy asks for a call
+        stores = Stores(functions, calls, containerd, self.logs, self.events)
+        runners = Runners(self.fleet, self.jobs, self.ports.builder)
         self.deployer = Deployer(self.config, self.catalog, runners, stores)
         return self
 

@@ -10,6 +10,7 @@ import asyncio
 import socket
 import time
 from types import SimpleNamespace
+from typing import cast
 
 from agent.calls.job import JobRunner
 from agent.calls.target import FunctionTarget
@@ -27,6 +28,7 @@ from agent.instances.timer import Timer
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Exit, FunctionVersion, ImageFacts
 from agent.model.spec_parse import parse_spec
+from agent.sandbox.builder import Builder
 from agent.sandbox.order import Timings
 from agent.store.instances import InstanceFiles
 from agent.store.ledger import Ledger
@@ -217,7 +219,7 @@ class Caller:
 
     def __init__(self):
         self.lease = None
-        self.failure = None
+        self.failure: Failure | None = None
         self._told = asyncio.get_running_loop().create_future()
 
     def granted(self, lease):
@@ -235,7 +237,10 @@ class Caller:
     async def answer(self):
         async with asyncio.timeout(5):
             await self._told
-        return self.lease if self.lease is not None else self.failure.kind
+        if self.lease is not None:
+            return self.lease
+        assert self.failure is not None
+        return self.failure.kind
 
 
 def call(id="r-1", **fields):
@@ -265,11 +270,11 @@ class House:
         self.builder = FakeBuilder(self)
         self.ledger = Ledger.open(path / "ledger", 128)
         self.files = InstanceFiles(path / "instances")
-        self.left_states = []
+        self.left_states: list[str] = []
         self.connections = []
         self.told = Told()
         self.ports = InstancePorts(
-            builder=self.builder,
+            builder=cast(Builder, self.builder),
             connector=SimpleNamespace(adopt=self._adopt),
             open_socket=self._socket,
             save=self.files.save,

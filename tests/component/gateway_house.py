@@ -10,15 +10,16 @@ import asyncio
 import socket
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from agent.calls.ports import Endpoint, Lease
+from agent.calls.ports import Lease
 from agent.config import InvokeSettings, LimitsSettings, NodeConfig
 from agent.contracts.base import Call, CallReport, NodeFacts, Reply
 from agent.contracts.bind import bind
 from agent.errors import Bug, FunctionFailed, NotFound
 from agent.gateway.doors.server import Gateway
 from agent.gateway.wire.upstream import UpstreamConnector
+from agent.instances.endpoint import Endpoint
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion, Meters
 from agent.model.spec_parse import parse_spec
@@ -59,7 +60,7 @@ class FakeTarget:
         self.contract = bind(record, NodeFacts())
         self.endpoint = Endpoint("f-00000001", "127.0.0.1", port)
         self.room = record.spec.concurrency
-        self.queue: deque = deque()
+        self.queue: deque[Any] = deque()
         self.max_queue = queue
         self.leases: set[Lease] = set()
         self.released: list[tuple[Lease, Failure | None, bool]] = []

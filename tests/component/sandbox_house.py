@@ -12,7 +12,9 @@ from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
+from agent.cgroups.tree import CgroupTree
 from agent.config import NodeConfig, PathsSettings
 from agent.containerd.client import NAMESPACE
 from agent.containerd.containers import ContainerRecord, RuntimeOptions
@@ -20,13 +22,15 @@ from agent.containerd.tasks import Task, TaskExit, TaskStatus
 from agent.errors import Bug, FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec_parse import parse_spec
-from agent.network.network import NetworkSlot
+from agent.network.network import Network, NetworkSlot
 from agent.sandbox.backends import Backends
 from agent.sandbox.builder import Builder
 from agent.sandbox.order import Laps, Order
-from agent.sandbox.prepared_images import PreparedImage
+from agent.sandbox.prepared_images import PreparedImage, PreparedImages
 from agent.sandbox.shims import Shims
 from agent.storage.layer import WritableLayer
+from agent.storage.rootfs import RootFilesystems
+from agent.storage.slots import WritableLayers
 
 
 class Points:
@@ -37,7 +41,7 @@ class Points:
         self.fail = {}
         self.cancel = set()
         self.hang = {}
-        self.victim = None
+        self.victim: asyncio.Task[Any] | None = None
         self._reached = defaultdict(asyncio.Event)
 
     async def reached(self, name):
@@ -55,6 +59,7 @@ class Points:
         self._reached[name].set()
         if name in self.cancel:
             self.cancel.discard(name)
+            assert self.victim is not None
             self.victim.cancel()
             await asyncio.sleep(0)
         gate = self.hang.get(name)
@@ -304,20 +309,21 @@ class House:
         self.containers = FakeContainers(points)
         self.tasks = FakeTasks(points, self.cgroups)
         self.sandboxes = FakeSandboxes(points)
-        self.containerd = SimpleNamespace(
+        containerd: Any = SimpleNamespace(
             containers=self.containers, tasks=self.tasks, sandboxes=self.sandboxes
         )
+        cgroups = cast(CgroupTree, self.cgroups)
         self.shims = Shims(
-            self.containerd, options, self.cgroups, count=shims, run=run, init=Path("/bin/true")
+            containerd, options, cgroups, count=shims, run=run, init=Path("/bin/true")
         )
-        self.forgotten = []
+        self.forgotten: list[str] = []
         self.rooms = Backends(
-            self.containerd,
-            self.network,
-            self.layers,
-            self.rootfs,
-            self.cgroups,
-            FakeImages(points),
+            containerd,
+            cast(Network, self.network),
+            cast(WritableLayers, self.layers),
+            cast(RootFilesystems, self.rootfs),
+            cgroups,
+            cast(PreparedImages, FakeImages(points)),
             self.shims,
             self.forgotten.append,
         )

@@ -63,7 +63,8 @@ def test_ctrl_c_ends_a_call_that_hangs(agent: Agent, monkeypatch: pytest.MonkeyP
 
     async def hang(_call: object) -> InvokeResult:
         came.set()
-        return await asyncio.get_running_loop().create_future()
+        nothing: asyncio.Future[InvokeResult] = asyncio.get_running_loop().create_future()
+        return await nothing
 
     monkeypatch.setattr(agent.node, "invoke", hang)
     process = start(agent, "invoke", "hello")

@@ -188,6 +188,7 @@ async def test_a_status_line_that_is_none_is_relayed(line, known):
     if " 1" in line[8:10] and wanted:
         answer = line.encode() + b"\r\n\r\n" + http(b"hi")
     one = await served(says(*[answer] * 4))
+    body = b""
     async with house(FakeTarget(one.port)) as door:
         for _ in range(4 if known and wanted else 1):  # heads that come again go another way
             reader, writer = await door.connect()

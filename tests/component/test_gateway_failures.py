@@ -135,7 +135,7 @@ def dies_on_second(answers):
 
 
 async def test_a_dead_pooled_connection_is_tried_again_once_for_get():
-    answers = []
+    answers: list[int] = []
     one = await served(dies_on_second(answers))
     async with house(FakeTarget(one.port)) as door:
         reader, writer = await door.connect()
@@ -157,7 +157,7 @@ async def test_a_dead_pooled_connection_is_tried_again_once_for_get():
     ],
 )
 async def test_others_are_never_tried_again(request_):
-    answers = []
+    answers: list[int] = []
     one = await served(dies_on_second(answers))
     async with house(FakeTarget(one.port)) as door:
         door.target.explanation = Failure(FailureKind.BAD_RESPONSE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -95,7 +96,7 @@ async def test_a_call_that_waited_while_a_version_came_is_told_its_own_version(n
         older, newer = door.targets
         early, late = await door.connect(), await door.connect()
         for _ in range(4):
-            await ask(*late, GET)
+            await ask(late[0], late[1], GET)
         older.room = 0
         early[1].write(GET)
         await until(lambda: older.queue)
@@ -104,7 +105,7 @@ async def test_a_call_that_waited_while_a_version_came_is_told_its_own_version(n
 
         async def ask_newer():
             for _ in range(2):
-                _, _, body = await ask(*late, GET)
+                _, _, body = await ask(late[0], late[1], GET)
                 assert b"x-fc-function-name=g\n" in body
 
         if newer_first:
@@ -235,7 +236,9 @@ def test_heads_are_kept_at_their_second_coming_and_bounded():
     cache.learn(b"a", ReplyHead())
     assert cache.get(b"a") is None
     cache.learn(b"a", ReplyHead())
-    assert cache.get(b"a").kept
+    learned = cache.get(b"a")
+    assert learned is not None
+    assert learned.kept
     for _ in range(2):
         cache.learn(b"x" * (KEPT_HEAD_BYTES + 1), ReplyHead())
     assert cache.get(b"x" * (KEPT_HEAD_BYTES + 1)) is None
@@ -266,7 +269,7 @@ def callee_of(contract, kind):
         contract = bind(record, NodeFacts(region="cn-%b"))
         acquire = release = None
 
-    return Callee(Target, FunctionCounters("f"), {})
+    return Callee(cast("Any", Target), FunctionCounters("f"), {})
 
 
 def random():

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from agent.aio.tasks import spawn, stop
+from agent.calls.target import FunctionTarget
 from agent.core.mode import Mode
 from agent.model.failure import FailureKind
 from tests.component.function_house import House, call, gone, turns, until
@@ -16,7 +17,7 @@ from tests.component.function_house import House, call, gone, turns, until
 class Node(House):
     """A house whose timer knows all the targets it has made."""
 
-    targets: list
+    targets: list[FunctionTarget]
 
     def target(self, name="f", **fields):
         self.targets.append(super().target(name, **fields))

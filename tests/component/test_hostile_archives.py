@@ -137,7 +137,12 @@ def test_a_docker_manifest_that_repeats_a_layer_is_not_read_over_and_over(
     files = archive.open_files(path, tmp_path)
     opened = []
     pieces = files.pieces
-    monkeypatch.setattr(files, "pieces", lambda name: (opened.append(name), pieces(name))[1])
+
+    def noted(name):
+        opened.append(name)
+        return pieces(name)
+
+    monkeypatch.setattr(files, "pieces", noted)
     with pytest.raises(InvalidSpec, match="layers"):
         layout.read_layout(files)
     assert opened.count("layer.tar") == 0

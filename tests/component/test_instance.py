@@ -13,7 +13,7 @@ from agent.errors import FunctionFailed, RuntimeUnavailable
 from agent.model.failure import FailureKind
 from tests.component.function_house import House, turns, until
 
-HOOKS = {"initialize": {}, "pre_stop": {}}
+HOOKS: dict[str, dict[str, object]] = {"initialize": {}, "pre_stop": {}}
 STEPS = ("build", "create", "start", "socket", "adopt connection", "hook /initialize")
 
 

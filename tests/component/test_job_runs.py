@@ -13,7 +13,7 @@ from agent.core.logtail import OutputLine
 from agent.errors import AlreadyExists, FunctionFailed, NotFound, Overloaded, RuntimeUnavailable
 from agent.instances.handover import hand_over, unsettled
 from agent.model.failure import FailureKind
-from agent.model.records import CallRecord
+from agent.model.records import CallRecord, InstanceRecord
 from tests.component.function_house import House, failing, turns, until
 
 
@@ -329,8 +329,9 @@ async def test_a_failed_job_fails_the_call_that_waits_for_it(house):
 async def adopted(house, target, **fields):
     instance = house.fleet.admission.make("f-0000000a", target.version, target.contract, target.log)
     record = CallRecord("j-1", "f", 1, instance.id, "Running", time.time_ns(), **fields)
-    found = type("Record", (), {"id": instance.id, "network_slot": 5, "cold_start": None})
-    found.created_ns = 1
+    found = InstanceRecord(
+        instance.id, "f", 1, 5, 5, "127.0.0.1", house.port, "slot512", 5, 1, "ready", created_ns=1
+    )
     container = await house.builder.adopt(found, None, "all")
     instance.adopted(container, found)
     house.fleet.admission.adopt(instance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -30,17 +31,15 @@ async def house(tmp_path):
 
 
 def node_of(house):
-    return LocalNode(
-        SimpleNamespace(
-            config=SimpleNamespace(paths=SimpleNamespace(data=Path("/nowhere"))),
-            containerd=None,
-            images=None,
-            catalog=house.catalog,
-            runners=SimpleNamespace(jobs=house.jobs, fleet=house.fleet),
-            calls=house.calls,
-        ),
-        Health(),
+    parts: Any = SimpleNamespace(
+        config=SimpleNamespace(paths=SimpleNamespace(data=Path("/nowhere"))),
+        containerd=None,
+        images=None,
+        catalog=house.catalog,
+        runners=SimpleNamespace(jobs=house.jobs, fleet=house.fleet),
+        calls=house.calls,
     )
+    return LocalNode(parts, Health())
 
 
 async def test_the_id_of_a_job_names_one_run_also_after_its_end(house):
@@ -67,17 +66,15 @@ class Supervised:
         self.mode = NodeMode()
         self.asked = 0
         paths = SimpleNamespace(data=Path("/nowhere"), run=run)
-        self.node = LocalNode(
-            SimpleNamespace(
-                config=SimpleNamespace(paths=paths),
-                containerd=None,
-                images=None,
-                catalog=None,
-                mode=self.mode,
-                reload=self._ask,
-            ),
-            Health(),
+        parts: Any = SimpleNamespace(
+            config=SimpleNamespace(paths=paths),
+            containerd=None,
+            images=None,
+            catalog=None,
+            mode=self.mode,
+            reload=self._ask,
         )
+        self.node = LocalNode(parts, Health())
 
     def _ask(self):
         self.asked += 1

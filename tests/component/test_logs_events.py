@@ -184,7 +184,8 @@ async def test_quoted_lines_are_the_instances_own_and_stamped():
 
 
 async def test_a_follower_gets_the_backlog_then_everything_and_ends_with_the_function():
-    logs, got = Logs(1 << 20, 1 << 30), []
+    logs = Logs(1 << 20, 1 << 30)
+    got: list[str] = []
     log = logs.of("f")
     log.append(line("before"))
     follower = log.follow(log.tail(0))
@@ -207,7 +208,7 @@ async def test_a_slow_follower_loses_the_oldest_lines_and_knows_how_many():
     for n in range(FOLLOWER_LINES + 10):
         log.append(line(str(n)))
     follower.end()
-    got = []
+    got: list[str] = []
     await collect(follower, got)
     assert follower.lost == 10
     assert got[0] == "10"
@@ -230,7 +231,7 @@ async def test_a_long_backlog_is_not_lost_to_the_one_who_asked_for_it():
     follower = log.follow(log.tail(0))
     log.append(line("new"))
     follower.end()
-    got = []
+    got: list[str] = []
     await collect(follower, got)
     assert follower.lost == 0
     assert (got[0], got[-1], len(got)) == ("0", "new", count + 1)
@@ -247,7 +248,8 @@ async def test_a_follower_that_left_gets_nothing_and_holds_nothing():
 
 
 async def test_a_follower_that_is_cancelled_while_waiting_can_be_left():
-    log, got = log_of(), []
+    log = log_of()
+    got: list[str] = []
     follower = log.follow()
     reading = spawn("follow", collect(follower, got))
     await turns()

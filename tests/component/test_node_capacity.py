@@ -8,6 +8,7 @@ import threading
 from collections import namedtuple
 from contextlib import AsyncExitStack, aclosing
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -45,15 +46,14 @@ def capacity_of(house):
         house.counted += 1
         return {"slot512": SimpleNamespace(ready=7)}
 
-    return NodeCapacity(
-        SimpleNamespace(
-            config=house.config,
-            catalog=house.catalog,
-            runners=SimpleNamespace(fleet=house.fleet),
-            layers=SimpleNamespace(counts=counts),
-            mode=house.mode,
-        )
+    parts: Any = SimpleNamespace(
+        config=house.config,
+        catalog=house.catalog,
+        runners=SimpleNamespace(fleet=house.fleet),
+        layers=SimpleNamespace(counts=counts),
+        mode=house.mode,
     )
+    return NodeCapacity(parts)
 
 
 async def test_asking_for_the_capacity_asks_the_disk_on_the_loop(house, monkeypatch):

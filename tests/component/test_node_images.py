@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +18,7 @@ from agent.deployments.catalog import Catalog
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, Problem, RuntimeUnavailable
 from agent.node import images as node_images
 from agent.node.images import NodeImages
+from agent.sandbox.prepared_images import PreparedImages
 
 ROOT = Path(__file__).parents[2]
 NAME = "docker.io/library/x:1"
@@ -74,8 +76,8 @@ def function(name, digest, chain_id):
 async def node(tmp_path):
     store, catalog = Store(), Catalog()
     store.add(NAME)
-    containerd = SimpleNamespace(images=store, importer=store)
-    images = NodeImages(containerd, store, catalog, tmp_path / "import")
+    containerd: Any = SimpleNamespace(images=store, importer=store)
+    images = NodeImages(containerd, cast(PreparedImages, store), catalog, tmp_path / "import")
     path = tmp_path / "import"
     return SimpleNamespace(store=store, catalog=catalog, images=images, path=path)
 
@@ -151,6 +153,7 @@ def test_an_import_that_a_crash_cut_short_leaves_no_file(tmp_path):
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER, place], stdout=subprocess.PIPE, cwd=ROOT, text=True
     )
+    assert worker.stdout is not None
     try:
         assert worker.stdout.readline() == "begun\n"
     finally:

@@ -93,7 +93,12 @@ async def test_one_wake_up_reads_a_bounded_amount(output, sink):
     real = os.read
     fd = writer(output, "stdout")
     os.write(fd, b"x" * 100 + b"\n")
-    os.read = lambda fd, size: reads.append(size) or real(fd, size)
+
+    def read(fd, size):
+        reads.append(size)
+        return real(fd, size)
+
+    os.read = read
     try:
         output._readable("stdout")
     finally:

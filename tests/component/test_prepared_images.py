@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,8 @@ def snapshots(tmp_path):
 
 @pytest.fixture
 def images(snapshots):
-    return PreparedImages(SimpleNamespace(snapshots=snapshots))
+    containerd: Any = SimpleNamespace(snapshots=snapshots)
+    return PreparedImages(containerd)
 
 
 async def test_images_of_the_same_layers_keep_their_own_configuration(images, snapshots):

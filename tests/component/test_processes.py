@@ -34,7 +34,9 @@ def zombie():
 
 def test_a_living_process_is_known_and_signalled(sleeper):
     identity = Identity.of(sleeper.pid)
-    assert identity == Identity(sleeper.pid, process.start_time(sleeper.pid))
+    start = process.start_time(sleeper.pid)
+    assert start is not None
+    assert identity == Identity(sleeper.pid, start)
     assert identity.alive
     assert identity.send(signal.SIGTERM)
     assert sleeper.wait() == -signal.SIGTERM
@@ -72,6 +74,7 @@ def test_a_pid_that_nobody_has(pid):
 def test_a_name_of_blanks_and_parentheses_hides_nothing():
     command = [sys.executable, "-c", NAMED]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as named:
+        assert named.stdout is not None
         named.stdout.readline()
         assert process.parent_of(named.pid) == os.getpid()
         assert not process.is_zombie(named.pid)

@@ -115,7 +115,7 @@ async def test_cancellation_closes_the_socket_in_hand(monkeypatch):
 
     make = Sockets()
     real = asyncio.get_running_loop()
-    monkeypatch.setattr(readiness.asyncio, "get_running_loop", lambda: Loop(real))
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: Loop(real))
     waiting = real.create_task(connect(1, make=make, exited=real.create_future()))
     await hanging.wait()
     monkeypatch.undo()

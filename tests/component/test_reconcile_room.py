@@ -8,6 +8,7 @@ import subprocess
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -33,19 +34,23 @@ class Node(House):
         self.unfinished = []
         self.others = {}
         self.snapshots = [IMAGE.chain_id]
-        containerd = SimpleNamespace(
+        containerd: Any = SimpleNamespace(
             containers=SimpleNamespace(list=self._containers),
             tasks=SimpleNamespace(list=self._tasks),
             snapshots=SimpleNamespace(list=self._list_snapshots),
         )
-        functions = SimpleNamespace(load=self._load)
-        calls = SimpleNamespace(unfinished=self._unfinished, save=self._save)
+        functions: Any = SimpleNamespace(load=self._load)
+        calls: Any = SimpleNamespace(unfinished=self._unfinished, save=self._save)
         stores = Stores(functions, calls, containerd, self.logs, Events())
-        runners = Runners(self.fleet, self.jobs, self.builder)
+        runners = Runners(self.fleet, self.jobs, self.ports.builder)
         deployer = Deployer(self.config, self.catalog, runners, stores)
         self.parts = (self.catalog, deployer, runners, stores, self.files)
-        self.reconciler = Reconciler(*self.parts, self.ledger)
+        self.reconcile_anew()
         return self
+
+    def reconcile_anew(self):
+        """Make the reconciler that a worker with the ledger of now has."""
+        self.reconciler = Reconciler(*self.parts, self.ledger)
 
     async def _load(self):
         return self.stored
@@ -357,7 +362,7 @@ class Before:
         node.ledger.close()
         node.ledger = Ledger.open(node.path / "ledger", 128)
         node.ledger.forget(first)
-        node.reconciler = Reconciler(*node.parts, node.ledger)
+        node.reconcile_anew()
         self.generation = self.ledger.generation
 
     def die(self):

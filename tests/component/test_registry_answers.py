@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 from aiohttp import web
@@ -16,9 +17,10 @@ class Registry:
     """Wants a token for everything; `token` answers for the token server, `realm` names it."""
 
     def __init__(self):
-        self.token = None
+        self.token: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
         self.realm = ""
         self.sent_bytes = 0
+        self.port = 0
 
     async def manifest(self, request):
         realm = self.realm or f"http://{request.host}/token"
@@ -26,6 +28,7 @@ class Registry:
         return web.Response(status=401, headers={"WWW-Authenticate": challenge})
 
     async def answer_token(self, request):
+        assert self.token is not None
         return await self.token(request)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from agent.aio.tasks import spawn
 from agent.errors import NotFound, RuntimeUnavailable
+from tests.component.deploy_house import Town
 from tests.component.function_house import call, turns, until
-from tests.component.test_deployer import Town
 
 
 @pytest.fixture

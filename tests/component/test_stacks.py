@@ -149,7 +149,9 @@ async def test_generators_and_tasks_that_have_not_begun_are_told_too():
     waiting = spawn("waiting", reads())
     await asyncio.sleep(0)
     fresh = spawn("fresh", reads())
-    text = told([waiting, fresh, asyncio.current_task()])
+    own = asyncio.current_task()
+    assert own is not None
+    text = told([waiting, fresh, own])
     await stop(waiting, fresh)
     assert "fresh\n" in text
     assert text.count("in test_generators_and_tasks_that_have_not_begun_are_told_too") == 3

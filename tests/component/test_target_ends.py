@@ -332,13 +332,11 @@ async def test_a_place_that_goes_on_to_a_waiting_call_never_looks_free_to_others
     lease = await house.lease(target)
     row, seen = house.ledger.row(1), []
 
-    class Watching(type(house.wait(target))):
+    class Watching(Caller):
         def granted(self, lease):
             seen.append(row.inflight)
             super().granted(lease)
 
-    target.pool.close()
-    target.pool.closed = False
     second = Watching()
     assert target.acquire(second) is None
     target.release(lease, call())

@@ -77,7 +77,7 @@ def a_mount_made_while_its_place_is_emptied(place: Path) -> None:
     (late / "inner").mkdir(parents=True)
     real = os.open
 
-    def opened(path, *more, **where):  # type: ignore[no-untyped-def]
+    def opened(path, *more, **where):
         if path == "late":
             mount.mount("tmpfs", late, "tmpfs", mount.NODEV)
             (late / "canary").touch()

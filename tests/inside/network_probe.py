@@ -248,7 +248,9 @@ class Probe:
         """Milliseconds of the work on the thread, medians; noted, never judged."""
         thread, pool = self.net._thread, self.net._slots
         assert pool is not None
-        wiring, times = pool._wiring, {"make": [], "restore": [], "socket": []}
+        wiring = pool._wiring
+        assert wiring is not None
+        times: dict[str, list[float]] = {"make": [], "restore": [], "socket": []}
 
         def timed(what: str, run: Any, *args: Any) -> Any:
             begun = time.perf_counter()

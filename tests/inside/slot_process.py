@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def ping(host: str) -> str:
             return os.strerror(error.errno or 0)
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., object]] = {
     "tcp": tcp,
     "udp": udp,
     "get": get,

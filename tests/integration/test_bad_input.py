@@ -119,7 +119,7 @@ def test_a_broken_message_and_an_unknown_call_harm_nobody(agent, functions):
             ("/worker.v1.Worker/Invoke", b""),
             ("/worker.v1.Worker/GetCall", b""),
         ):
-            call = channel.unary_unary(method)
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
             with pytest.raises(grpc.RpcError) as error:
                 call(raw, timeout=10)
             assert error.value.code() not in (
@@ -137,7 +137,9 @@ def test_the_read_only_socket_changes_nothing(agent, functions):
     options = [("grpc.default_authority", "localhost")]
     path = agent.run / "kindling-ro.sock"
     with grpc.insecure_channel(f"unix:{path}", options) as channel:
-        remove = channel.unary_unary("/worker.v1.Worker/Remove", pb.RemoveRequest.SerializeToString)
+        remove: grpc.UnaryUnaryMultiCallable[pb.RemoveRequest, bytes] = channel.unary_unary(
+            "/worker.v1.Worker/Remove", pb.RemoveRequest.SerializeToString
+        )
         with pytest.raises(grpc.RpcError) as error:
             remove(pb.RemoveRequest(name="x"), timeout=10)
         assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED

@@ -49,7 +49,7 @@ def layout(request):
                     (group / name).write_text((group.parent / name).read_text())
     yield layout
     swept = sweep(roots, within_s=5)
-    assert swept.alive == swept.stayed == ()
+    assert (swept.alive, swept.stayed) == ((), ())
     if layout.version == 2:
         roots[0].parent.rmdir()
 
@@ -65,6 +65,7 @@ def start_inside(layout: cgroup.CgroupLayout, argv: list[str]) -> subprocess.Pop
     process = subprocess.Popen(["sh", "-c", 'read go; exec "$@"', "sh", *argv], stdin=-1)
     for root in layout.node_directories(NODE):
         cgroup.join(root / "hello-1", process.pid)
+    assert process.stdin is not None
     with process.stdin as go:
         go.write(b"\n")
     return process

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -32,7 +32,7 @@ def own(make_agent) -> Iterator[RunningAgent]:
     agent.close()
 
 
-def told(agent: RunningAgent, schema: str, *arguments: str | os.PathLike[str]) -> Any:
+def told(agent: RunningAgent, schema: str, *arguments: str | Path) -> Any:
     """Run a verb with --json and return what it prints, checked against its schema."""
     value = agent.cli(*arguments, "--json").json()
     assert faults(schema, value) == []

@@ -35,7 +35,8 @@ def house(make_agent):
 
 
 def worker_pid(house) -> int:
-    return house.http("GET", "/").json()["pid"]
+    pid: int = house.http("GET", "/").json()["pid"]
+    return pid
 
 
 def test_everything_runs_as_kindling_and_answers(house):
@@ -80,7 +81,8 @@ def test_the_umask_it_is_started_with_gives_and_takes_no_right(house, mask):
 def test_a_killed_worker_is_back_on_the_same_sockets_and_no_connection_is_refused(house):
     house.start()
     first = worker_pid(house)
-    stop, errors, seen = threading.Event(), [], set()
+    stop, seen = threading.Event(), set()
+    errors: list[Exception] = []
 
     def call() -> None:
         while not stop.is_set():

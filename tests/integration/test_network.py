@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from ipaddress import IPv4Interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,7 +149,7 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def ask(session: Session, name: str, *what: object) -> object:
+def ask(session: Session, name: str, *what: object) -> Any:
     return session.call("ask", name=name, what=list(what))
 
 

@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 import time
+from typing import Any
 
 from tests.integration.functions import Functions
-from tests.integration.running import RunningAgent, command_of
+from tests.integration.running import RunningAgent
 from tests.integration.storm import APP, Storm
+from tests.leak import command_of
 
 # SPECIFICATION 2.4: for a minute, every two seconds, 200 calls begun a second.
 FOR_S = float(os.environ.get("KINDLING_STORM_S", "60"))
@@ -29,7 +31,12 @@ def test_reloads_every_two_seconds_under_load_lose_and_refuse_no_call(make_agent
     ).start()
     command = ["/usr/bin/python3", "-c", APP]
     with Functions(agent, same_worker=False) as functions:
-        shape = {"command": command, "timeout_s": 600, "memory_mb": 256, "concurrency": 150}
+        shape: dict[str, Any] = {
+            "command": command,
+            "timeout_s": 600,
+            "memory_mb": 256,
+            "concurrency": 150,
+        }
         functions.deploy("web", scaling={"min": 2, "max": 4}, **shape)
         functions.deploy("event", kind="event", command=command, memory_mb=128)
         functions.deploy(

@@ -38,6 +38,7 @@ def main() -> None:
             if key.fileobj == hear:
                 os.write(tell, b"HANDED_OVER\n")
                 sys.exit(0)
+            assert isinstance(key.fileobj, socket.socket)
             answer(key.fileobj)
 
 

@@ -43,7 +43,7 @@ def test_metadata_of_a_cloud_answers_no_function(cloud: str, address: str) -> No
 
 @pytest.mark.parametrize("row", clouds.METADATA, ids=lambda row: row.address)
 def test_each_row_says_whose_it_is_and_how_we_know(row: clouds.Metadata) -> None:
-    assert IPv4Address(row.address)
+    assert str(IPv4Address(row.address)) == row.address
     assert row.clouds
     assert row.source
 

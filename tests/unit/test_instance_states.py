@@ -20,6 +20,7 @@ from agent.core.instance import (
 )
 
 E, S = LifecycleEvent, State
+BY_NAME = sorted(LIVE, key=lambda s: s.value)
 
 
 def walk(*events: LifecycleEvent) -> Lifecycle:
@@ -42,14 +43,14 @@ def test_standby_is_claimed():
     assert walk(E.PARKED, E.CLAIMED).state is S.STARTING
 
 
-@pytest.mark.parametrize("state", sorted(LIVE, key=lambda s: s.value))
+@pytest.mark.parametrize("state", BY_NAME)
 def test_an_exit_may_come_in_any_live_state_and_leads_to_the_teardown(state):
     life = Lifecycle(0.0, state)
     life.happened(E.EXITED, 1.0)
     assert life.state is S.STOPPING
 
 
-@pytest.mark.parametrize("state", sorted(LIVE - {S.STOPPING}, key=lambda s: s.value))
+@pytest.mark.parametrize("state", [state for state in BY_NAME if state is not S.STOPPING])
 def test_an_end_nobody_wanted_is_failed_and_a_wanted_one_stopped(state):
     broken, wanted = Lifecycle(0.0, state), Lifecycle(0.0, state)
     broken.happened(E.BROKE, 1.0)

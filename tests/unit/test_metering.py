@@ -130,7 +130,8 @@ def test_the_peak_stays_when_the_group_is_gone():
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1000), st.booleans()), max_size=30))
 def test_shares_add_up_to_what_was_used_while_calls_ran(steps):
     figures = Figures()
-    meter, calls, running = InstanceMeter(figures), [Call() for _ in range(4)], set()
+    meter, calls = InstanceMeter(figures), [Call() for _ in range(4)]
+    running: set[int] = set()
     used = 0
     shared = now = 0.0
     for number, delta, late in steps:

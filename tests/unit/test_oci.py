@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -42,7 +43,8 @@ INSTANCE = InstancePlan(
 SPEC = oci_spec(VERSION, INSTANCE)
 
 
-def mount(target: str) -> dict[str, object]:
+def mount(target: str) -> dict[str, Any]:
+    found: dict[str, Any]
     (found,) = [m for m in SPEC["mounts"] if m["destination"] == target]
     return found
 
@@ -203,8 +205,9 @@ def test_the_template_says_the_same_as_the_whole_spec(version, instance):
 
 @pytest.mark.parametrize("field", ["hostname", "rootfs", "netns", "cgroups_path", "etc_dir"])
 def test_a_missing_path_is_a_bug_and_no_spec(field):
+    without: dict[str, Any] = {field: ""}
     with pytest.raises(Bug, match=field):
-        SpecTemplate(VERSION).encode(replace(INSTANCE, **{field: ""}))
+        SpecTemplate(VERSION).encode(replace(INSTANCE, **without))
 
 
 @pytest.mark.parametrize(

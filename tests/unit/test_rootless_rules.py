@@ -33,6 +33,7 @@ UNIT = "/system.slice/kindling.service"
 
 def test_a_hybrid_host_counts_as_v1_and_joined_controllers_share_a_directory():
     layout = cgroup.layout_of(HYBRID, "0::/\n")
+    assert layout is not None
     assert (layout.version, layout.hybrid, layout.base) == (1, True, "/kindling")
     assert layout.mounts["cpuacct"] == layout.mounts["cpu"] == "/sys/fs/cgroup/cpu,cpuacct"
     assert "net_cls" not in layout.mounts
@@ -45,6 +46,7 @@ def test_a_hybrid_host_counts_as_v1_and_joined_controllers_share_a_directory():
 @pytest.mark.parametrize("own", [UNIT, f"{UNIT}/_run"])
 def test_on_v2_the_group_it_started_in_is_the_delegated_one(own):
     layout = cgroup.layout_of(V2, f"0::{own}\n")
+    assert layout is not None
     assert (layout.version, layout.base) == (2, UNIT)
     assert layout.agent_directory("a") == Path(f"/sys/fs/cgroup{UNIT}/a/agent")
     assert layout.oci_prefix("a") == f"{UNIT}/a"
@@ -53,6 +55,7 @@ def test_on_v2_the_group_it_started_in_is_the_delegated_one(own):
 
 def test_on_v2_without_a_unit_setups_own_group_is_used_and_must_be_entered():
     layout = cgroup.layout_of(V2, "0::/\n")
+    assert layout is not None
     assert layout.base == "/kindling"
     assert cgroup.outside(layout, "0::/\n")
     assert not cgroup.outside(layout, "0::/kindling\n")
