@@ -301,7 +301,7 @@ async def test_upgrade_nobody_asked_for_is_a_bad_response():
 
 
 async def test_server_sent_events_arrive_one_by_one():
-    gate: asyncio.Queue[bytes] = asyncio.Queue()
+    gate: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def serve(reader, writer):
         await read_request(reader)
