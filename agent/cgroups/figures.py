@@ -19,14 +19,13 @@ class Source:
     factor: int = 1
 
 
-Figure = Literal["memory_peak", "memory_usage", "oom_kills", "cpu_ns", "pids"]
+Figure = Literal["memory_peak", "memory_usage", "oom_kills", "cpu_ns"]
 
 V1: dict[Figure, Source] = {
     "memory_peak": Source("memory", "memory.max_usage_in_bytes"),
     "memory_usage": Source("memory", "memory.usage_in_bytes"),
     "oom_kills": Source("memory", "memory.oom_control", b"oom_kill"),
     "cpu_ns": Source("cpuacct", "cpuacct.usage"),
-    "pids": Source("pids", "pids.current"),
 }
 V2: dict[Figure, Source] = {
     # 5.19 and later; without it there is no peak.
@@ -34,7 +33,6 @@ V2: dict[Figure, Source] = {
     "memory_usage": Source("", "memory.current"),
     "oom_kills": Source("", "memory.events", b"oom_kill"),
     "cpu_ns": Source("", "cpu.stat", b"usage_usec", 1000),
-    "pids": Source("", "pids.current"),
 }
 
 

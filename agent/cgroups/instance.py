@@ -48,10 +48,6 @@ class InstanceCgroup:
         """Return the CPU time it consumed so far, in nanoseconds."""
         return self._figure("cpu_ns")
 
-    def process_count(self) -> int:
-        """Return the number of its processes and threads."""
-        return self._figure("pids")
-
     # Freezing: by file, because the runtime refuses tasks it believes not to be started.
 
     def freeze(self) -> bool:

@@ -44,7 +44,7 @@ class Channel:
     def __init__(self, socket: Path, namespace: str) -> None:
         self.socket = socket
         self.namespace = namespace
-        self.channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self.grpc = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
 
     async def call(
         self,
@@ -102,7 +102,7 @@ class Channel:
 
     async def close(self) -> None:
         """Close the channel; calls still under way fail."""
-        await self.channel.close()
+        await self.grpc.close()
 
     def ended(self, error: asyncio.CancelledError, what: str) -> BaseException:
         """Tell a cancelled caller (passed on) from a channel closed below a call (an error)."""

@@ -18,7 +18,6 @@ from agent._pb.containerd.services.version.v1 import version_pb2_grpc as version
 from agent.containerd.channel import Channel
 from agent.containerd.containers import Containers
 from agent.containerd.content import Content
-from agent.containerd.events import Subscription
 from agent.containerd.images import Images
 from agent.containerd.importer import Importer
 from agent.containerd.leases import Leases
@@ -36,18 +35,20 @@ class Containerd:
     """A containerd behind its unix socket, in one of its namespaces."""
 
     def __init__(self, socket: Path, namespace: str = NAMESPACE) -> None:
-        self.door = Channel(socket, namespace)
-        self.content = Content(self.door)
-        self.snapshots = Snapshots(self.door)
-        self.images = Images(self.door, self.content, self.snapshots)
-        self.containers = Containers(self.door)
-        self.tasks = Tasks(self.door)
-        self.sandboxes = Sandboxes(self.door)
-        self.leases = Leases(self.door)
-        self.transfer = Transfer(self.door, self.images, self.leases)
-        self.importer = Importer(self.door, self.content, self.images, self.leases, self.transfer)
-        self._version = version_rpc.VersionStub(self.door.channel)
-        self._namespaces = namespace_rpc.NamespacesStub(self.door.channel)
+        self.channel = Channel(socket, namespace)
+        self.content = Content(self.channel)
+        self.snapshots = Snapshots(self.channel)
+        self.images = Images(self.channel, self.content, self.snapshots)
+        self.containers = Containers(self.channel)
+        self.tasks = Tasks(self.channel)
+        self.sandboxes = Sandboxes(self.channel)
+        self.leases = Leases(self.channel)
+        self.transfer = Transfer(self.channel, self.images, self.leases)
+        self.importer = Importer(
+            self.channel, self.content, self.images, self.leases, self.transfer
+        )
+        self._version = version_rpc.VersionStub(self.channel.grpc)
+        self._namespaces = namespace_rpc.NamespacesStub(self.channel.grpc)
 
     async def ready(self, deadline: float) -> str:
         """Wait until containerd answers; returns its version and makes our namespace.
@@ -55,27 +56,23 @@ class Containerd:
         `deadline` is the loop's time. Raises RuntimeUnavailable with the last reason.
         """
         version = await self._first_answer(deadline)
-        namespace = namespace_pb2.Namespace(name=self.door.namespace)
+        namespace = namespace_pb2.Namespace(name=self.channel.namespace)
         request = namespace_pb2.CreateNamespaceRequest(namespace=namespace)
         with contextlib.suppress(AlreadyExists):
-            await self.door.call(
+            await self.channel.call(
                 self._namespaces.Create, request, "create the namespace", deadline=deadline
             )
         return version
 
-    def events(self) -> Subscription:
-        """Return a new subscription to events, not yet open."""
-        return Subscription(self.door)
-
     async def close(self) -> None:
-        """Close the connection; close subscriptions before."""
-        await self.door.close()
+        """Close the connection."""
+        await self.channel.close()
 
     async def _first_answer(self, deadline: float) -> str:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                reply = await self.door.call(
+                reply = await self.channel.call(
                     self._version.Version,
                     empty_pb2.Empty(),
                     "ask containerd's version",

@@ -59,9 +59,9 @@ class ContainerRecord:
 class Containers:
     """Create, read and remove container records."""
 
-    def __init__(self, door: Channel) -> None:
-        self._door = door
-        self._rpc = rpc.ContainersStub(door.channel)
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._rpc = rpc.ContainersStub(channel.grpc)
 
     async def create(
         self, container: ContainerRecord, options: RuntimeOptions, *, deadline: float | None = None
@@ -79,12 +79,12 @@ class Containers:
         )
         request = pb.CreateContainerRequest(container=record)
         what = f"create container {container.id}"
-        await self._door.call(self._rpc.Create, request, what, deadline=deadline)
+        await self._channel.call(self._rpc.Create, request, what, deadline=deadline)
 
     async def get(self, id: str, *, deadline: float | None = None) -> ContainerRecord:
         """Return one record. Raises NotFound."""
         request = pb.GetContainerRequest(id=id)
-        reply = await self._door.call(
+        reply = await self._channel.call(
             self._rpc.Get, request, f"read container {id}", deadline=deadline
         )
         return _container(reply.container)
@@ -94,13 +94,15 @@ class Containers:
     ) -> list[ContainerRecord]:
         """Return the records that match any filter, such as 'labels."kindling.kind"==anchor'."""
         request = pb.ListContainersRequest(filters=filters)
-        reply = await self._door.call(self._rpc.List, request, "list containers", deadline=deadline)
+        reply = await self._channel.call(
+            self._rpc.List, request, "list containers", deadline=deadline
+        )
         return [_container(record) for record in reply.containers]
 
     async def delete(self, id: str, *, deadline: float | None = None) -> None:
         """Remove a record; its task must be gone. Raises NotFound."""
         request = pb.DeleteContainerRequest(id=id)
-        await self._door.call(
+        await self._channel.call(
             self._rpc.Delete, request, f"delete container {id}", deadline=deadline
         )
 

@@ -28,15 +28,15 @@ ABORT_WITHIN_S = 10.0
 class Content:
     """The content store."""
 
-    def __init__(self, door: Channel) -> None:
-        self._door = door
-        self._rpc = rpc.ContentStub(door.channel)
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._rpc = rpc.ContentStub(channel.grpc)
 
     async def size_bytes(self, digest: str, *, deadline: float | None = None) -> int | None:
         """Return the size of a blob, or None when it is not there."""
         request = pb.InfoRequest(digest=digest)
         try:
-            reply = await self._door.call(
+            reply = await self._channel.call(
                 self._rpc.Info, request, f"look for {digest}", deadline=deadline
             )
         except NotFound:
@@ -48,7 +48,7 @@ class Content:
         request = pb.ReadContentRequest(digest=digest)
         pieces: list[bytes] = []
         length = 0
-        replies = self._door.stream(self._rpc.Read, request, f"read {digest}", deadline=deadline)
+        replies = self._channel.stream(self._rpc.Read, request, f"read {digest}", deadline=deadline)
         async for reply in replies:
             length += len(reply.data)
             if length > max_bytes:
@@ -71,19 +71,19 @@ class Content:
         """
         what = f"store {digest}"
         call = self._rpc.Write(
-            metadata=self._door.metadata(lease), timeout=self._door.left_s(deadline)
+            metadata=self._channel.metadata(lease), timeout=self._channel.left_s(deadline)
         )
         try:
             await self._send(call, digest, size_bytes, pieces)
         except grpc.aio.AioRpcError as error:
-            failure = convert(error, what, str(self._door.socket))
+            failure = convert(error, what, str(self._channel.socket))
             if isinstance(failure, AlreadyExists):
                 return False
             raise failure from error
         except asyncio.InvalidStateError as error:
             raise RuntimeUnavailable(f"{what}: containerd closed the stream") from error
         except asyncio.CancelledError as error:
-            raise self._door.ended(error, what) from error
+            raise self._channel.ended(error, what) from error
         finally:
             if not call.done():
                 call.cancel()
@@ -94,7 +94,7 @@ class Content:
         """Forget an unfinished write, which would otherwise wait for its continuation."""
         request = pb.AbortRequest(ref=_ref(digest))
         with contextlib.suppress(AgentError):
-            await self._door.call(self._rpc.Abort, request, f"abort {digest}")
+            await self._channel.call(self._rpc.Abort, request, f"abort {digest}")
 
     async def _send(
         self,
@@ -120,7 +120,7 @@ class Content:
     async def count(self, *, deadline: float | None = None) -> int:
         """Return how many blobs there are."""
         request = pb.ListContentRequest()
-        replies = self._door.stream(self._rpc.List, request, "list blobs", deadline=deadline)
+        replies = self._channel.stream(self._rpc.List, request, "list blobs", deadline=deadline)
         return sum([len(reply.info) async for reply in replies])
 
 

@@ -79,9 +79,9 @@ class Image:
 class Images:
     """The image store."""
 
-    def __init__(self, door: Channel, content: Content, snapshots: Snapshots) -> None:
-        self._door = door
-        self._rpc = rpc.ImagesStub(door.channel)
+    def __init__(self, channel: Channel, content: Content, snapshots: Snapshots) -> None:
+        self._channel = channel
+        self._rpc = rpc.ImagesStub(channel.grpc)
         self._content = content
         self._snapshots = snapshots
         self.snapshotter = snapshots.snapshotter
@@ -90,7 +90,7 @@ class Images:
         """Return the record of a full name such as docker.io/library/busybox:1. Raises NotFound."""
         request = pb.GetImageRequest(name=name)
         try:
-            reply = await self._door.call(
+            reply = await self._channel.call(
                 self._rpc.Get, request, f"read image {name}", deadline=deadline
             )
         except NotFound as error:
@@ -115,15 +115,15 @@ class Images:
         what = f"record image {name}"
         create = pb.CreateImageRequest(image=image)
         try:
-            await self._door.call(self._rpc.Create, create, what, deadline=deadline, lease=lease)
+            await self._channel.call(self._rpc.Create, create, what, deadline=deadline, lease=lease)
         except AlreadyExists:
             update = pb.UpdateImageRequest(image=image)
-            await self._door.call(self._rpc.Update, update, what, deadline=deadline, lease=lease)
+            await self._channel.call(self._rpc.Update, update, what, deadline=deadline, lease=lease)
 
     async def list(self, *, deadline: float | None = None) -> tuple[ImageRecord, ...]:
         """Return all records."""
         request = pb.ListImagesRequest()
-        reply = await self._door.call(self._rpc.List, request, "list images", deadline=deadline)
+        reply = await self._channel.call(self._rpc.List, request, "list images", deadline=deadline)
         return tuple(_record(image) for image in reply.images)
 
     async def delete(self, name: str, *, sync: bool = False, deadline: float | None = None) -> None:
@@ -132,7 +132,9 @@ class Images:
         The image's view (see `snapshots`) holds its layers, so remove that first. Raises NotFound.
         """
         request = pb.DeleteImageRequest(name=name, sync=sync)
-        await self._door.call(self._rpc.Delete, request, f"remove image {name}", deadline=deadline)
+        await self._channel.call(
+            self._rpc.Delete, request, f"remove image {name}", deadline=deadline
+        )
 
     async def inspect(self, name: str, *, deadline: float | None = None) -> Image:
         """Return what the image called `name` is and says.

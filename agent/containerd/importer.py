@@ -38,9 +38,9 @@ class Importer:
     """Imports, one at a time: they are bound by the disk anyway."""
 
     def __init__(
-        self, door: Channel, content: Content, images: Images, leases: Leases, transfer: Transfer
+        self, channel: Channel, content: Content, images: Images, leases: Leases, transfer: Transfer
     ) -> None:
-        self._door = door
+        self._channel = channel
         self._content = content
         self._images = images
         self._leases = leases
@@ -95,7 +95,7 @@ class Importer:
 
     async def _unpack(self, layout: ImageLayout, what: str, lease: str, deadline: float) -> None:
         """Let containerd import an index over blobs it has already; no record is made by it."""
-        async with open_stream(self._door, "import", deadline) as stream:
+        async with open_stream(self._channel, "import", deadline) as stream:
             source = importexport_pb2.ImageImportStream(stream=stream.id, media_type=STREAM_TYPE)
             sender = tasks.spawn("index of an import", _send(stream, _index_archive(layout)))
             try:

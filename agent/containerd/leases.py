@@ -24,9 +24,9 @@ RELEASE_WITHIN_S = 10.0
 class Leases:
     """Create, list and remove leases."""
 
-    def __init__(self, door: Channel) -> None:
-        self._door = door
-        self._rpc = rpc.LeasesStub(door.channel)
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._rpc = rpc.LeasesStub(channel.grpc)
 
     @contextlib.asynccontextmanager
     async def hold(self, purpose: str, within_s: float) -> AsyncIterator[str]:
@@ -39,7 +39,7 @@ class Leases:
         until = datetime.now(UTC) + timedelta(seconds=within_s + 60)
         labels = {EXPIRE_LABEL: until.isoformat(timespec="seconds").replace("+00:00", "Z")}
         request = pb.CreateRequest(id=id, labels=labels)
-        await self._door.call(self._rpc.Create, request, f"create lease {id}")
+        await self._channel.call(self._rpc.Create, request, f"create lease {id}")
         failed = True
         try:
             yield id
@@ -53,7 +53,7 @@ class Leases:
         """Remove a lease; False when there was none. With `sync` after a garbage collection."""
         request = pb.DeleteRequest(id=id, sync=sync)
         try:
-            await self._door.call(
+            await self._channel.call(
                 self._rpc.Delete, request, f"delete lease {id}", deadline=deadline
             )
         except NotFound:
@@ -62,7 +62,7 @@ class Leases:
 
     async def list(self, *, deadline: float | None = None) -> tuple[str, ...]:
         """Return the ids of all leases."""
-        reply = await self._door.call(
+        reply = await self._channel.call(
             self._rpc.List, pb.ListRequest(), "list leases", deadline=deadline
         )
         return tuple(lease.id for lease in reply.leases)

@@ -20,9 +20,9 @@ from agent.errors import NotFound
 class Sandboxes:
     """The sandbox store."""
 
-    def __init__(self, door: Channel) -> None:
-        self._door = door
-        self._rpc = rpc.StoreStub(door.channel)
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._rpc = rpc.StoreStub(channel.grpc)
 
     async def create(
         self,
@@ -39,13 +39,15 @@ class Sandboxes:
             labels=dict(labels),
         )
         request = pb.StoreCreateRequest(sandbox=sandbox)
-        await self._door.call(self._rpc.Create, request, f"create sandbox {id}", deadline=deadline)
+        await self._channel.call(
+            self._rpc.Create, request, f"create sandbox {id}", deadline=deadline
+        )
 
     async def delete(self, id: str, *, deadline: float | None = None) -> bool:
         """Remove the record, after its last container; False when there was none."""
         request = pb.StoreDeleteRequest(sandbox_id=id)
         try:
-            await self._door.call(
+            await self._channel.call(
                 self._rpc.Delete, request, f"delete sandbox {id}", deadline=deadline
             )
         except NotFound:
@@ -54,7 +56,7 @@ class Sandboxes:
 
     async def list(self, *, deadline: float | None = None) -> dict[str, dict[str, str]]:
         """Return the labels of all sandboxes by id."""
-        reply = await self._door.call(
+        reply = await self._channel.call(
             self._rpc.List, pb.StoreListRequest(), "list sandboxes", deadline=deadline
         )
         return {sandbox.sandbox_id: dict(sandbox.labels) for sandbox in reply.list}

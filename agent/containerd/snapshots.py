@@ -79,9 +79,9 @@ def lower_dirs(mounts: Sequence[SnapshotMount]) -> tuple[str, ...]:
 class Snapshots:
     """Views, and what is needed to look after them. One snapshotter per object."""
 
-    def __init__(self, door: Channel, snapshotter: str = SNAPSHOTTER) -> None:
-        self._door = door
-        self._rpc = rpc.SnapshotsStub(door.channel)
+    def __init__(self, channel: Channel, snapshotter: str = SNAPSHOTTER) -> None:
+        self._channel = channel
+        self._rpc = rpc.SnapshotsStub(channel.grpc)
         self.snapshotter = snapshotter
 
     async def view(
@@ -95,7 +95,7 @@ class Snapshots:
             snapshotter=self.snapshotter, key=key, parent=parent, labels={ROOT_LABEL: "kindling"}
         )
         try:
-            reply = await self._door.call(
+            reply = await self._channel.call(
                 self._rpc.View, request, f"view snapshot {parent}", deadline=deadline
             )
         except AlreadyExists:
@@ -111,7 +111,7 @@ class Snapshots:
     async def mounts(self, key: str, *, deadline: float | None = None) -> tuple[SnapshotMount, ...]:
         """Return the mounts of a view or an active snapshot. Raises NotFound."""
         request = pb.MountsRequest(snapshotter=self.snapshotter, key=key)
-        reply = await self._door.call(
+        reply = await self._channel.call(
             self._rpc.Mounts, request, f"read mounts of snapshot {key}", deadline=deadline
         )
         return _mounts(reply.mounts)
@@ -120,7 +120,7 @@ class Snapshots:
         """Remove a snapshot nothing builds on; False when there was none."""
         request = pb.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key)
         try:
-            await self._door.call(
+            await self._channel.call(
                 self._rpc.Remove, request, f"remove snapshot {key}", deadline=deadline
             )
         except NotFound:
@@ -131,7 +131,7 @@ class Snapshots:
         """Tell whether a snapshot is there."""
         request = pb.StatSnapshotRequest(snapshotter=self.snapshotter, key=key)
         try:
-            await self._door.call(
+            await self._channel.call(
                 self._rpc.Stat, request, f"read snapshot {key}", deadline=deadline
             )
         except NotFound:
@@ -143,7 +143,7 @@ class Snapshots:
         size_bytes = inodes = 0
         for key in keys:
             request = pb.UsageRequest(snapshotter=self.snapshotter, key=key)
-            reply = await self._door.call(
+            reply = await self._channel.call(
                 self._rpc.Usage, request, f"measure snapshot {key}", deadline=deadline
             )
             size_bytes += int(reply.size)
@@ -154,7 +154,7 @@ class Snapshots:
         """Return all snapshots of the snapshotter in this namespace."""
         request = pb.ListSnapshotsRequest(snapshotter=self.snapshotter)
         found: list[Snapshot] = []
-        replies = self._door.stream(self._rpc.List, request, "list snapshots", deadline=deadline)
+        replies = self._channel.stream(self._rpc.List, request, "list snapshots", deadline=deadline)
         async for reply in replies:
             found.extend(
                 Snapshot(info.name, info.parent, _KINDS.get(info.kind, ""), dict(info.labels))

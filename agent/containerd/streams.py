@@ -61,12 +61,12 @@ class Stream:
 
 
 @contextlib.asynccontextmanager
-async def open_stream(door: Channel, purpose: str, deadline: float) -> AsyncIterator[Stream]:
+async def open_stream(channel: Channel, purpose: str, deadline: float) -> AsyncIterator[Stream]:
     """Open a stream for one call of its own; it is closed at the end."""
     id = f"kindling-{purpose}-{secrets.token_hex(8)}"
-    method = rpc.StreamingStub(door.channel).Stream
-    call = method(metadata=door.metadata(), timeout=door.left_s(deadline))
-    stream = Stream(id, call, str(door.socket))
+    method = rpc.StreamingStub(channel.grpc).Stream
+    call = method(metadata=channel.metadata(), timeout=channel.left_s(deadline))
+    stream = Stream(id, call, str(channel.socket))
     try:
         await stream.send(pb.StreamInit(id=id))
         # containerd answers with an empty message once the name is known.

@@ -63,9 +63,9 @@ class TaskOutput:
 class Tasks:
     """Create, start, signal, await and remove tasks."""
 
-    def __init__(self, door: Channel) -> None:
-        self._door = door
-        self._rpc = rpc.TasksStub(door.channel)
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._rpc = rpc.TasksStub(channel.grpc)
 
     async def create(
         self,
@@ -90,7 +90,7 @@ class Tasks:
                 mount_pb2.Mount(type=m.type, source=m.source, options=m.options) for m in rootfs
             ],
         )
-        reply = await self._door.call(
+        reply = await self._channel.call(
             self._rpc.Create, request, f"create task {id}", deadline=deadline
         )
         return int(reply.pid)
@@ -98,7 +98,7 @@ class Tasks:
     async def start(self, id: str, *, deadline: float | None = None) -> int:
         """Let a created task run; returns its pid. Raises FailedPrecondition if it runs already."""
         request = pb.StartRequest(container_id=id)
-        reply = await self._door.call(
+        reply = await self._channel.call(
             self._rpc.Start, request, f"start task {id}", deadline=deadline
         )
         return int(reply.pid)
@@ -112,7 +112,7 @@ class Tasks:
         """
         request = pb.KillRequest(container_id=id, signal=signal, all=everyone)
         try:
-            await self._door.call(self._rpc.Kill, request, f"kill task {id}", deadline=deadline)
+            await self._channel.call(self._rpc.Kill, request, f"kill task {id}", deadline=deadline)
         except NotFound:
             return False
         return True
@@ -120,7 +120,7 @@ class Tasks:
     async def wait(self, id: str, *, deadline: float) -> TaskExit:
         """Wait until the task has ended, at most until `deadline` (then RuntimeUnavailable)."""
         request = pb.WaitRequest(container_id=id)
-        reply = await self._door.call(
+        reply = await self._channel.call(
             self._rpc.Wait, request, f"wait for task {id}", deadline=deadline
         )
         return TaskExit(int(reply.exit_status), reply.exited_at.ToNanoseconds())
@@ -131,7 +131,7 @@ class Tasks:
         Raises FailedPrecondition while it runs, NotFound when there is none.
         """
         request = pb.DeleteTaskRequest(container_id=id)
-        reply = await self._door.call(
+        reply = await self._channel.call(
             self._rpc.Delete, request, f"delete task {id}", deadline=deadline
         )
         return TaskExit(int(reply.exit_status), reply.exited_at.ToNanoseconds(), int(reply.pid))
@@ -139,19 +139,21 @@ class Tasks:
     async def get(self, id: str, *, deadline: float | None = None) -> Task:
         """Return one task. Raises NotFound."""
         request = pb.GetRequest(container_id=id)
-        reply = await self._door.call(self._rpc.Get, request, f"read task {id}", deadline=deadline)
+        reply = await self._channel.call(
+            self._rpc.Get, request, f"read task {id}", deadline=deadline
+        )
         return _task(reply.process)
 
     async def list(self, *, deadline: float | None = None) -> list[Task]:
         """Return all tasks of the namespace; one shim call each on containerd's side."""
         request = pb.ListTasksRequest()
-        reply = await self._door.call(self._rpc.List, request, "list tasks", deadline=deadline)
+        reply = await self._channel.call(self._rpc.List, request, "list tasks", deadline=deadline)
         return [_task(process) for process in reply.tasks]
 
     async def pids(self, id: str, *, deadline: float | None = None) -> tuple[int, ...]:
         """Return the pids of all processes in the task's cgroup."""
         request = pb.ListPidsRequest(container_id=id)
-        reply = await self._door.call(
+        reply = await self._channel.call(
             self._rpc.ListPids, request, f"list processes of task {id}", deadline=deadline
         )
         return tuple(int(process.pid) for process in reply.processes)

@@ -47,9 +47,9 @@ class Progress:
 class Transfer:
     """Pulls, and the unpacking that `importer` shares."""
 
-    def __init__(self, door: Channel, images: Images, leases: Leases) -> None:
-        self._door = door
-        self._rpc = rpc.TransferStub(door.channel)
+    def __init__(self, channel: Channel, images: Images, leases: Leases) -> None:
+        self._channel = channel
+        self._rpc = rpc.TransferStub(channel.grpc)
         self._images = images
         self._leases = leases
         self.snapshotter = images.snapshotter
@@ -128,7 +128,7 @@ class Transfer:
         if told is None:
             await self._call(request, what, lease, deadline)
             return
-        async with open_stream(self._door, "progress", deadline) as stream:
+        async with open_stream(self._channel, "progress", deadline) as stream:
             request.options.progress_stream = stream.id
             reader = tasks.spawn("progress of a pull", _follow(stream, told))
             try:
@@ -142,7 +142,9 @@ class Transfer:
         self, request: pb.TransferRequest, what: str, lease: str, deadline: float
     ) -> None:
         try:
-            await self._door.call(self._rpc.Transfer, request, what, lease=lease, deadline=deadline)
+            await self._channel.call(
+                self._rpc.Transfer, request, what, lease=lease, deadline=deadline
+            )
         except RuntimeUnavailable as error:
             if any(words in error.message for words in BAD_LAYER_WORDS):
                 raise InvalidSpec([Problem("image", error.message)]) from error

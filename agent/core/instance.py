@@ -1,10 +1,10 @@
 """The states of an instance: one table, everything else is read from it.
 
-An instance is built (CREATING), may wait created but not started (STANDBY), runs its program
-(STARTING), proves that it serves (INITIALIZING), serves (READY, FROZEN while idle and the policy
-says so), finishes its calls (DRAINING), is taken apart (STOPPING) and ends STOPPED, or FAILED when
-nobody wanted its end. An exit may arrive in any live state; it leads to STOPPING like every other
-end, so that slots are given back in one place, once. A job that exits by itself has `Completed`.
+An instance is built (CREATING), runs its program (STARTING), proves that it serves (INITIALIZING),
+serves (READY), finishes its calls (DRAINING), is taken apart (STOPPING) and ends STOPPED, or FAILED
+when nobody wanted its end. An exit may arrive in any live state; it leads to STOPPING like every
+other end, so that slots are given back in one place, once. A job that exits by itself has
+`Completed`.
 
 An event that the table does not know raises IllegalTransition and changes nothing. What is done
 about a transition is `agent/instances/instance.py`'s business. `python -m agent.core.instance`
@@ -22,11 +22,9 @@ class State(Enum):
     """Where an instance stands; the value is its name in records, metrics and answers."""
 
     CREATING = "creating"
-    STANDBY = "standby"
     STARTING = "starting"
     INITIALIZING = "initializing"
     READY = "ready"
-    FROZEN = "frozen"
     DRAINING = "draining"
     STOPPING = "stopping"
     STOPPED = "stopped"
@@ -37,12 +35,8 @@ class LifecycleEvent(Enum):
     """What happened to an instance."""
 
     CREATED = "Created"
-    PARKED = "Parked"
-    CLAIMED = "Claimed"
     STARTED = "Started"
     INITIALIZED = "Initialized"
-    FROZE = "Froze"
-    THAWED = "Thawed"
     DRAIN_BEGAN = "DrainBegan"
     STOP_BEGAN = "StopBegan"
     EXITED = "Exited"
@@ -56,14 +50,9 @@ S, E = State, LifecycleEvent
 
 TABLE: dict[tuple[State, LifecycleEvent], State] = {
     (S.CREATING, E.CREATED): S.STARTING,
-    (S.CREATING, E.PARKED): S.STANDBY,
     (S.CREATING, E.STOP_BEGAN): S.STOPPING,
     (S.CREATING, E.EXITED): S.STOPPING,
     (S.CREATING, E.BROKE): S.STOPPING,
-    (S.STANDBY, E.CLAIMED): S.STARTING,
-    (S.STANDBY, E.STOP_BEGAN): S.STOPPING,
-    (S.STANDBY, E.EXITED): S.STOPPING,
-    (S.STANDBY, E.BROKE): S.STOPPING,
     (S.STARTING, E.STARTED): S.INITIALIZING,
     (S.STARTING, E.STOP_BEGAN): S.STOPPING,
     (S.STARTING, E.EXITED): S.STOPPING,
@@ -74,17 +63,11 @@ TABLE: dict[tuple[State, LifecycleEvent], State] = {
     (S.INITIALIZING, E.EXITED): S.STOPPING,
     (S.INITIALIZING, E.BROKE): S.STOPPING,
     (S.INITIALIZING, E.COMPLETED): S.STOPPING,
-    (S.READY, E.FROZE): S.FROZEN,
     (S.READY, E.DRAIN_BEGAN): S.DRAINING,
     (S.READY, E.STOP_BEGAN): S.STOPPING,
     (S.READY, E.EXITED): S.STOPPING,
     (S.READY, E.BROKE): S.STOPPING,
     (S.READY, E.COMPLETED): S.STOPPING,
-    (S.FROZEN, E.THAWED): S.READY,
-    (S.FROZEN, E.DRAIN_BEGAN): S.DRAINING,
-    (S.FROZEN, E.STOP_BEGAN): S.STOPPING,
-    (S.FROZEN, E.EXITED): S.STOPPING,
-    (S.FROZEN, E.BROKE): S.STOPPING,
     (S.DRAINING, E.STOP_BEGAN): S.STOPPING,
     (S.DRAINING, E.EXITED): S.STOPPING,
     (S.DRAINING, E.BROKE): S.STOPPING,
@@ -97,19 +80,7 @@ TABLE: dict[tuple[State, LifecycleEvent], State] = {
 
 LIVE = frozenset({state for state, _ in TABLE})
 """States in which the instance holds slots; everything but the two ends."""
-BEFORE_READY = frozenset({S.CREATING, S.STANDBY, S.STARTING, S.INITIALIZING})
-SERVING = frozenset({S.READY, S.FROZEN})
-
-DEADLINES: dict[State, str] = {
-    S.CREATING: "create_timeout_s",
-    S.STANDBY: "standby_age_s",
-    S.STARTING: "create_timeout_s",
-    S.INITIALIZING: "startup_timeout_s",
-    S.FROZEN: "idle_s",
-    S.DRAINING: "drain_timeout_s",
-    S.STOPPING: "stop_timeout_s",
-}
-"""What bounds the time in each live state but READY: the name of the setting or spec field."""
+BEFORE_READY = frozenset({S.CREATING, S.STARTING, S.INITIALIZING})
 
 
 class IllegalTransition(Bug):

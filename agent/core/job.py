@@ -55,8 +55,6 @@ JOB_TABLE: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.RUNNING, JobEvent.STOP_REQUESTED): JobState.STOPPED,
 }
 
-JOB_ENDS = frozenset(JobState) - {state for state, _ in JOB_TABLE}
-
 
 class IllegalJobTransition(Bug):
     """An event came in a state that does not know it; nothing was changed."""

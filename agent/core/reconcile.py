@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from agent.core.instance import BEFORE_READY, SERVING
+from agent.core.instance import BEFORE_READY, State
 from agent.model.records import InstanceRecord
 
 TaskStatus = Literal["created", "running", "paused", "stopped", "none"]
@@ -125,7 +125,6 @@ Effect = (
 )
 
 
-_ADOPTABLE = frozenset(state.value for state in SERVING)
 _COMING = frozenset(state.value for state in BEFORE_READY)
 
 
@@ -147,12 +146,12 @@ def plan(world: World) -> list[Effect]:
 
 
 def _judge(record: InstanceRecord, world: World) -> Effect:
-    if record.owner in world.living and (record.kept or record.state not in _ADOPTABLE):
+    if record.owner in world.living and (record.kept or record.state != State.READY.value):
         return LeaveToOwner(record.id)
     status = world.tasks.get(record.id, "none")
     if status in ("none", "stopped"):
         return DropRecord(record.id)
-    if record.state not in _ADOPTABLE:
+    if record.state != State.READY.value:
         return StopHalfStarted(record.id)
     wanted = world.wanted.get((record.function, record.version))
     if wanted is None:

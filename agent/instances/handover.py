@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 
-from agent.core.instance import SERVING
+from agent.core.instance import State
 from agent.instances.fleet import Fleet
 
 LOOK_S = 0.002
@@ -37,7 +37,7 @@ def hand_over(fleet: Fleet, kept: Collection[str]) -> None:
     for instance in fleet.admission.instances.values():
         if instance.id in kept:
             instance.keep()
-        elif instance.state in SERVING and not instance.handed_over:
+        elif instance.state is State.READY and not instance.handed_over:
             instance.hand_over()
 
 

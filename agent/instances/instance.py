@@ -266,7 +266,7 @@ class Instance:
 
     def drain_began(self) -> None:
         """Note that it gets no more calls."""
-        if self.state in (State.READY, State.FROZEN):
+        if self.state is State.READY:
             self._happened(LifecycleEvent.DRAIN_BEGAN)
             if not self.handed_over:
                 self._disown()

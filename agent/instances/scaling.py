@@ -225,7 +225,7 @@ class Scaling(Generic[W]):
 
     def _exited(self, member: Member[Instance]) -> None:
         """Take out a member whose process has ended by itself."""
-        if member.instance.state not in (State.READY, State.FROZEN, State.DRAINING):
+        if member.instance.state not in (State.READY, State.DRAINING):
             return
         now = self._fleet.now()
         self._pool.crashed(member, now)
@@ -245,7 +245,7 @@ class Scaling(Generic[W]):
         `grace_s` bounds how long its calls, and then its process, may still take; 0 kills now.
         """
         instance = member.instance
-        if member in self._ends or instance.state not in (State.READY, State.FROZEN):
+        if member in self._ends or instance.state is not State.READY:
             return
         self._pool.drain(member)
         instance.drain_began()

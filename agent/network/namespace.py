@@ -6,25 +6,19 @@ are named by file descriptors; none is ever mounted anywhere.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_CLONE_NEWNET = 0x40000000
+from agent.linux import namespaces
+
 _HERE = "/proc/thread-self/ns/net"
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter(fd: int) -> None:
-    """Move the calling thread into the network namespace behind `fd`; raises OSError."""
-    # SAFETY: setns(2) with CLONE_NEWNET moves the calling thread only. The other threads, and the
-    # sockets they have made, stay where they are. No memory is passed to the kernel. The caller
-    # must be a thread of ours: on the main thread every later socket would be in the wrong place.
-    if _libc.setns(ctypes.c_int(fd), ctypes.c_int(_CLONE_NEWNET)) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"enter network namespace: {os.strerror(code)}")
+    """Move the calling thread, never the main one, into a network namespace; raises OSError."""
+    namespaces.enter(fd, namespaces.NETWORK)
 
 
 @contextmanager
@@ -33,11 +27,7 @@ def fresh(home: int) -> Iterator[int]:
 
     Gives a descriptor for the new namespace, which belongs to the caller unless an error is raised.
     """
-    # SAFETY: unshare(2) with CLONE_NEWNET alone is per thread and passes no memory; the namespace
-    # belongs to the thread's user namespace and dies with its last descriptor, device and process.
-    if _libc.unshare(ctypes.c_int(_CLONE_NEWNET)) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"make network namespace: {os.strerror(code)}")
+    namespaces.unshare(namespaces.NETWORK)
     fd = -1
     try:
         fd = os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.core.instance import BEFORE_READY, SERVING
+from agent.core.instance import BEFORE_READY, State
 from agent.instances.fleet import Fleet
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.02
 REST_S = 0.5  # between two looks while no other worker is known
-SERVES = frozenset(state.value for state in SERVING)
 
 Adopted = Callable[["InstanceRecord", "Theirs"], Awaitable[bool]]
 Gone = Callable[[str], Awaitable[None]]
@@ -171,7 +170,7 @@ class OtherWorkers:
             record = records.get(id)
             if record is None:
                 await self._let_go(id, theirs)
-            elif record.state in SERVES and not (record.kept and record.owner in living):
+            elif record.state == State.READY.value and not (record.kept and record.owner in living):
                 del self._theirs[id]
                 if not await self._adopt(record, theirs):
                     self._uncount(theirs)

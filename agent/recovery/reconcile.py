@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from agent.aio.tasks import spawn, stop
 from agent.containerd.tasks import TaskStatus as Status
 from agent.core import reconcile
-from agent.core.instance import BEFORE_READY, SERVING
+from agent.core.instance import BEFORE_READY, State
 from agent.core.reconcile import (
     Adopt,
     DropRecord,
@@ -220,9 +220,9 @@ class Reconciler:
             living=self.others.living(),
             taken=_by_instance(rows, self.others.calls(alive=True)),
             lost=_by_instance(rows, self.others.calls(alive=False)),
-            held={i.id: i.version.key for i in instances if i.state in SERVING},
+            held={i.id: i.version.key for i in instances if i.state is State.READY},
             busy=(ours | self._fleet.admission.instances.keys() | self.others.instances)
-            - {i.id for i in instances if i.state in SERVING},
+            - {i.id for i in instances if i.state is State.READY},
             starting=Counter(i.version.key for i in instances if i.state in BEFORE_READY),
         )
         return Found(world, {record.id: record for record in listed})

@@ -17,7 +17,6 @@ FILES = {
             "cgroup.procs": "",
         },
         "cpuacct": {"cpuacct.usage": "123456789\n"},
-        "pids": {"pids.current": "4\n"},
         "freezer": {"freezer.state": "THAWED\n"},
     },
     2: {
@@ -26,7 +25,6 @@ FILES = {
             "memory.current": "5000\n",
             "memory.events": "low 0\nhigh 0\nmax 3\noom 2\noom_kill 2\noom_group_kill 0\n",
             "cpu.stat": "usage_usec 123456\nuser_usec 100\n",
-            "pids.current": "4\n",
             "cgroup.freeze": "0\n",
             "cgroup.events": "populated 1\nfrozen 0\n",
             "cgroup.procs": "",
@@ -58,17 +56,17 @@ def test_figures_are_the_kernels(tree):
     assert instance.memory_bytes() == 5000
     assert instance.oom_kills() == 2
     assert instance.cpu_ns() == {1: 123456789, 2: 123456000}[tree.version]
-    assert instance.process_count() == 4
     instance.close()
     instance.close()
 
 
 def test_a_figure_is_read_anew_through_the_kept_descriptor(tree, tmp_path):
     instance = tree.instance("hello-1")
-    assert instance.process_count() == 4
-    (file,) = tmp_path.rglob("pids.current")
-    file.write_text("9\n")
-    assert instance.process_count() == 9
+    assert instance.memory_bytes() == 5000
+    name = {1: "memory.usage_in_bytes", 2: "memory.current"}[tree.version]
+    (file,) = tmp_path.rglob(name)
+    file.write_text("9000\n")
+    assert instance.memory_bytes() == 9000
     instance.close()
 
 

@@ -214,7 +214,7 @@ async def again_after_a_cut(ct: Containerd, place: Place) -> Any:
 async def die_in_an_import(ct: Containerd, archive: Path) -> str:
     """Have another process begin an import, and kill it when it says how far it is."""
     worker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.inside.half_import", ct.door.socket, archive),
+        *(sys.executable, "-m", "tests.inside.half_import", ct.channel.socket, archive),
         stdout=asyncio.subprocess.PIPE,
     )
     assert worker.stdout is not None
@@ -235,9 +235,9 @@ async def until_nothing_remains(ct: Containerd) -> None:
 
 async def remains(ct: Containerd) -> dict[str, int]:
     """What of an import is in the store."""
-    stub = content_pb2_grpc.ContentStub(ct.door.channel)
+    stub = content_pb2_grpc.ContentStub(ct.channel.grpc)
     request = content_pb2.ListStatusesRequest()
-    statuses = await ct.door.call(stub.ListStatuses, request, "list ingests")
+    statuses = await ct.channel.call(stub.ListStatuses, request, "list ingests")
     return {
         "blobs": await ct.content.count(),
         "ingests": len(statuses.statuses),

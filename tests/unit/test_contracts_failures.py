@@ -10,7 +10,6 @@ from agent import errors
 from agent.contracts.base import Call, CallReport, Contract, NodeFacts
 from agent.contracts.bind import DIALECTS, bind
 from agent.contracts.failures import from_error
-from agent.contracts.own_errors import own_error_of
 from agent.contracts.tencent_api import sealed
 from agent.errors import Problem
 from agent.model.failure import Failure, FailureKind
@@ -85,35 +84,6 @@ def test_errors_become_failures(error: errors.AgentError, kind: FailureKind) -> 
     assert failure.kind is kind
     if isinstance(error, errors.Overloaded):
         assert failure.retry_after_s == error.retry_after_s
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "fault", "retryable"),
-    [
-        (errors.InvalidSpec([Problem("a", "b")]), 400, "caller", False),
-        (errors.NotFound("x"), 404, "caller", False),
-        (errors.Overloaded("x", reason="queue"), 429, "platform", True),
-        (errors.Overloaded("x", reason="slots", retry_after_s=1.2), 503, "platform", True),
-        (errors.FunctionFailed(Failure(FailureKind.EXITED)), 502, "function", False),
-        (errors.RuntimeUnavailable("x"), 503, "platform", True),
-        (errors.Bug("x"), 500, "platform", False),
-        (errors.AgentError("x"), 500, "platform", False),
-    ],
-)
-def test_own_shape(error: errors.AgentError, status: int, fault: str, retryable: bool) -> None:
-    reply = own_error_of(error, "R")
-    assert reply.status == status
-    assert json.loads(reply.body) == {
-        "error": {
-            "code": error.code,
-            "message": error.message,
-            "fault": fault,
-            "retryable": retryable,
-        },
-        "request_id": "R",
-    }
-    retry = [value for name, value in reply.headers if name == b"Retry-After"]
-    assert bool(retry) is isinstance(error, errors.Overloaded)
 
 
 def test_every_contract_of_the_spec_has_a_dialect() -> None:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from agent.core.instance import (
     BEFORE_READY,
-    DEADLINES,
     LIVE,
     TABLE,
     IllegalTransition,
@@ -31,16 +30,11 @@ def walk(*events: LifecycleEvent) -> Lifecycle:
 
 
 def test_a_plain_life():
-    life = walk(E.CREATED, E.STARTED, E.INITIALIZED, E.FROZE, E.THAWED, E.DRAIN_BEGAN, E.STOP_BEGAN)
-    life.happened(E.EXITED, 8.0)
-    assert life.clear(9.0) == 2.0
+    life = walk(E.CREATED, E.STARTED, E.INITIALIZED, E.DRAIN_BEGAN, E.STOP_BEGAN)
+    life.happened(E.EXITED, 6.0)
+    assert life.clear(7.0) == 2.0
     assert life.state is S.STOPPED
     assert not life.live
-
-
-def test_standby_is_claimed():
-    assert walk(E.CREATED).state is S.STARTING
-    assert walk(E.PARKED, E.CLAIMED).state is S.STARTING
 
 
 @pytest.mark.parametrize("state", BY_NAME)
@@ -70,10 +64,6 @@ def test_a_job_that_ends_by_itself_is_stopped_not_failed():
     life = walk(E.CREATED, E.STARTED, E.INITIALIZED, E.COMPLETED)
     life.clear(9.0)
     assert life.state is S.STOPPED
-
-
-def test_every_live_state_but_ready_has_a_deadline():
-    assert set(DEADLINES) == LIVE - {S.READY}
 
 
 def test_every_state_is_reached_and_every_event_used():

@@ -47,8 +47,8 @@ def test_what_runs_and_is_wanted_is_adopted():
     assert plan(world()) == [Adopt("a")]
 
 
-def test_a_frozen_or_paused_instance_is_adopted_too():
-    assert plan(world(records=[record("a", "frozen")], tasks={"a": "paused"})) == [Adopt("a")]
+def test_a_paused_instance_is_adopted_too():
+    assert plan(world(tasks={"a": "paused"})) == [Adopt("a")]
 
 
 def test_a_container_without_a_record_is_an_orphan():

@@ -1,4 +1,4 @@
-"""Events, restarts of containerd and lost shims, seen through the client."""
+"""Ends of tasks, restarts of containerd and lost shims, seen through the client."""
 
 from __future__ import annotations
 
@@ -11,44 +11,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from agent.aio import tasks
 from agent.containerd.client import Containerd
 from agent.containerd.containers import ContainerRecord
-from agent.containerd.events import Event, Exited, Gap, OutOfMemory
 from agent.errors import AgentError
 from tests.inside.containerd_anchor import anchor_down, anchor_up, rootfs
 from tests.inside.containerd_base import Place, main, pid_alive, settle, shims, soon, spec
-
-
-class Listener:
-    """Collects events in the background."""
-
-    def __init__(self, ct: Containerd) -> None:
-        self.seen: list[Event] = []
-        self._subscription = ct.events()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Listener:
-        await self._subscription.open(soon())
-        self._task = asyncio.get_running_loop().create_task(self._collect())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._subscription.close()
-        assert self._task is not None
-        await self._task
-
-    async def _collect(self) -> None:
-        async for event in self._subscription:
-            self.seen.append(event)
-
-    async def saw(self, kind: type[Event], id: str = "") -> bool:
-        return await settle(
-            lambda: any(
-                isinstance(event, kind) and (not id or getattr(event, "id", "") == id)
-                for event in self.seen
-            ),
-            10.0,
-        )
 
 
 def restart(place: Place) -> None:
@@ -81,55 +49,42 @@ async def gone(ct: Containerd, id: str) -> None:
 
 
 async def ends(ct: Containerd, place: Place) -> Any:
-    """An exit, a kill and an OOM kill arrive as events with the facts the shim knows."""
-    async with Listener(ct) as listener:
-        pid = await run(ct, place, "quick", "exit 3")
-        await listener.saw(Exited, "quick")
-        await run(ct, place, "stuck", "sleep 100")
-        killed = await ct.tasks.kill("stuck", signal.SIGKILL)
-        await listener.saw(Exited, "stuck")
-        greedy = "dd if=/dev/zero of=/dev/null bs=200M count=1; exit 9"
-        await run(ct, place, "greedy", f"exec {greedy}", memory_bytes=16 << 20)
-        oom = await listener.saw(OutOfMemory, "greedy")
-        await listener.saw(Exited, "greedy")
-        again = await ct.tasks.kill("quick", signal.SIGTERM)
-        for id in ("quick", "stuck", "greedy"):
-            await gone(ct, id)
-        exits = {e.id: e.status for e in listener.seen if isinstance(e, Exited)}
-        first = next(e for e in listener.seen if isinstance(e, Exited))
+    """An exit and a kill are told to who waits, with the facts the shim knows."""
+    await run(ct, place, "quick", "exit 3")
+    quick = await ct.tasks.wait("quick", deadline=soon())
+    await run(ct, place, "stuck", "sleep 100")
+    killed = await ct.tasks.kill("stuck", signal.SIGKILL)
+    stuck = await ct.tasks.wait("stuck", deadline=soon())
+    again = await ct.tasks.kill("quick", signal.SIGTERM)
+    for id in ("quick", "stuck"):
+        await gone(ct, id)
     return {
-        "exits": exits,
-        "oom": oom,
-        "pid_told": first.pid == pid,
-        "time_told": first.exited_ns > 0,
+        "exits": [quick.status, stuck.status],
+        "time_told": quick.exited_ns > 0,
         "kill_told": [killed, again],
     }
 
 
 async def containerd_killed(ct: Containerd, place: Place) -> Any:
-    """kill -9 of containerd: tasks live on, the client reconnects, a Gap is told, work goes on."""
+    """kill -9 of containerd: tasks live on, the client reconnects, work goes on."""
     await anchor_up(ct, place, "anchor-r")
     pid = await run(ct, place, "survivor", "sleep 100", sandbox="anchor-r")
-    async with Listener(ct) as listener:
-        restart(place)
-        version = await ct.ready(soon())
-        gap = await listener.saw(Gap)
-        alive = pid_alive(pid)
-        listed = {task.id: task.status.name for task in await ct.tasks.list()}
-        await run(ct, place, "later", "exit 4", sandbox="anchor-r")
-        exited = await listener.saw(Exited, "later")
-        await gone(ct, "later")
-        await ct.tasks.kill("survivor", signal.SIGKILL)
-        ended = await ct.tasks.wait("survivor", deadline=soon())
-        await gone(ct, "survivor")
+    restart(place)
+    version = await ct.ready(soon())
+    alive = pid_alive(pid)
+    listed = {task.id: task.status.name for task in await ct.tasks.list()}
+    await run(ct, place, "later", "exit 4", sandbox="anchor-r")
+    later = await ct.tasks.wait("later", deadline=soon())
+    await gone(ct, "later")
+    await ct.tasks.kill("survivor", signal.SIGKILL)
+    ended = await ct.tasks.wait("survivor", deadline=soon())
+    await gone(ct, "survivor")
     await anchor_down(ct, "anchor-r")
     return {
         "version": bool(version),
-        "gap": gap,
         "alive": alive,
         "listed": listed,
-        "event_after": exited,
-        "exit": ended.status,
+        "exits": [later.status, ended.status],
         "shims_left": not await settle(lambda: not shims()),
     }
 
@@ -138,19 +93,20 @@ async def shim_killed(ct: Containerd, place: Place) -> Any:
     """kill -9 of an anchor's shim: what containerd says of its tasks, and how all is cleared."""
     await anchor_up(ct, place, "anchor-k")
     pid = await run(ct, place, "orphan", "sleep 100", sandbox="anchor-k")
-    async with Listener(ct) as listener:
-        for shim in shims():
-            os.kill(shim, signal.SIGKILL)
-        await settle(lambda: not shims())
-        await settle(lambda: bool(listener.seen))
-        await asyncio.sleep(0.5)  # sleeps: time for events of its tasks, which must not come
-        results: dict[str, Any] = {"orphan_alive": pid_alive(pid)}
-        results["create"] = await verdict(run(ct, place, "late", "true", sandbox="anchor-k"))
-        results["kill"] = await verdict(ct.tasks.kill("orphan", signal.SIGKILL))
-        results["delete"] = await verdict(ct.tasks.delete("orphan"))
-        results["delete_anchor"] = await verdict(ct.tasks.delete("anchor-k"))
-        results["tasks"] = {task.id: task.status.name for task in await ct.tasks.list()}
-        results["events"] = [repr(event) for event in listener.seen]
+    anchored = tasks.spawn("wait anchor-k", ct.tasks.wait("anchor-k", deadline=soon(10)))
+    orphaned = tasks.spawn("wait orphan", ct.tasks.wait("orphan", deadline=soon(10)))
+    await asyncio.sleep(0.1)  # sleeps: containerd says to nobody that it waits
+    for shim in shims():
+        os.kill(shim, signal.SIGKILL)
+    await settle(lambda: not shims())
+    results: dict[str, Any] = {"anchor": await verdict(anchored)}
+    results["orphan"] = await verdict(orphaned)
+    results["orphan_alive"] = pid_alive(pid)
+    results["create"] = await verdict(run(ct, place, "late", "true", sandbox="anchor-k"))
+    results["kill"] = await verdict(ct.tasks.kill("orphan", signal.SIGKILL))
+    results["delete"] = await verdict(ct.tasks.delete("orphan"))
+    results["delete_anchor"] = await verdict(ct.tasks.delete("anchor-k"))
+    results["tasks"] = {task.id: task.status.name for task in await ct.tasks.list()}
     results["orphan_alive_after"] = pid_alive(pid)
     os.kill(pid, signal.SIGKILL)
     results["swept"] = await settle(lambda: not traces(place, "orphan") or sweep(place, "orphan"))
@@ -215,7 +171,6 @@ async def unreachable(ct: Containerd, place: Place) -> Any:
     results: dict[str, Any] = {
         "ready": await verdict(nobody.ready(soon(0.5))),
         "list": await verdict(nobody.tasks.list(deadline=soon(2))),
-        "open": await verdict(nobody.events().open(soon(0.5))),
         "missing": await verdict(ct.containers.get("none")),
         "no_image": await verdict(ct.images.inspect("docker.io/library/none:1")),
     }
