@@ -50,5 +50,5 @@ def test_the_kernels_network_is_spoken_to_in_one_room_only(word):
 def test_the_kernel_is_called_by_number_in_one_room_only():
     agent = ROOT / "agent"
     called = [path for path in agent.rglob("*.py") if "CDLL(" in path.read_text("utf-8")]
-    # The network is a room of its own: libnftables, and the namespaces of its thread.
+    # The network has libnftables to itself.
     assert {path.relative_to(agent).parts[0] for path in called} <= {"linux", "network"}
