@@ -1,8 +1,8 @@
 """One function version as calls see it: leases, waiting calls, and what a call has cost.
 
-Decisions are `agent/core/pool.py`'s; instances come and go in `scaling.py`. `acquire` and `release`
-are the warm path and touch neither gRPC nor disk nor tasks. Every waiter is told exactly once, here
-and nowhere else. Jobs are `agent/calls/job.py`'s.
+Decisions are `agent/core/pool.py`'s; instances come and go in `agent/instances/scaling.py`.
+`acquire` and `release` are the warm path and touch neither gRPC nor disk nor tasks. Every waiter is
+told exactly once, here and nowhere else. Jobs are `agent/calls/job.py`'s.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ContainerRecord records: what should run, kept by containerd; running it is in `tasks`.
+"""Container records: what should run, kept by containerd; running it is in `tasks`.
 
 A record holds the OCI spec as JSON and the runtime's options. With `sandbox` its task is served by
 the shim of that anchor (see `sandboxes`) instead of a new one.

@@ -1,7 +1,7 @@
 """Our own error shape, for calls whose contract is not known (yet).
 
-`{"error":{"code","message","fault","retryable"},"request_id"}`, as DESIGN says of the invoke
-endpoint. Once a function is found, `Contract.error` speaks instead.
+`{"error":{"code","message","fault","retryable"},"request_id"}`, at the invoke endpoint.
+Once a function is found, `Contract.error` speaks instead.
 """
 
 from __future__ import annotations

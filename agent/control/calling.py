@@ -1,7 +1,7 @@
 """The verbs for calls: Invoke, RunJob, GetCall, StopCall.
 
 What the contract answers is a reply, whatever its status; only what no contract could answer is an
-error here. The call itself is made by the functions room.
+error here. The call itself is the node's to make (`node.py`).
 """
 
 from __future__ import annotations

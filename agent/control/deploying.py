@@ -1,6 +1,6 @@
 """The verbs for what is deployed: functions, their instances, scaling and credentials.
 
-Sorting and paging are done here; deciding what a deploy changes is the functions room's.
+Sorting and paging are done here; deciding what a deploy changes is `agent/deployments`'.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the scheduler's door asks of the node, as a protocol, and the plain values it gets back.
 
-The functions room and `app.py` implement `Node`; nothing here touches gRPC. Every method may raise
+`agent/node/local.py` implements `Node`; nothing here touches gRPC. Every method may raise
 AgentError; a method that is not built raises NotImplementedError and its RPC answers UNIMPLEMENTED.
 Async iterators are closed (`aclose`) when the client has gone. Names and qualifiers come unchecked:
 an empty qualifier means LATEST, an unknown one is NotFound.

@@ -1,7 +1,7 @@
 """How every RPC of the service runs: the verb's own code, and errors by the one table.
 
 A unary verb takes the request and returns the reply; a streaming verb is an async generator of
-replies, closed at once when the client has gone; None among them sends the initial metadata, by
+replies, closed at once when the client has gone; none among them sends the initial metadata, by
 which a client knows that it watches before there is anything to see. Neither sees gRPC's context.
 The verbs themselves stand in `deploying.py`, `images.py`, `calling.py`, `watching.py` and
 `node_state.py`.

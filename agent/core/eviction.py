@@ -1,7 +1,7 @@
 """Which idle instances give way when one of another function finds no room on the node.
 
 As few as are enough, the longest idle first, and nobody in vain. Who is idle beyond its function's
-minimum is `agent/core/pool.py`'s to say; ending them is `agent/instances/admission.py`'s.
+minimum is `agent/core/pool.py`'s to say; ending them is `agent/instances/eviction.py`'s.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ the loop. Follows the OCI runtime specification 1.0.2 (crun 1.8 refuses newer nu
 
 Isolation in short: all namespaces, a user namespace split at the parent's extents, the small
 capability set, no_new_privs, the seccomp profile, /proc masked, /sys read-only with nothing under
-cgroup. Whose figures these are and where the paths come from is decided by `agent/functions` and
-`agent/sandbox`.
+cgroup. Whose figures these are and where the paths come from is decided by `agent/sandbox`.
 """
 
 from __future__ import annotations

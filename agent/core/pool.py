@@ -6,7 +6,7 @@ Hot methods (`take`, `enqueue`, `release`, `abandon`) cost the same however many
 `idle` and `expired` look at everything and belong on a timer.
 
 Nothing is started, stopped or told from here; every method takes `now` and returns what should
-happen. `agent/functions/pool.py` does it.
+happen. `agent/calls/target.py` and `agent/instances/scaling.py` do it.
 """
 
 from __future__ import annotations

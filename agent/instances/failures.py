@@ -1,6 +1,7 @@
 """The words for what went wrong with an instance, as failures that a contract can tell.
 
-Plain functions of what is known; when they are asked is `instance.py`'s and `target.py`'s.
+Plain functions of what is known; when they are asked is `instance.py`'s and
+`agent/calls/target.py`'s.
 """
 
 from __future__ import annotations

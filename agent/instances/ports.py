@@ -1,4 +1,4 @@
-"""What an instance needs from the rooms below and above: the same for all, given by `app.py`."""
+"""What an instance needs from the rooms below and above: the same for all; from `agent/app.py`."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 How many and which is `agent/core/pool.py`'s decision; this carries it out, in one background task
 per start and per end, and keeps both so that a stop can wait for all of them. Who has a place on an
-instance is `target.py`'s. A start for which the node has no room is tried again as soon as some
-instance has given its place back; callers wait for that only while one is about to, and idle ones
-of other versions are made to.
+instance is `agent/calls/target.py`'s. A start for which the node has no room is tried again as soon
+as some instance has given its place back; callers wait for that only while one is about to, and
+idle ones of other versions are made to.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Listens to rtnetlink in the host's network namespace (the loop's own) and reads the local routes
 again after every change; changes that come together are read once. What is done with the answer
-is `room`'s business. Needs no privilege.
+is `network`'s business. Needs no privilege.
 """
 
 from __future__ import annotations

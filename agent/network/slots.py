@@ -48,7 +48,7 @@ _VERBS: tuple[Verb, ...] = ("add", "delete")
 
 
 class NetworkSlots:
-    """All network slots of one node. Lives on the loop; made by `room.Network`."""
+    """All network slots of one node. Lives on the loop; made by `network.Network`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""PreparedImages on this node, as the scheduler's door asks for them: list, pull, import, remove.
+"""Images on this node, as the scheduler's door asks for them: list, pull, import, remove.
 
 The work is `agent/containerd`'s; which functions use an image is the catalog's to know. A removed
 image takes its View with it when no other name has the same layers.

@@ -1,4 +1,4 @@
-"""Everything that questions about the node are about, as one value; built by `app.py`."""
+"""Everything that questions about the node are about, as one value; built by `agent/app.py`."""
 
 from __future__ import annotations
 

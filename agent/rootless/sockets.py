@@ -56,9 +56,9 @@ def close_others(held: OpenSockets, kept: OpenSockets) -> None:
 
 
 def passing_pair() -> OpenSockets:
-    """Return the two ends over which workers pass connections on (agent/gateway/passing.py).
+    """Return the two ends over which workers pass connections on (agent/gateway/wire/passing.py).
 
-    OpenSockets here, so that what is on its way when nobody reads is not lost.
+    Held here, so that what is on its way when nobody reads is not lost.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)

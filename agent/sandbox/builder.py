@@ -4,7 +4,7 @@ Once the two slots are leased there is a `Container`, and a failure or a cancell
 step takes apart what there is of it by the same `Teardown` as every other end: in order, shielded
 and bounded. A start that fails leaves nothing.
 
-No pulling, no readiness, no retries here: see `agent/functions`.
+No pulling here (`agent/deployments`) and no readiness (`agent/instances`).
 """
 
 from __future__ import annotations

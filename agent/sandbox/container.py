@@ -3,7 +3,7 @@
 `exit` is resolved once, with the real exit status, whether the kernel killed it for memory, and its
 memory peak; both are read from the cgroup before the task is deleted, because tasks of anchored
 shims send no OOM event. `unread` is resolved when its shim has died: it runs on, but what it writes
-to its output fails from then on. Taking it apart is `agent/sandbox/builder.py`'s business.
+to its output fails from then on. Taking it apart is `agent/sandbox/teardown.py`'s business.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ What still has processes, or a root that cannot be unmounted, keeps its slots: g
 function they would be shared. It stays on a list here and is tried again by every control cycle. A
 containerd that does not answer holds nothing up: what it forgot is found as an orphan later.
 
-`builder.py` puts together what is taken apart here; who decides that is `agent/functions`.
+`builder.py` puts together what is taken apart here; who decides that is
+`agent/instances` and `agent/recovery`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Jobs, asynchronous calls and failures; a plain warm call never gets here. At most `kept` ended calls
 stay, the oldest go first; a call that has not ended is never dropped. Who writes what is
-`agent/functions`' business.
+`agent/calls`' and `agent/recovery`'s business.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What the node says about itself and its functions: logs, metrics, metering."""
+"""What the node says about itself and its functions: logs, events, metrics."""

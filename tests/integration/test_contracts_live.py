@@ -1,6 +1,6 @@
 """One function per contract on the real agent, called through every door, with its cold start.
 
-What a door answers stands in CONTRACTS' table "Doors and kinds"; the sample images tell what the
+What a door answers stands in `tests/conformance/golden/doors`; the sample images tell what the
 platform's side of them received.
 """
 

@@ -22,7 +22,7 @@ from agent.errors import AgentError, InvalidSpec
 from tests.integration.functions import HOST, archives
 from tests.integration.running import Reply
 
-# CONTRACTS, Logs: RFC 3339 with nanoseconds, then the line.
+# RFC 3339 with nanoseconds, then the line.
 STAMPED = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z "
 WEB = ["fc", "fc2", "scf-web", "vercel"]
 SOON = {"startup_timeout_s": 1.5}

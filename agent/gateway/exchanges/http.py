@@ -16,7 +16,7 @@ from agent.gateway.wire.head import ReplyHead
 from agent.model.failure import Failure, FailureKind
 
 REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
-"""Methods sent again when a pooled connection was dead (CONTRACTS, Replies and errors)."""
+"""Methods sent again when a pooled connection was dead: the safe ones (RFC 9110, 9.2.1)."""
 
 
 class HttpExchange(Exchange):
