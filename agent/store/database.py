@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -117,36 +117,36 @@ def _opened(path: Path, migrations: Sequence[Migration], full_sync: bool) -> sql
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     except sqlite3.Error as error:
         raise _converted(path, error) from error
-    try:
+    with _closed_on_error(path, connection):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
         connection.execute("PRAGMA foreign_keys = ON")
         _migrate(path, connection, migrations)
-    except sqlite3.Error as error:
-        connection.close()
-        raise _converted(path, error) from error
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
 def _copied(path: Path, migrations: Sequence[Migration]) -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    try:
+    with _closed_on_error(path, connection):
         if path.exists():
             source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
             with contextlib.closing(source):
                 source.backup(connection)
         connection.execute("PRAGMA foreign_keys = ON")
         _migrate(path, connection, migrations)
+    return connection
+
+
+@contextlib.contextmanager
+def _closed_on_error(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
     except sqlite3.Error as error:
         connection.close()
         raise _converted(path, error) from error
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
 def _migrate(path: Path, connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
