@@ -402,14 +402,16 @@ class App:
     async def _hand_over(self, serving: Serving, passing: socket.socket | None) -> None:
         """Leave the node to the next worker, then finish what is in flight here."""
         machine, services = serving.machine, serving.services
+        # From now on what nobody here starts or ends is the next worker's to judge. Calls are still
+        # taken: what the cycle is about to end may take a while.
+        await stop(serving.cycle)
         serving.control.leave()
         services.gateway.hand_over(passing)
-        # From now on what nobody here starts or ends is the next worker's to judge.
-        await stop(serving.cycle)
         if not await starts_have_slots(services.fleet, SLOTS_S):
             for target in services.catalog.targets():
-                target.scaling.give_up_starts()
+                await target.scaling.give_up_starts()
         hand_over(services.fleet, services.jobs.kept())
+        await services.deployer.stored()
         machine.shims.leave()
         await machine.layers.close()
         await machine.network.leave()

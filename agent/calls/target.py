@@ -149,12 +149,15 @@ class FunctionTarget:
             self.log.append_unworded(time_ns(), instance.id, self._number, self._words_after, given)
         if call.want_log_tail:
             lease.log_tail = self._tail(instance)
+        kills = recycle and self.pool.policy.concurrency == 1
         if recycle:  # other calls on it end first
-            alone = self.pool.policy.concurrency == 1
-            self.scaling.retire(member, grace_s=0.0 if alone else None)
+            self.scaling.retire(member, grace_s=0.0 if kills else None)
         granted = self._vacate(member, now)
         # The count never drops in between: another worker would take the place for a free one.
-        instance.calls.end()
+        if kills and not self._fleet.mode.owns_instances:
+            instance.end_call_at_exit()
+        else:
+            instance.calls.end()
         if granted is not None:
             granted[0].granted(granted[1])
 

@@ -66,7 +66,11 @@ class NodeMode:
         """Whether this worker takes no orders any more."""
         return self.mode in _ENDS
 
-    def _order(self, mode: Mode) -> None:
+    def check(self) -> None:
+        """Raise FailedPrecondition if this worker takes no orders any more."""
         if self.ends:
             raise FailedPrecondition(f"this worker is {self.mode.value}: ask again in a moment")
+
+    def _order(self, mode: Mode) -> None:
+        self.check()
         self._become(mode)

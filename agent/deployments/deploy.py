@@ -119,6 +119,7 @@ class Deployer:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._removals: dict[str, Removal] = {}
         self._coming: set[str] = set()
+        self._storing = asyncio.Lock()
 
     # -- deploying
 
@@ -200,14 +201,21 @@ class Deployer:
     async def _publish(self, target: FunctionTarget) -> bool:
         """Store a new version and let calls find it: both or neither."""
         version = target.version
-        await self._stores.functions.put(version, latest=True)
-        self.install(target, latest=True)
+        async with self._storing:
+            self._fleet.mode.check()
+            await self._stores.functions.put(version, latest=True)
+            self.install(target, latest=True)
         self._stores.events.add(
             "FunctionDeployed",
             Subject(version.name, version.version),
             f"{version.name} version {version.version} was deployed",
         )
         return True
+
+    async def stored(self) -> None:
+        """Wait until what is being stored is: the next worker reads it then."""
+        async with self._storing:
+            pass
 
     def target(self, version: FunctionVersion) -> FunctionTarget:
         """Bind a version to its contract and give it an empty pool."""
@@ -281,8 +289,10 @@ class Deployer:
             await self._jobs.end_those_of(name, force=force)
 
         async with held:
-            await self._stores.functions.remove(name)
-            self._catalog.remove(name)
+            async with self._storing:
+                self._fleet.mode.check()
+                await self._stores.functions.remove(name)
+                self._catalog.remove(name)
             await removal.end(end, force=force)
             for target in targets:
                 self._builder.forget(target.version)

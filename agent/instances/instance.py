@@ -274,6 +274,7 @@ class Instance:
     def hand_over(self) -> None:
         """Leave it and its output to the next worker, which adopts it by its record."""
         self.handed_over = True
+        self._kept = False
         if self.container is not None:
             self.container.output.detach()
         self._remember()
@@ -282,6 +283,12 @@ class Instance:
         """Have its record say that it stays with this worker as long as that lives."""
         self._kept = True
         self._remember()
+
+    def end_call_at_exit(self) -> None:
+        """Count a call until the process is dead, for the next worker to give nobody its place."""
+        assert self.container is not None
+        calls = self.calls
+        self.container.exit.add_done_callback(lambda _: calls.end())
 
     @property
     def wants_slots(self) -> bool:

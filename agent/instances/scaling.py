@@ -194,11 +194,17 @@ class Scaling(Generic[W]):
         self._pool.gone(member)
         self.scale(self._fleet.now())
 
-    def give_up_starts(self) -> None:
+    async def give_up_starts(self) -> None:
         """Cancel the starts that hold no slots yet: they cannot go on beside another worker."""
-        for member, start in self._starts.items():
-            if member.instance.wants_slots:
-                start.cancel()
+        late = [member for member in self._starts if member.instance.wants_slots]
+        await self._cancel(late)
+
+    async def _cancel(self, members: list[Member[Instance]]) -> None:
+        await stop(*(self._starts[member] for member in members))
+        for member in members:
+            if self._starts.pop(member, None) is not None:  # cancelled before its first step
+                self._pool.gone(member)
+                self._fleet.admission.ended(member.instance, None)
 
     # -- down
 
@@ -289,11 +295,7 @@ class Scaling(Generic[W]):
         A shorter `grace_s` also holds for those that were on their way out before.
         """
         self._fleet.eviction.queue.leave(self)
-        await stop(*self._starts.values())
-        for member in list(self._starts):  # cancelled before its first step
-            del self._starts[member]
-            self._pool.gone(member)
-            self._fleet.admission.ended(member.instance, None)
+        await self._cancel(list(self._starts))
         for member in self._pool.members:
             self.retire(member, grace_s=grace_s)
         for end in list(self._ends.values()):

@@ -271,8 +271,8 @@ class LocalNode:
 
     async def drain(self, timeout_s: float | None) -> int:
         """See `control.node.Node.drain`."""
+        await self._order_drain(True)
         self._parts.mode.drain()
-        await asyncio.to_thread(self._parts.orders.order_drain, True)
         await self._health.set(serving=False)
         self._parts.events.add("NodeDrainBegan", message="the node takes no new calls")
         limit = asyncio.get_running_loop().time() + (timeout_s if timeout_s is not None else 1e9)
@@ -284,6 +284,12 @@ class LocalNode:
             self._parts.events.add("NodeDrained", message="nothing is in flight any more")
         return left
 
+    async def _order_drain(self, drained: bool) -> None:
+        """Keep an order; not once this worker ends, for the next one may have read it already."""
+        self._parts.mode.check()
+        await asyncio.to_thread(self._parts.orders.order_drain, drained)
+        self._parts.mode.check()
+
     def _inflight(self) -> int:
         """Return the calls that run or wait for an instance, jobs included."""
         pools = [target.pool for target in self._parts.catalog.targets()]
@@ -292,8 +298,8 @@ class LocalNode:
 
     async def undrain(self) -> None:
         """See `control.node.Node.undrain`."""
+        await self._order_drain(False)
         self._parts.mode.undrain()
-        await asyncio.to_thread(self._parts.orders.order_drain, False)
         await self._health.set(serving=True)
         self._parts.events.add("NodeUndrained", message="the node takes calls again")
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from agent.aio.tasks import finish
 from agent.core.instance import BEFORE_READY, State
+from agent.errors import AgentError
 from agent.instances.fleet import Fleet
 
 if TYPE_CHECKING:
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.02
+ADOPT_S = 10.0  # an adoption asks containerd once
 REST_S = 0.5  # between two looks while no other worker is known
 
-Adopted = Callable[["InstanceRecord", "Theirs"], Awaitable[bool]]
-Gone = Callable[[str], Awaitable[None]]
+Adopted = Callable[["InstanceRecord", "Theirs"], Coroutine[Any, Any, bool]]
+Gone = Callable[[str], Coroutine[Any, Any, None]]
 Records = Callable[[], "dict[str, InstanceRecord]"]
 
 
@@ -127,6 +130,7 @@ class OtherWorkers:
                 self._look_at_calls()
                 if self._theirs:
                     await self._look_at_instances(records())
+                self.forget_dead()
             except Exception:  # the next look is another try
                 log.exception("following other workers")
 
@@ -147,7 +151,6 @@ class OtherWorkers:
             places.by = +places.by
             if not places.by:
                 del self._taken[row]
-        self.forget_dead()
 
     def _died_in_call(self, places: TakenPlaces, count: int) -> None:
         if places.target.version.spec.concurrency == 1:
@@ -158,6 +161,8 @@ class OtherWorkers:
     def forget_dead(self) -> None:
         """Free the ledger lanes of workers that have ended, unless their calls still count."""
         counted = {generation for places in self._taken.values() for generation in places.by}
+        # What one has just made ready may be in a call of its own when it is found here.
+        counted |= {theirs.owner for theirs in self._theirs.values()}
         for worker in self._ledger.others():
             if worker.generation not in counted and not worker.alive:
                 self._ledger.forget(worker.generation)
@@ -171,13 +176,23 @@ class OtherWorkers:
             if record is None:
                 await self._let_go(id, theirs)
             elif record.state == State.READY.value and not (record.kept and record.owner in living):
-                del self._theirs[id]
-                if not await self._adopt(record, theirs):
-                    self._uncount(theirs)
+                await self._take_over(record, theirs)
             elif theirs.owner not in living:
                 # What it left is nobody's: the control cycle judges it by its record.
                 del self._theirs[id]
                 self._uncount(theirs)
+
+    async def _take_over(self, record: InstanceRecord, theirs: Theirs) -> None:
+        """Adopt what serves now, to the end: cut short, its container would be nobody's."""
+        del self._theirs[record.id]
+        adopted: bool | None = False
+        try:
+            adopting = self._adopt(record, theirs)
+            adopted = await finish(f"adopt {record.id}", adopting, within_s=ADOPT_S)
+        except AgentError as error:  # the control cycle judges it by its record
+            log.warning("%s is not taken over yet: %s", record.id, error)
+        if not adopted:
+            self._uncount(theirs)
 
     async def _let_go(self, id: str, theirs: Theirs) -> None:
         """Its owner has ended it: its slots are free again."""

@@ -111,6 +111,8 @@ class Reconciler:
 
         Network and writable layers are open, but give nothing out yet.
         """
+        if not self.others.living():
+            self._files.remove_drafts()
         found = await self._look()
         effects = reconcile.plan(found.world)
         for effect in effects:
@@ -125,7 +127,6 @@ class Reconciler:
         await self._note_calls()
         await asyncio.gather(*(self._adopt(found.records[id]) for id in adopted))
         await self._settle_lost_calls()
-        self.others.forget_dead()
         self.sentence = reconcile.sentence(effects)
         log.info("start: %s", self.sentence)
         done = (Adopt, LeaveToOwner)
@@ -145,9 +146,7 @@ class Reconciler:
         theirs = self.others.instances
         for call in self._calls.values():
             if self._jobs.find(call.id) is None and call.instance not in theirs:
-                await self._stores.calls.save(
-                    replace(call, state="Failed", ended_ns=time.time_ns(), error=LOST)
-                )
+                await self._stores.calls.lost(call.id, time.time_ns(), LOST)
 
     async def clear(self) -> None:
         """Do the removals of the plan made by `adopt`; only then are slots given out again.
@@ -157,6 +156,8 @@ class Reconciler:
         removals = [effect for effect in self._left if not isinstance(effect, StartMin)]
         await asyncio.gather(*(self._act(effect) for effect in removals))
         self._left = []
+        # Not before: a start that is cut short must find again whose calls were lost on what.
+        self.others.forget_dead()
 
     async def run(self) -> None:
         """Look again every CYCLE_S seconds, and follow other workers as long as there are any."""

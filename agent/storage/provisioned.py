@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +31,8 @@ _KIND = re.compile(r"slot(\d{1,6})")
 _KEPT = ("lost+found",)
 # Far above what as many files as a large slot can hold take on a slow disk.
 _WIPE_S = 600.0
+# How long the wiper works before it asks whether it is to stop; a reload waits for it.
+_SLICE_S = 1.0
 # How long a start waits for a slot that is being wiped.
 _WAIT_S = 5.0
 
@@ -134,7 +137,7 @@ class ProvisionedSlots:
         return {kind_of(class_mb): slots.counts() for class_mb, slots in self._classes.items()}
 
     async def close(self) -> None:
-        """Stop wiping, after the slot at hand: the next worker must find nobody at work in it.
+        """Stop wiping, in the middle of a slot too: the next worker must find nobody at work in it.
 
         Slots of running instances stay as they are.
         """
@@ -164,14 +167,27 @@ class ProvisionedSlots:
             class_mb, number = found
             place = self._place(class_mb, number)
             try:
-                # A wiping that a kill cut short is done again by the next worker.
-                await asyncio.to_thread(_renew, place)
+                wiped = await self._wipe_slot(place)
             except OSError:
                 log.exception("slot %s cannot be emptied and is used no more", place)
                 self._classes[class_mb].discard(number)
                 continue
-            self._classes[class_mb].clean(number)
-            self._lines[class_mb].tell()
+            if wiped:
+                self._classes[class_mb].clean(number)
+                self._lines[class_mb].tell()
+
+    async def _wipe_slot(self, place: Path) -> bool:
+        """Empty one slot; False when it was cut short: the next worker does it again then."""
+        until = time.monotonic() + _WIPE_S
+        while not self._closing:
+            try:
+                await asyncio.to_thread(_renew, place, _SLICE_S)
+            except TimeoutError:
+                if time.monotonic() >= until:
+                    raise
+            else:
+                return True
+        return False
 
     def _dirty(self) -> tuple[int, int] | None:
         """The dirty slot for which most callers wait."""
@@ -195,16 +211,16 @@ def _class_of(kind: str) -> int:
     return int(found[1])
 
 
-def _renew(place: Path) -> None:
+def _renew(place: Path, within_s: float) -> None:
     """Make upper and work anew: an overlay also leaves marks on the directories themselves.
 
     Emptied first, for a full slot has no room for a new directory; one at a time, so that a slot
     whose wiping was cut short is still known as one.
     """
-    trees.empty_or_raise(place, (*_PARTS, *_KEPT), within_s=_WIPE_S)
+    trees.empty_or_raise(place, (*_PARTS, *_KEPT), within_s=within_s)
     for name in _PARTS:
         with suppress(FileNotFoundError):
-            trees.empty_or_raise(place / name, within_s=_WIPE_S)
+            trees.empty_or_raise(place / name, within_s=within_s)
             (place / name).rmdir()
         (place / name).mkdir(0o755)
 

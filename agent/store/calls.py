@@ -78,6 +78,14 @@ class CallStore:
 
         await self._database.run(work)
 
+    async def lost(self, id: str, ended_ns: int, error: str) -> None:
+        """Note that a call has Failed, unless it has ended meanwhile, as somebody saw."""
+        query = "UPDATE calls SET state = 'Failed', ended_ns = ?, error = ?"
+        values = (ended_ns, error, id)
+        await self._database.run(
+            lambda db: db.execute(f"{query} WHERE id = ? AND ended_ns = 0", values).rowcount
+        )
+
     async def get(self, id: str) -> CallRecord:
         """Return a call; raises NotFound."""
         row = await self._database.run(

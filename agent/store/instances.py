@@ -18,6 +18,7 @@ from agent.model.records import InstanceRecord
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 NUMBERS = ("version", "row", "network_slot", "port", "layer_slot", "pid", "created_ns")
+DRAFT = ".tmp"
 MAX_BYTES = 64 * 1024
 
 
@@ -38,7 +39,7 @@ class InstanceFiles:
     def save(self, record: InstanceRecord) -> None:
         """Write a record in place of the one before; raises RuntimeUnavailable."""
         path = self._path(record.id)
-        draft = path.with_suffix(".tmp")
+        draft = path.with_suffix(DRAFT)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             draft.write_bytes(json.dumps(record.to_json()).encode())
@@ -54,18 +55,22 @@ class InstanceFiles:
             self._path(id).unlink()
 
     def load(self) -> tuple[list[InstanceRecord], list[DamagedRecord]]:
-        """Return all records by id, and the files that are none; half-written ones are removed."""
+        """Return all records by id, and the files that are none; half-written ones do not count."""
         records: list[InstanceRecord] = []
         damaged: list[DamagedRecord] = []
         for path in sorted(self._directory.glob("*")) if self._directory.is_dir() else ():
-            if path.suffix == ".tmp":
-                path.unlink(missing_ok=True)
+            if path.suffix == DRAFT:
                 continue
             try:
                 records.append(_read(path))
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 damaged.append(DamagedRecord(path, f"{type(error).__name__}: {error}"))
         return records, damaged
+
+    def remove_drafts(self) -> None:
+        """Remove what was half-written; only while no other worker lives, who may be writing it."""
+        for draft in self._directory.glob(f"*{DRAFT}"):
+            draft.unlink(missing_ok=True)
 
     def _path(self, id: str) -> Path:
         if not ID.fullmatch(id):

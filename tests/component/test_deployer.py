@@ -49,6 +49,16 @@ async def test_the_same_tag_with_other_content_is_another_version(town):
     assert (await town.deploy()).version.version == 2
 
 
+async def test_what_comes_after_a_hand_over_is_not_stored_behind_the_next_workers_back(town):
+    await town.deploy()
+    town.fleet.mode.hand_over()
+    with pytest.raises(FailedPrecondition, match="ask again"):
+        await town.deploy(timeout_s=9)
+    with pytest.raises(FailedPrecondition, match="ask again"):
+        await town.deployer.remove("f", force=True)
+    assert town.deployed() == await town.stored() == {"f": (1, [1])}
+
+
 async def test_only_latest_keeps_a_minimum(town):
     await town.deploy(scaling={"min": 1}, wait=True)
     await town.deploy(scaling={"min": 1}, timeout_s=9, wait=True)

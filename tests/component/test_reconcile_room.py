@@ -40,7 +40,7 @@ class Node(House):
             snapshots=SimpleNamespace(list=self._list_snapshots),
         )
         functions: Any = SimpleNamespace(load=self._load)
-        calls: Any = SimpleNamespace(unfinished=self._unfinished, save=self._save)
+        calls: Any = SimpleNamespace(unfinished=self._unfinished, save=self._save, lost=self._lost)
         stores = Stores(functions, calls, containerd, self.logs, Events())
         runners = Runners(self.fleet, self.jobs, self.ports.builder)
         deployer = Deployer(self.config, self.catalog, runners, stores)
@@ -59,7 +59,14 @@ class Node(House):
         return [SimpleNamespace(key=key) for key in self.snapshots]
 
     async def _unfinished(self):
+        await self.points.at("unfinished")
         return tuple(self.unfinished)
+
+    async def _lost(self, id, ended_ns, error):
+        """As the store does it: what has ended meanwhile stays as it is."""
+        for one in self.unfinished:
+            if one.id == id and id not in self.saved:
+                self.saved[id] = replace(one, state="Failed", ended_ns=ended_ns, error=error)
 
     async def _containers(self, filters):
         assert filters == ['labels."kindling.kind"==instance']
@@ -444,6 +451,38 @@ async def test_a_cycle_does_not_forget_a_dead_workers_calls_before_they_are_judg
     await until(lambda: forgotten(node))
     [member] = target.pool.members
     assert member.instance.state in (State.DRAINING, State.STOPPING)
+    await gone(node, target)
+
+
+async def test_who_dies_right_after_its_instance_served_leaves_it_in_a_call(
+    node, before, following
+):
+    target = node.deploy(concurrency=1)
+    record = node.left("f-coming", state="initializing", owner=before.generation)
+    await settled(node)
+    before.ledger.row(5).begin()
+    node.files.save(replace(record, state="ready"))
+    before.die()
+    following()
+    await until(lambda: forgotten(node))
+    [member] = target.pool.members
+    assert member.instance.id == "f-coming"
+    assert member.instance.state in (State.DRAINING, State.STOPPING)
+    await gone(node, target)
+
+
+async def test_what_cannot_be_taken_over_at_once_is_the_next_cycles(node, before, following):
+    target = node.deploy()
+    record = node.left("f-coming", state="initializing", owner=before.generation)
+    await settled(node)
+    node.points.fail["unfinished"] = RuntimeUnavailable("the store does not answer")
+    following()
+    node.files.save(replace(record, state="ready"))
+    await until(lambda: node.fleet.admission.instances == {})
+    assert node.reconciler.others.instances == frozenset()
+    assert target.pool.starting == 0
+    await node.reconciler.cycle()
+    assert list(node.fleet.admission.instances) == ["f-coming"]
     await gone(node, target)
 
 

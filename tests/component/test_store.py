@@ -246,6 +246,21 @@ async def test_a_call_is_replaced_by_what_became_of_it(tmp_path):
     await store.close()
 
 
+async def test_a_call_is_lost_only_while_nobody_saw_its_end(tmp_path):
+    store = await CallStore.open(tmp_path / "c.db", kept=100)
+    ended = call("c1")
+    await store.save(ended)
+    await store.save(replace(call("c2", ended=0), state="Running"))
+    for id in ("c1", "c2", "c3"):
+        await store.lost(id, 7, "gone")
+    assert await store.get("c1") == ended
+    lost = await store.get("c2")
+    assert (lost.state, lost.ended_ns, lost.error) == ("Failed", 7, "gone")
+    with pytest.raises(NotFound):
+        await store.get("c3")
+    await store.close()
+
+
 async def test_old_calls_go_and_unfinished_ones_stay(tmp_path):
     store = await CallStore.open(tmp_path / "c.db", kept=10)
     await store.save(call("open", at=-1, ended=0))

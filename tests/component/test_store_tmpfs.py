@@ -76,10 +76,12 @@ def test_a_file_that_is_no_record_is_told_and_left(tmp_path, junk):
     assert (tmp_path / "x.json").exists()
 
 
-def test_a_half_written_record_is_removed(tmp_path):
+def test_a_half_written_record_does_not_count_and_is_removed_on_demand_only(tmp_path):
     files = InstanceFiles(tmp_path)
     (tmp_path / "x.tmp").write_bytes(b'{"id"')
     assert files.load() == ([], [])
+    assert (tmp_path / "x.tmp").exists(), "another worker may be writing it"
+    files.remove_drafts()
     assert not (tmp_path / "x.tmp").exists()
 
 

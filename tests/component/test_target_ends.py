@@ -321,10 +321,32 @@ async def test_a_start_without_slots_is_given_up_at_a_hand_over_and_leaves_nothi
     house.points.hang["build"] = asyncio.Event()
     caller = house.wait(target)
     assert not await starts_have_slots(house.fleet, 0.01)
-    target.scaling.give_up_starts()
+    await target.scaling.give_up_starts()
     await until(lambda: not house.fleet.admission.instances)
     target.abandon(caller)
     await gone(house, target)
+
+
+async def test_a_start_that_is_given_up_before_its_first_step_leaves_nothing(house):
+    target = house.target()
+    caller = house.wait(target)
+    await target.scaling.give_up_starts()
+    assert not house.fleet.admission.instances
+    target.abandon(caller)
+    await gone(house, target)
+
+
+async def test_a_call_counts_until_the_process_is_dead_when_others_look_on(house):
+    target = house.target()
+    lease = await house.lease(target)
+    container, row = container_of(house, lease), house.ledger.row(1)
+    hand_over(house.fleet, kept=())
+    house.points.hang["kill"] = gate = asyncio.Event()
+    target.release(lease, call(), Failure(FailureKind.BAD_RESPONSE), recycle=True)
+    await turns()
+    assert row.inflight == 1, "the next worker would give its place to somebody"
+    gate.set()
+    await until(lambda: container.exited and row.inflight == 0)
 
 
 async def test_a_place_that_goes_on_to_a_waiting_call_never_looks_free_to_others(house):
