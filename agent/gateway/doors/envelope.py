@@ -59,6 +59,9 @@ class _EventInside(EventExchange):
 class EnvelopedCall:
     """One such call."""
 
+    waited_s = 0.0
+    """How long the call has waited in another worker, which passed it on."""
+
     def __init__(
         self, directory: FunctionDirectory, client: Client, head: RoutedHead, request_id: str
     ) -> None:
@@ -118,7 +121,7 @@ class EnvelopedCall:
 
     def withdraw(self) -> tuple[list[bytes], float] | None:
         """Give the request up, whether its body is still being read or the call inside waits."""
-        waited_s = 0.0
+        waited_s = self.waited_s
         if self._exchange is not None:
             left = self._exchange.withdraw()
             if left is None:
@@ -200,6 +203,7 @@ class EnvelopedCall:
         make = JobExchange if kind == "job" else _EventInside
         exchange = make(self._shared, callee, call, self, len(opened.event))
         exchange.traced = self._head.traced
+        exchange.waited_s = self.waited_s
         exchange.begin_body(opened.event, True)
         self._exchange = exchange
         exchange.start()
