@@ -146,7 +146,13 @@ class FunctionTarget:
         if self._logs_after:
             why = failure.message if failure is not None else ""
             given = (call.request_id, wall_ms, lease.peak_bytes, why)
-            self.log.append_unworded(time_ns(), instance.id, self._number, self._words_after, given)
+            if why:  # of any length: as lines it is counted
+                for text in self._words_after(*given):
+                    instance.note(text)
+            else:
+                self.log.append_unworded(
+                    time_ns(), instance.id, self._number, self._words_after, given
+                )
         if call.want_log_tail:
             lease.log_tail = self._tail(instance)
         kills = recycle and self.pool.policy.concurrency == 1

@@ -9,6 +9,7 @@ over nfnetlink (linux/netfilter/nfnetlink_conntrack.h).
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections.abc import Collection
 from pathlib import Path
@@ -25,6 +26,8 @@ from pyroute2.netlink.nfnetlink.nfctsocket import (
 
 from agent.network.netlink import Netlink, NetlinkError
 
+log = logging.getLogger(__name__)
+
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 
@@ -34,7 +37,10 @@ def open_netfilter() -> Netlink:
 
 
 def forget(netlink: Netlink, addresses: Collection[str]) -> int:
-    """Drop every tracked connection that one of `addresses` opened; return how many there were."""
+    """Drop every tracked connection that one of `addresses` opened; return how many were dropped.
+
+    One that the kernel keeps is told in the log and goes by itself: the others go all the same.
+    """
     if not addresses or int(_COUNT.read_text()) == 0:
         return 0
     packed = [socket.inet_aton(address) for address in addresses]
@@ -45,20 +51,30 @@ def forget(netlink: Netlink, addresses: Collection[str]) -> int:
     listing = _ask(IPCTNL_MSG_CT_GET, nfct_msg())
     rows = netlink.dump("list tracked connections", listing, nfct_msg, concerns)
     found = [_original(row) for row in rows]
-    return sum(_drop(netlink, ends) for ends in found if ends.saddr in addresses)
+    refused: list[str] = []
+    dropped = sum(_drop(netlink, ends, refused) for ends in found if ends.saddr in addresses)
+    if refused:
+        log.warning("%d tracked connections stay, the first: %s", len(refused), refused[0])
+    return dropped
 
 
 def _original(row: Any) -> NFCTAttrTuple:
-    return NFCTAttrTuple.from_netlink(socket.AF_INET, row.get_attr("CTA_TUPLE_ORIG"))
+    """Return who opened a connection to whom. The kernel wants a tuple back as whole as it was."""
+    said = row.get_attr("CTA_TUPLE_ORIG")
+    ends = NFCTAttrTuple.from_netlink(socket.AF_INET, said)
+    ports = said.get_attr("CTA_TUPLE_PROTO")  # pyroute2 knows those of TCP and UDP only
+    ends.sport = ports.get_attr("CTA_PROTO_SRC_PORT")
+    ends.dport = ports.get_attr("CTA_PROTO_DST_PORT")
+    return ends
 
 
-def _drop(netlink: Netlink, ends: NFCTAttrTuple) -> int:
+def _drop(netlink: Netlink, ends: NFCTAttrTuple, refused: list[str]) -> int:
     message = nfct_msg.create_from(tuple_orig=ends)
     try:
         netlink.send("drop a tracked connection", _ask(IPCTNL_MSG_CT_DELETE, message))
     except NetlinkError as error:
-        if error.errno != errno.ENOENT:  # it ended by itself
-            raise
+        if error.errno != errno.ENOENT:  # else it ended by itself
+            refused.append(f"protocol {ends.proto} from {ends.saddr} to {ends.daddr}: {error}")
         return 0
     return 1
 

@@ -178,8 +178,8 @@ class FunctionLog:
     ) -> None:
         """Add lines of the platform's that are worded when somebody reads them: `words(*given)`.
 
-        For what is said of every call, and read of few. `given` must not keep more alive than a
-        line would.
+        For what is said of every call, and read of few. Whatever is `given` counts the same, so
+        nothing that may be long.
         """
         entry = (at_ns, instance, version, words, given)
         self._lines.append(entry)

@@ -258,6 +258,35 @@ async def test_an_enveloped_body_without_room_is_told_in_tencents_words(monkeypa
         assert b"retry-after" in headers
 
 
+@pytest.mark.parametrize("room", [0, 1])
+async def test_an_enveloped_body_is_held_and_counted_until_its_call_has_an_instance(room):
+    running, answer = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader, writer):
+        await read_request(reader)
+        running.set()
+        await answer.wait()
+        writer.write(http(b"done"))
+
+    one = await Instance(serve).start()
+    async with house(FakeTarget(one.port, contract="scf-web", kind="event")) as door:
+        shared = door.gateway.shared
+        door.target.room = room
+        reader, writer = await door.connect()
+        writer.write(envelope(ClientContext="x" * 200_000))
+        if not room:
+            await until(lambda: door.target.queue)
+            assert 200_000 < shared.buffered_bytes < 201_000
+            door.target.room = 1
+            door.target.open()
+        await within(running.wait(), 5)
+        assert not shared.buffered_bytes
+        (client,) = door.gateway._connections
+        assert not client.sink._buffer.pieces
+        answer.set()
+        assert (await read_reply(reader))[0] == 200
+
+
 async def test_an_enveloped_error_that_a_dialect_cannot_word_is_still_told(monkeypatch):
     def broken(failure, call, report=None):
         raise ValueError("no words")

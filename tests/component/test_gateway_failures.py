@@ -99,6 +99,25 @@ async def test_an_answer_that_is_no_http_is_a_bad_response(answer):
         assert not door.target.explained
 
 
+async def test_of_a_coding_nobody_knows_only_the_beginning_is_repeated():
+    async def serve(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %b\r\n\r\n" % (b"x" * 200_000))
+        await reader.read()
+
+    one = await served(serve)
+    async with house(FakeTarget(one.port)) as door:
+        reader, writer = await door.connect()
+        writer.write(GET)
+        status, headers, body = await read_reply(reader)
+        await door.settled()
+        assert status == 502
+        assert b"x" * 64 + b"..., not chunked" in body
+        ((_, failure, _),) = door.target.released
+        told = (failure.message, body.decode(), *(value.decode() for value in headers.values()))
+        assert all(len(text) < 400 for text in told)
+
+
 async def test_nobody_listens(instance):
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]

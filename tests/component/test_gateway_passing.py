@@ -30,6 +30,11 @@ CHUNKED = (
     b"POST /http/f/up HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
     b"5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nTrailer: t\r\n\r\n"
 )
+TENCENT_BODY = json.dumps({"FunctionName": "f", "ClientContext": "{}"}).encode()
+TENCENT_HEAD = (
+    b"POST / HTTP/1.1\r\nHost: h\r\nX-TC-Action: Invoke\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n" % len(TENCENT_BODY)
+)
 HEAD_BYTES = CHUNKED.index(b"\r\n\r\n") + 4
 
 
@@ -214,11 +219,7 @@ async def test_who_was_told_to_go_on_with_the_body_is_not_told_twice(kind, path)
 
 
 async def test_tencents_form_is_passed_on_while_its_body_comes_and_while_it_waits():
-    inner = json.dumps({"FunctionName": "f", "ClientContext": "{}"}).encode()
-    head = (
-        b"POST / HTTP/1.1\r\nHost: h\r\nX-TC-Action: Invoke\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n" % len(inner)
-    )
+    head, inner = TENCENT_HEAD, TENCENT_BODY
     async with two(0, contract="scf-web") as (before, after):
         before.target.room = 0
         reader, writer = await before.connect()
@@ -321,11 +322,12 @@ async def test_a_caller_that_still_reads_the_last_reply_is_passed_on_when_it_has
         assert len(after.target.released) == 1
 
 
-async def test_what_a_call_has_waited_goes_along():
-    async with two(0) as (before, after):
+@pytest.mark.parametrize("raw", [GET, TENCENT_HEAD + TENCENT_BODY], ids=["plain", "enveloped"])
+async def test_what_a_call_has_waited_goes_along(raw):
+    async with two(0, contract="scf-web") as (before, after):
         before.target.room = after.target.room = 0
         _, writer = await before.connect()
-        writer.write(GET)
+        writer.write(raw)
         await queued(before)
         before.target.queue[0].waited_s = 7.0
         hand_over(before)
@@ -335,6 +337,46 @@ async def test_what_a_call_has_waited_goes_along():
         after.target.room = 1
         after.target.open()
         await after.settled()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET /http/nobody/ HTTP/1.1\r\nHost: h\r\n\r\n",
+        TENCENT_HEAD + TENCENT_BODY,
+    ],
+    ids=["no door", "no function", "enveloped"],
+)
+async def test_what_one_request_has_waited_is_not_counted_for_the_next(first):
+    async with two(0, contract="scf-web") as (before, after):
+        reader, writer = await before.connect()
+        await connected(before)
+        (client,) = before.gateway._connections
+        client._passing = (first, 7.0)
+        hand_over(before)
+        await passed_on(before)
+        await read_reply(reader)
+        after.target.room = 0
+        writer.write(GET)
+        await queued(after)
+        assert not after.target.queue[0].waited_s
+        after.target.room = 1
+        after.target.open()
+        assert (await read_reply(reader))[0] == 200
+
+
+async def test_half_an_enveloped_request_that_is_passed_on_again_keeps_what_it_has_waited():
+    async with two(0, contract="scf-web") as (before, after):
+        await before.connect()
+        await connected(before)
+        (client,) = before.gateway._connections
+        client._passing = (TENCENT_HEAD + TENCENT_BODY[:5], 7.0)
+        hand_over(before)
+        await passed_on(before)
+        await until(lambda: any(c.sink is not None for c in after.gateway._connections))
+        (client,) = after.gateway._connections
+        assert client._withdraw() == (TENCENT_HEAD + TENCENT_BODY[:5], 7.0)
 
 
 async def test_without_a_next_worker_connections_close_behind_their_calls():

@@ -137,6 +137,17 @@ async def test_a_living_instance_gave_a_bad_response(house, monkeypatch):
     await gone(house, target)
 
 
+async def test_why_a_call_failed_counts_in_the_log_as_long_as_it_is(house):
+    target = house.target()
+    lease = await house.lease(target)
+    before = target.log.size_bytes
+    why = "x" * 10_000
+    target.release(lease, call("r-9"), Failure(FailureKind.BAD_RESPONSE, why))
+    assert any(why in line.text and "r-9" in line.text for line in target.log.tail(0))
+    assert target.log.size_bytes - before > len(why)
+    await gone(house, target)
+
+
 async def test_the_log_tail_holds_the_calls_own_instance_only(house):
     target = house.target()
     first, second = await house.lease(target), await house.lease(target)

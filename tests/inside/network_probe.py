@@ -241,6 +241,11 @@ class Probe:
 
         return (await self.net._thread.call(read)).splitlines()
 
+    async def check_sums(self, on: bool) -> None:
+        """Have the kernel track packets whose checksum is right only, as it does by itself."""
+        knob = Path("/proc/sys/net/netfilter/nf_conntrack_checksum")
+        await self.net._thread.call(knob.write_text, str(int(on)))
+
     async def resolv(self) -> str:
         return self.net.resolv_conf.read_text()
 

@@ -70,6 +70,13 @@ def udp(host: str, port: int, payload: str = "00") -> str:
             return os.strerror(error.errno or 0)
 
 
+def udp_lite(host: str, port: int) -> str:
+    """Send a datagram of a protocol that has ports and is neither TCP nor UDP (RFC 3828)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE) as sock:
+        sock.sendto(b"kindling", (host, port))
+    return "sent"
+
+
 def get(host: str, port: int) -> str:
     try:
         with socket.create_connection((host, port), TIMEOUT_S) as sock:
@@ -119,6 +126,7 @@ def ping(host: str) -> str:
 COMMANDS: dict[str, Callable[..., object]] = {
     "tcp": tcp,
     "udp": udp,
+    "udp_lite": udp_lite,
     "get": get,
     "shell": shell,
     "hang_up_first": hang_up_first,

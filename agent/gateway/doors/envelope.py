@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from agent.calls.ports import Lease
 from agent.contracts.base import Call, Headers, Reply
 from agent.contracts.doors import Route, refusal
 from agent.contracts.own_errors import retry_after
@@ -45,8 +46,21 @@ class FunctionDirectory(Protocol):
         """Answer a request that never became a call."""
 
 
+class _EventInside(EventExchange):
+    """The call inside, of an event; with a lease it stays in this worker to its end."""
+
+    def granted(self, lease: Lease) -> None:
+        """Use the lease, and let the envelope's body go."""
+        if isinstance(self.caller, EnvelopedCall):
+            self.caller.let_go()
+        super().granted(lease)
+
+
 class EnvelopedCall:
     """One such call."""
+
+    waited_s = 0.0
+    """How long the call has waited in another worker, which passed it on."""
 
     def __init__(
         self, directory: FunctionDirectory, client: Client, head: RoutedHead, request_id: str
@@ -60,8 +74,7 @@ class EnvelopedCall:
         """Whether its connection is to be passed on: known when the call inside begins."""
         self._size = 0
         self._buffer = BodyBuffer(self._shared)
-        self._body = b""
-        """The whole body, once it is here."""
+        """The body, until the call inside has an instance: so long it may have to be given up."""
         self._exchange: Exchange | None = None
 
     def start(self, length: int | None, first: bytes, done: bool) -> None:
@@ -91,7 +104,7 @@ class EnvelopedCall:
         elif not self._buffer.hold(data):
             self._finish(_crowded(self._request_id))
         elif ended:
-            self._open(b"".join(self._buffer.take()))
+            self._open(b"".join(self._buffer.pieces))
 
     def caller_gone(self) -> None:
         """The caller closed its connection."""
@@ -108,13 +121,13 @@ class EnvelopedCall:
 
     def withdraw(self) -> tuple[list[bytes], float] | None:
         """Give the request up, whether its body is still being read or the call inside waits."""
-        waited_s = 0.0
+        waited_s = self.waited_s
         if self._exchange is not None:
             left = self._exchange.withdraw()
             if left is None:
                 return None
             waited_s = left[1]
-        pieces = self._buffer.take() if self._exchange is None else [self._body]
+        pieces = self._buffer.take()
         self._client = None
         self._buffer.let_go()
         return pieces, waited_s
@@ -156,14 +169,16 @@ class EnvelopedCall:
     def resume_request(self) -> None:
         """Nothing: the body is here."""
 
+    def let_go(self) -> None:
+        """Forget the body: the call inside is never given up from now on."""
+        self._buffer.let_go()
+
     # -- inside
 
     def _open(self, body: bytes) -> None:
-        self._buffer.let_go()
         client = self._client
         if client is None:
             return
-        self._body = body
         self.leaving = client.leaving
         opened = parse(self._head.headers, body, self._request_id)
         if isinstance(opened, Reply):
@@ -185,12 +200,15 @@ class EnvelopedCall:
             self._finish(api_error("UnsupportedOperation", message, call.request_id))
             return
         call.kind = kind
-        make = JobExchange if kind == "job" else EventExchange
+        make = JobExchange if kind == "job" else _EventInside
         exchange = make(self._shared, callee, call, self, len(opened.event))
         exchange.traced = self._head.traced
+        exchange.waited_s = self.waited_s
         exchange.begin_body(opened.event, True)
         self._exchange = exchange
         exchange.start()
+        if kind == "job":  # it has begun
+            self.let_go()
 
     def _call(self, client: Client, opened: Envelope, request_id: str) -> Call:
         return Call(
@@ -217,6 +235,7 @@ class EnvelopedCall:
             self._directory.answer(client, reply, self._request_id)
 
     def _give(self, reply: Reply) -> None:
+        self._buffer.let_go()
         client, self._client = self._client, None
         if client is not None:
             client.reply(reply.status, reply.headers, len(reply.body), reply.body, True)

@@ -300,8 +300,11 @@ class Gateway:
 
     def request(self, client: Client, head: RoutedHead, first: bytes, done: bool) -> None:
         """Start what a whole head asks for; `first` is what came of the body, `done` if all."""
+        waited_s = client.waited_s
+        if waited_s:
+            client.waited_s = 0.0
         if head.generation != self._catalog.generation and not self._found(
-            client, head, first, done
+            client, head, first, done, waited_s
         ):
             return
         callee = head.callee
@@ -309,8 +312,8 @@ class Gateway:
         call = self._new_call(client, head, callee)
         exchange: Exchange = head.make(self.shared, callee, call, client, head.length)
         exchange.head = head
-        if client.waited_s:
-            exchange.waited_s, client.waited_s = client.waited_s, 0.0
+        if waited_s:
+            exchange.waited_s = waited_s
         if head.traced:
             exchange.traced = True
         client.sink = exchange
@@ -336,7 +339,9 @@ class Gateway:
             head.want_log_tail,
         )
 
-    def _found(self, client: Client, head: RoutedHead, first: bytes, done: bool) -> bool:
+    def _found(
+        self, client: Client, head: RoutedHead, first: bytes, done: bool, waited_s: float
+    ) -> bool:
         """Find where a head goes now; False when it was answered, or its body has to say."""
         route = head.route
         if route is NOWHERE:
@@ -347,6 +352,7 @@ class Gateway:
                 return False
             if found.needs_body:
                 envelope = EnvelopedCall(self, client, head, self.shared.random().hex())
+                envelope.waited_s = waited_s
                 client.sink = envelope
                 envelope.start(head.length, first, done)
                 return False

@@ -29,6 +29,8 @@ IDLE_S: Final = 14 * 60.0
 MIN_STATUS: Final = 100
 MAX_STATUS: Final = 599
 """RFC 9110, section 15: another status is invalid, and who gets one takes it for a 5xx."""
+QUOTED_BYTES: Final = 64
+"""How much of what an instance sent is repeated in a failure's words."""
 
 TakeSocket = Callable[[], socket.socket | None]
 MakeSocket = Callable[[], Awaitable[socket.socket]]
@@ -335,7 +337,7 @@ class UpstreamConnection(asyncio.Protocol):
         elif head.status == 101:  # a whole one is told by the parser as an upgrade
             return "it answered 101 and names no protocol"
         elif head.coding not in (b"", b"chunked"):
-            return f"the answer's transfer coding is {head.coding.decode('latin-1')}, not chunked"
+            return f"the answer's transfer coding is {_quoted(head.coding)}, not chunked"
         return ""
 
     def _learn(self, data: bytes) -> None:
@@ -401,6 +403,12 @@ class UpstreamConnection(asyncio.Protocol):
             self._informational = False
         else:
             self._complete = True
+
+
+def _quoted(value: bytes) -> str:
+    """Return a value as words repeat it: those go into logs and answers."""
+    cut = "..." if len(value) > QUOTED_BYTES else ""
+    return value[:QUOTED_BYTES].decode("latin-1") + cut
 
 
 class UpstreamConnector:
