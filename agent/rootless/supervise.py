@@ -75,6 +75,8 @@ class Supervisor:
         """The worker's pipes."""
         self.successor: Worker | None = None
         """The worker that a reload prepares."""
+        self.lost = ""
+        """Why the successor is none any more."""
         self.swap = Swap()
         self.trial = 0
         self.wanted = held
@@ -195,12 +197,14 @@ class Supervisor:
         elif word == protocol.READY and worker is self.process and self.worker.waiting:
             self._became_ready(now)
         elif word == protocol.HANDED_OVER and worker is self.process:
+            # It serves no more, whatever has become of the reload: without a successor, the
+            # worker is due.
+            self.process, self.worker.pid = None, 0
+            self.workers.retire(worker, now)
             if self.swap.phase is Phase.HANDING_OVER:
-                self.process, self.worker.pid = None, 0
-                self.workers.retire(worker, now)
                 self._go(now)
         elif word == protocol.FAILED and worker is self.successor:
-            self._fail_reload(f"the new worker: {text}")
+            self._lost_successor(f"the new worker: {text}")
         elif word == protocol.RELOAD:
             notify.send(str(self.house.notify), notify.RELOAD)
 
@@ -227,7 +231,9 @@ class Supervisor:
                 self.workers.forget(self.successor)
                 self.successor = None
                 how = child.how_ended(status)
-                self._fail_reload(f"the new worker ended with {how}: its last words are in the log")
+                self._lost_successor(
+                    f"the new worker ended with {how}: its last words are in the log"
+                )
             elif pid == self.trial:
                 self._tried(status)
 
@@ -292,22 +298,24 @@ class Supervisor:
 
     def _end(self, daemon: Daemon, within_s: float) -> None:
         """TERM a daemon and wait for it; a second signal from outside cuts the wait short."""
-        ending.kill(daemon.pid, signal.SIGTERM)
+        pid = daemon.pid  # a worker that hands over meanwhile is no daemon any more
+        ending.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + within_s
-        while ending.is_child(daemon.pid):
+        while ending.is_child(pid):
             now = time.monotonic()
             if now >= deadline or self.inbox.asked:
                 notify.say("supervise", f"{daemon.name} did not end in its time: killed")
                 self.inbox.asked.clear()
-                ending.kill(daemon.pid, signal.SIGKILL)
+                ending.kill(pid, signal.SIGKILL)
                 deadline = now + within_s
             self._wait(deadline - now)
+        self.workers.retiring.pop(pid, None)
 
     # Reloading: see `swap` for the phases
 
     def _begin_reload(self, now: float) -> None:
         """Prepare a worker of the code that is installed, beside the one that serves."""
-        self.swap.number = outcome.read(self.house.run).number
+        self.swap.number, self.lost = outcome.read(self.house.run).number, ""
         fresh = self.house.run / settings.NEXT_CONFIG_NAME
         config = fresh if fresh.exists() else self.house.config
         self.swap.advance(now)
@@ -364,11 +372,17 @@ class Supervisor:
         self.swap.advance(now)
         self.process, self.successor = self.successor, None
         if self.process is None:
-            self._fail_reload("the new worker has ended")
+            self._fail_reload(self.lost or "the new worker has ended")
             return
         self.worker.started(self.process.pid, now)
         self.process.tell(protocol.GO)
         self._write_pids()
+
+    def _lost_successor(self, reason: str) -> None:
+        self.lost = self.lost or reason
+        # The worker before makes room all the same, and within a limit: `_go` then ends the reload.
+        if self.swap.phase is not Phase.HANDING_OVER:
+            self._fail_reload(self.lost)
 
     def _late_reload(self, now: float) -> None:
         phase = self.swap.phase

@@ -21,13 +21,12 @@ from agent.rootless.swap import LIMITS_S, Phase
 
 PREPARING_S = LIMITS_S[Phase.PREPARING]
 TELLS = f"import os; os.write(int(os.environ['{protocol.TELL_VARIABLE}']), b'%s')"
-STEPS = """
+HOUSE = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 from agent.rootless import outcome, settings, sockets, supervise
 from agent.rootless.cgroup import CgroupLayout
 from agent.rootless.swap import LIMITS_S, Phase
-from agent.rootless.worker import Worker
 
 run = Path(sys.argv[1])
 house = settings.read(run / settings.CONFIG_NAME)
@@ -40,11 +39,19 @@ for daemon, sleeper in zip((one.containerd, one.worker), sleepers):
     daemon.started(sleeper.pid, 100.0)
     daemon.became_ready(100.0)
 hear, tell = os.pipe(), os.pipe()
-one.process = Worker(sleepers[1].pid, hear[0], tell[1])
+os.set_blocking(hear[0], False)
+one.process = one.workers.restored([sleepers[1].pid, hear[0], tell[1]])
 outcome.begin(run)
+until = time.monotonic() + 20
+
+def end_all():
+    for sleeper in sleepers:
+        os.kill(sleeper.pid, signal.SIGKILL)
+        os.waitpid(sleeper.pid, 0)
+"""
+STEPS = """
 one._begin_reload(100.0)
 successor = one.successor.pid
-until = time.monotonic() + 20
 hangs = sys.argv[2] == "hangs"
 if hangs:
     one._step(100.0 + LIMITS_S[Phase.PREPARING] - 0.01)
@@ -64,8 +71,31 @@ except ProcessLookupError:
     pass
 for sleeper in sleepers:
     os.kill(sleeper.pid, 0)
-    os.kill(sleeper.pid, signal.SIGKILL)
-    os.waitpid(sleeper.pid, 0)
+end_all()
+"""
+LOST_AFTER_EXEC = """
+one._begin_reload(100.0)
+one.swap.resume(100.0)  # the worker before was told to hand over
+os.kill(one.successor.pid, signal.SIGKILL)
+while one.successor is not None and time.monotonic() < until:
+    one._wait(0.1)
+    one._step(100.0)
+before = one.process.pid
+assert one.swap.phase is Phase.HANDING_OVER and one.worker.pid == before
+os.write(hear[1], b"HANDED_OVER\\n")
+one._wait(10)
+assert one.swap.phase is Phase.IDLE and before in one.workers.retiring
+one._step(101.0)
+assert one.process.pid == one.worker.pid != before
+os.kill(one.worker.pid, signal.SIGKILL)
+end_all()
+"""
+LATE_HANDED_OVER = """
+os.write(hear[1], b"HANDED_OVER\\n")
+one._wait(10)
+assert one.process is None and one.worker.due(100.0)
+assert list(one.workers.retiring) == [sleepers[1].pid]
+end_all()
 """
 
 
@@ -83,21 +113,15 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-BROKEN = {
-    "ends at once": ("import sys; sys.exit(3)", "ended with exit status 3: its last words"),
-    "is no program": ("(", "ended with exit status 1"),
-    "says why and ends": (TELLS % "FAILED no such module\\n", "the new worker: no such module"),
-    "is killed": ("import os; os.kill(os.getpid(), 9)", "ended with signal 9 (SIGKILL)"),
-    "hangs": ("import time; time.sleep(1000)", f"preparing took longer than {PREPARING_S:g} s"),
-}
+SLEEPS = "import time; time.sleep(1000)"
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_successor_that_does_not_get_there_changes_nothing(run: Path, case: str) -> None:
-    program, reason = BROKEN[case]
-    before = sorted(path.name for path in run.iterdir())
-    done = subprocess.run(
-        [sys.executable, "-c", STEPS, str(run), case],
+def take(
+    steps: str, run: Path, case: str = "", program: str = SLEEPS
+) -> subprocess.CompletedProcess[str]:
+    """Take these steps in a house whose new workers are this program."""
+    return subprocess.run(
+        [sys.executable, "-c", HOUSE + steps, str(run), case],
         capture_output=True,
         text=True,
         timeout=60,
@@ -105,6 +129,22 @@ def test_a_successor_that_does_not_get_there_changes_nothing(run: Path, case: st
         env=os.environ | {WORKER_VARIABLE: json.dumps([sys.executable, "-c", program])},
         cwd=Path(__file__).parents[2],
     )
+
+
+BROKEN = {
+    "ends at once": ("import sys; sys.exit(3)", "ended with exit status 3: its last words"),
+    "is no program": ("(", "ended with exit status 1"),
+    "says why and ends": (TELLS % "FAILED no such module\\n", "the new worker: no such module"),
+    "is killed": ("import os; os.kill(os.getpid(), 9)", "ended with signal 9 (SIGKILL)"),
+    "hangs": (SLEEPS, f"preparing took longer than {PREPARING_S:g} s"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_successor_that_does_not_get_there_changes_nothing(run: Path, case: str) -> None:
+    program, reason = BROKEN[case]
+    before = sorted(path.name for path in run.iterdir())
+    done = take(STEPS, run, case, program)
     assert done.returncode == 0, done.stderr
     ended = outcome.read(run)
     assert (ended.number, ended.state) == (1, outcome.FAILED)
@@ -112,6 +152,22 @@ def test_a_successor_that_does_not_get_there_changes_nothing(run: Path, case: st
     assert ended.reason.endswith(f"; {outcome.AS_IT_WAS}")
     assert f"reload failed: {ended.reason}\n" in done.stderr
     assert sorted({path.name for path in run.iterdir()} - {outcome.NAME}) == before
+
+
+def test_a_successor_lost_during_the_hand_over_is_followed_by_another_worker(run: Path) -> None:
+    done = take(LOST_AFTER_EXEC, run)
+    assert done.returncode == 0, done.stderr
+    ended = outcome.read(run)
+    assert ended.state == outcome.FAILED
+    assert "ended with signal 9 (SIGKILL)" in ended.reason
+    assert ended.reason.endswith("; a worker of the installed code is started again")
+
+
+def test_a_worker_that_hands_over_when_no_reload_is_under_way_is_followed_by_another(
+    run: Path,
+) -> None:
+    done = take(LATE_HANDED_OVER, run)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_release_whose_modules_cannot_be_imported_says_which() -> None:
