@@ -221,6 +221,7 @@ class Supervisor:
         """Note every child's end. None of their pids is used any more once this has seen it."""
         if self.successor is not None:
             self.workers.hear(self.successor)  # its last words say why it ends
+        tried: int | None = None
         for pid, status in ending.reap():
             self.workers.retiring.pop(pid, None)
             if pid == self.containerd.pid:
@@ -235,7 +236,9 @@ class Supervisor:
                     f"the new worker ended with {how}: its last words are in the log"
                 )
             elif pid == self.trial:
-                self._tried(status)
+                tried = status
+        if tried is not None:  # last: what it execs knows of every end
+            self._tried(tried)
 
     def _worker_ended(self, status: int, now: float) -> None:
         worker = self.process
@@ -274,6 +277,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         self.inbox.asked.clear()
+        self.swap.give_up()  # no trial's end replaces us any more
         began = time.monotonic()
         notify.say("supervise", "stopping: worker first, then containerd, then what is left")
         for pid in (self.trial, self.successor.pid if self.successor is not None else 0):
@@ -360,7 +364,7 @@ class Supervisor:
             "successor": self.successor.save() if self.successor is not None else None,
             "retiring": self.workers.retiring,
             "reload": self.swap.number,
-            "again": self.swap.again,
+            "again": self.swap.again or bool(self.inbox.asked),
         }
         os.environ[STATE_VARIABLE] = json.dumps(state)
         notify.say("supervise", "replacing myself with the installed code")

@@ -113,6 +113,42 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+REPLACED = """
+one._begin_reload(100.0)
+one.swap.advance(100.0)
+trial, other = (subprocess.Popen(["true"]) for _ in range(2))
+one.trial, one.workers.retiring = trial.pid, {other.pid: 1e9}
+for ended in (trial, other):
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+order = supervise.ending.reap
+supervise.ending.reap = lambda: sorted(order(), key=lambda one: one[0] != trial.pid)
+one.inbox.asked.append(signal.SIGHUP)  # came meanwhile
+execs = []
+os.execv = lambda *argv: execs.append(json.loads(os.environ[supervise.STATE_VARIABLE]))
+one._step(100.0)
+[state] = execs
+assert state["again"] is True and state["retiring"] == {}
+assert state["successor"][0] == one.successor.pid
+# A worker whose pipe is closed already is one all the same.
+closed = one.workers.restored([sleepers[1].pid, -1, -1])
+one.workers.hear(closed)
+one.workers.forget(closed)
+os.kill(one.successor.pid, signal.SIGKILL)
+end_all()
+"""
+STOPPED_IN_TRIAL = """
+one._begin_reload(100.0)
+one.swap.advance(100.0)
+trial = subprocess.Popen(["true"])
+os.waitid(os.P_PID, trial.pid, os.WEXITED | os.WNOWAIT)
+leaver = subprocess.Popen(["sleep", "1000"])
+one.trial, one.workers.retiring = trial.pid, {leaver.pid: 1e9}
+supervise.ending.end_rest = supervise.ending.clear = lambda *_: None
+os.execv = lambda *_: os._exit(3)
+one._stop()
+assert not one.workers.retiring and one.swap.phase is Phase.IDLE
+"""
+
 SLEEPS = "import time; time.sleep(1000)"
 
 
@@ -167,6 +203,16 @@ def test_a_worker_that_hands_over_when_no_reload_is_under_way_is_followed_by_ano
     run: Path,
 ) -> None:
     done = take(LATE_HANDED_OVER, run)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_code_that_replaces_this_one_knows_every_end_and_every_wish(run: Path) -> None:
+    done = take(REPLACED, run)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stop_during_a_trial_is_not_lost_in_the_code_that_was_tried(run: Path) -> None:
+    done = take(STOPPED_IN_TRIAL, run)
     assert done.returncode == 0, done.stderr
 
 
