@@ -320,10 +320,9 @@ class Supervisor:
     def _begin_reload(self, now: float) -> None:
         """Prepare a worker of the code that is installed, beside the one that serves."""
         self.swap.number, self.lost = outcome.read(self.house.run).number, ""
-        fresh = self.house.run / settings.NEXT_CONFIG_NAME
-        config = fresh if fresh.exists() else self.house.config
         self.swap.advance(now)
         try:
+            config = self._take_config()
             self.wanted = sockets.open_all(settings.read(config).doors, self.held)
         except (AgentError, OSError, ValueError, KeyError) as error:
             self._fail_reload(str(error))
@@ -331,6 +330,14 @@ class Supervisor:
         command = worker_command(installed.python())
         self.successor = self._start(command, config, self.wanted)
         notify.say("supervise", f"a new worker (pid {self.successor.pid}) prepares")
+
+    def _take_config(self) -> Path:
+        fresh = self.house.run / settings.NEXT_CONFIG_NAME
+        return fresh.replace(self._trying) if fresh.exists() else self.house.config
+
+    @property
+    def _trying(self) -> Path:
+        return self.house.run / settings.TRYING_CONFIG_NAME
 
     def _try_own_code(self, now: float) -> None:
         """See whether the installed code starts at all, before this process becomes it."""
@@ -350,9 +357,8 @@ class Supervisor:
     def _replace_self(self) -> None:
         """Exec the installed code with the same sockets and children."""
         command = supervise_command(self.house.config)
-        fresh = self.house.run / settings.NEXT_CONFIG_NAME
-        if fresh.exists():
-            fresh.replace(self.house.config)
+        if self._trying.exists():
+            self._trying.replace(self.house.config)
         sockets.close_others(self.held, self.wanted)
         for _, descriptor in (*self.wanted.values(), *self.workers.passing.values()):
             os.set_inheritable(descriptor, True)
@@ -405,7 +411,7 @@ class Supervisor:
         reason = f"{reason}; {self.swap.after_failure}"
         notify.say("supervise", f"reload failed: {reason}")
         outcome.end(self.house.run, self.swap.number, reason)
-        (self.house.run / settings.NEXT_CONFIG_NAME).unlink(missing_ok=True)
+        self._trying.unlink(missing_ok=True)
         sockets.close_others(self.wanted, self.held)
         self.wanted = self.held
         self.swap.give_up()

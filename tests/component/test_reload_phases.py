@@ -24,6 +24,7 @@ TELLS = f"import os; os.write(int(os.environ['{protocol.TELL_VARIABLE}']), b'%s'
 HOUSE = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
+from agent.linux import prctl
 from agent.rootless import outcome, settings, sockets, supervise
 from agent.rootless.cgroup import CgroupLayout
 from agent.rootless.swap import LIMITS_S, Phase
@@ -34,7 +35,8 @@ held = sockets.open_all(house.doors, {})
 layout = CgroupLayout(2, False, "/", {"": "/"})
 one = supervise.Supervisor(house, layout, held, sockets.passing_pair())
 # Stand for containerd and for the worker that serves.
-sleepers = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
+ends_with_us = lambda: prctl.die_with_parent(signal.SIGKILL)
+sleepers = [subprocess.Popen(["sleep", "1000"], preexec_fn=ends_with_us) for _ in range(2)]
 for daemon, sleeper in zip((one.containerd, one.worker), sleepers):
     daemon.started(sleeper.pid, 100.0)
     daemon.became_ready(100.0)
@@ -141,12 +143,41 @@ one._begin_reload(100.0)
 one.swap.advance(100.0)
 trial = subprocess.Popen(["true"])
 os.waitid(os.P_PID, trial.pid, os.WEXITED | os.WNOWAIT)
-leaver = subprocess.Popen(["sleep", "1000"])
+leaver = subprocess.Popen(["sleep", "1000"], preexec_fn=ends_with_us)
 one.trial, one.workers.retiring = trial.pid, {leaver.pid: 1e9}
 supervise.ending.end_rest = supervise.ending.clear = lambda *_: None
 os.execv = lambda *_: os._exit(3)
 one._stop()
 assert not one.workers.retiring and one.swap.phase is Phase.IDLE
+"""
+
+CORRECTED_MEANWHILE = """
+force = (run / settings.CONFIG_NAME).read_text()
+files = [force + " " * number for number in range(3)]
+fresh = run / settings.NEXT_CONFIG_NAME
+fresh.write_text(files[1])
+one._begin_reload(100.0)
+environment = Path(f"/proc/{one.successor.pid}/environ").read_text
+while "KINDLING_CONFIG" not in environment() and time.monotonic() < until:
+    time.sleep(0.01)
+[told] = [v for v in environment().split("\\0") if v.startswith("KINDLING_CONFIG=")]
+assert Path(told.split("=")[1]).read_text() == files[1]
+fresh.write_text(files[2])
+if sys.argv[2] == "fails":
+    one._step(100.0 + LIMITS_S[Phase.PREPARING])
+    while one.successor is not None and time.monotonic() < until:
+        one._wait(0.1)
+        one._step(100.0)
+    assert (run / settings.CONFIG_NAME).read_text() == force
+else:
+    one.swap.advance(100.0)
+    os.execv = lambda *_: None
+    one._tried(0)
+    assert (run / settings.CONFIG_NAME).read_text() == files[1]
+    os.kill(one.successor.pid, signal.SIGKILL)
+assert fresh.read_text() == files[2]
+assert not (run / settings.TRYING_CONFIG_NAME).exists()
+end_all()
 """
 
 SLEEPS = "import time; time.sleep(1000)"
@@ -213,6 +244,12 @@ def test_the_code_that_replaces_this_one_knows_every_end_and_every_wish(run: Pat
 
 def test_a_stop_during_a_trial_is_not_lost_in_the_code_that_was_tried(run: Path) -> None:
     done = take(STOPPED_IN_TRIAL, run)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("case", ["fails", "succeeds"])
+def test_a_file_that_comes_during_a_reload_is_the_next_ones(run: Path, case: str) -> None:
+    done = take(CORRECTED_MEANWHILE, run, case)
     assert done.returncode == 0, done.stderr
 
 
