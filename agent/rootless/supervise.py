@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,18 @@ from agent.rootless import (
     notify,
     outcome,
     protocol,
+    replacing,
     settings,
+    signals,
     sockets,
 )
 from agent.rootless.daemon import Daemon
 from agent.rootless.grpc_probe import serves
 from agent.rootless.settings import House
-from agent.rootless.signals import Inbox
 from agent.rootless.swap import LIMITS_S, Phase, Swap
 from agent.rootless.worker import Worker
 from agent.rootless.workers import Workers
 
-STATE_VARIABLE = "KINDLING_SUPERVISE_STATE"
 WORKER_VARIABLE = "KINDLING_WORKER"
 _CONTAINERD_READY_S = 30.0
 _WORKER_READY_S = 60.0
@@ -82,7 +83,7 @@ class Supervisor:
         self.wanted = held
         """The sockets of the configuration that a reload is to take."""
         self.hopeless = False
-        self.inbox = Inbox()
+        self.inbox = signals.Inbox()
         self._selector = selectors.DefaultSelector()
         self.workers = Workers(self._selector, passing, self._heard)
         self._selector.register(self.inbox.reader, selectors.EVENT_READ, self.inbox.drain)
@@ -184,7 +185,7 @@ class Supervisor:
         return self.workers.start(command, self._environment(), config, held)
 
     def _environment(self) -> dict[str, str]:
-        ours = (STATE_VARIABLE, WORKER_VARIABLE, mounts.PLACES_VARIABLE)
+        ours = (replacing.STATE_VARIABLE, WORKER_VARIABLE, mounts.PLACES_VARIABLE)
         return {name: value for name, value in os.environ.items() if name not in ours}
 
     def _heard(self, worker: Worker, word: str, text: str) -> None:
@@ -324,11 +325,11 @@ class Supervisor:
         try:
             config = self._take_config()
             self.wanted = sockets.open_all(settings.read(config).doors, self.held)
+            command = worker_command(installed.python())
+            self.successor = self._start(command, config, self.wanted)
         except (AgentError, OSError, ValueError, KeyError) as error:
             self._fail_reload(str(error))
             return
-        command = worker_command(installed.python())
-        self.successor = self._start(command, config, self.wanted)
         notify.say("supervise", f"a new worker (pid {self.successor.pid}) prepares")
 
     def _take_config(self) -> Path:
@@ -343,7 +344,10 @@ class Supervisor:
         """See whether the installed code starts at all, before this process becomes it."""
         self.swap.advance(now)
         command = [*supervise_command(self.house.config), "--trial"]
-        self.trial = child.start(command, self._environment())
+        try:
+            self.trial = child.start(command, self._environment())
+        except OSError as error:
+            self._fail_reload(f"the installed supervisor cannot be tried: {error}")
 
     def _tried(self, status: int) -> None:
         self.trial = 0
@@ -357,13 +361,21 @@ class Supervisor:
     def _replace_self(self) -> None:
         """Exec the installed code with the same sockets and children."""
         command = supervise_command(self.house.config)
-        if self._trying.exists():
-            self._trying.replace(self.house.config)
-        sockets.close_others(self.held, self.wanted)
-        for _, descriptor in (*self.wanted.values(), *self.workers.passing.values()):
-            os.set_inheritable(descriptor, True)
-        state = {
+        workers = [one for one in (self.process, self.successor) if one is not None]
+        descriptors = [fd for _, fd in (*self.wanted.values(), *self.workers.passing.values())]
+        descriptors += [fd for one in workers for fd in one.save()[1:] if fd >= 0]
+        notify.say("supervise", "replacing myself with the installed code")
+        try:
+            with replacing.put_in_force(self._trying, self.house.config):
+                replacing.execute(command, self._state(), descriptors)
+        except OSError as error:
+            signals.unblock()
+            self._fail_reload(f"the installed supervisor cannot be started: {error}")
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "held": self.wanted,
+            "left": sockets.paths_left(self.held, self.wanted),
             "passing": self.workers.passing,
             "containerd": self.containerd.pid,
             "worker": self.process.save() if self.process is not None else None,
@@ -372,10 +384,6 @@ class Supervisor:
             "reload": self.swap.number,
             "again": self.swap.again or bool(self.inbox.asked),
         }
-        os.environ[STATE_VARIABLE] = json.dumps(state)
-        notify.say("supervise", "replacing myself with the installed code")
-        # Signals wait, blocked: one between exec and the new handlers would end us.
-        os.execv(command[0], command)
 
     def _go(self, now: float) -> None:
         """Make the successor the worker."""
@@ -432,8 +440,9 @@ class Supervisor:
             "containerd": self.containerd.pid,
             "worker": self.worker.pid,
         }
-        fresh.write_text(json.dumps(pids) + "\n")
-        fresh.replace(path)
+        with suppress(OSError):  # for people and tests: a full disk must stop nothing
+            fresh.write_text(json.dumps(pids) + "\n")
+            fresh.replace(path)
 
 
 def supervise_command(config: Path) -> list[str]:
@@ -451,25 +460,18 @@ def worker_command(python: str = sys.executable) -> list[str]:
 
 
 def _start(house: House) -> Supervisor:
-    state = json.loads(os.environ.pop(STATE_VARIABLE, "null"))
+    state = replacing.take_state()
     layout = cgroup.load(house.run / settings.CGROUP_NAME)
     mounts.prepare(house, layout, os.environ.get(mounts.PLACES_VARIABLE, "{}"))
     if state is None:
         leftovers.clear_directory(house.run, ending.KEPT_IN_RUN)
         held = sockets.open_all(house.doors, {})
         return Supervisor(house, layout, held, sockets.passing_pair())
-    held, passing = _inherited(state["held"]), _inherited(state["passing"])
+    held, passing = (replacing.inherited(state[name]) for name in ("held", "passing"))
+    sockets.unlink(state.get("left", ()))
     supervisor = Supervisor(house, layout, held, passing)
     supervisor.resume(state)
     return supervisor
-
-
-def _inherited(saved: dict[str, list[Any]]) -> sockets.OpenSockets:
-    """Return the descriptors of before an exec; no child gets them but those they are given to."""
-    held = {name: (str(address), int(descriptor)) for name, (address, descriptor) in saved.items()}
-    for _, descriptor in held.values():
-        os.set_inheritable(descriptor, False)
-    return held
 
 
 def main(arguments: list[str]) -> int:

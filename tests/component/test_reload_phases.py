@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from agent import config
+from agent.cli import run as cli_run
 from agent.config import NodeConfig
-from agent.rootless import outcome, protocol
+from agent.rootless import outcome, parent, protocol
 from agent.rootless.supervise import WORKER_VARIABLE
 from agent.rootless.swap import LIMITS_S, Phase
 
@@ -126,7 +128,7 @@ order = supervise.ending.reap
 supervise.ending.reap = lambda: sorted(order(), key=lambda one: one[0] != trial.pid)
 one.inbox.asked.append(signal.SIGHUP)  # came meanwhile
 execs = []
-os.execv = lambda *argv: execs.append(json.loads(os.environ[supervise.STATE_VARIABLE]))
+os.execv = lambda *argv: execs.append(json.loads(os.environ[supervise.replacing.STATE_VARIABLE]))
 one._step(100.0)
 [state] = execs
 assert state["again"] is True and state["retiring"] == {}
@@ -180,15 +182,74 @@ assert not (run / settings.TRYING_CONFIG_NAME).exists()
 end_all()
 """
 
+NOTHING_LEFT = """
+def nothing(*_):
+    raise OSError(12, "Cannot allocate memory")
+
+what, force = sys.argv[2], (run / settings.CONFIG_NAME).read_text()
+(run / settings.NEXT_CONFIG_NAME).write_text(force + " ")
+descriptors = len(os.listdir("/proc/self/fd"))
+real = os.fork
+if what == "fork":
+    os.fork = nothing
+    one._begin_reload(100.0)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+else:
+    one._begin_reload(100.0)
+    if what == "trial":
+        os.fork = nothing
+    one._try_own_code(100.0)
+    if what == "exec":
+        os.kill(one.trial, signal.SIGKILL)
+        os.waitpid(one.trial, 0)
+        os.execv = nothing
+        one._tried(0)
+os.fork = real
+while one.successor is not None and time.monotonic() < until:
+    one._wait(0.1)
+    one._step(100.0)
+assert one.successor is None and one.swap.phase is Phase.IDLE
+assert one.process.pid == one.worker.pid == sleepers[1].pid
+assert (run / settings.CONFIG_NAME).read_text() == force
+assert not any(os.get_inheritable(fd) for fd in (hear[0], tell[1]))
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+assert supervise.replacing.STATE_VARIABLE not in os.environ
+end_all()
+"""
+OUTSIDE = """
+import json, os, signal, subprocess, sys
+from pathlib import Path
+from agent.rootless import outcome, parent, settings
+
+run = Path(sys.argv[1])
+def nothing(*_, **__):
+    raise OSError(12, "Cannot allocate memory")
+
+config = run / settings.CONFIG_NAME
+held = parent.Inherited(str(config), "", os.open(config, os.O_RDONLY), [], rootlesskit=1 << 30)
+if sys.argv[2] == "become":
+    os.execv = nothing
+    parent.main = lambda argv: print(argv, parent.take_held().refused)
+    parent.become(config, held)
+one = parent.Parent(settings.read(config), held)
+subprocess.run = nothing
+if sys.argv[2] == "exec":
+    subprocess.run = lambda argv, **_: subprocess.CompletedProcess(argv, 0)
+    os.execv = nothing
+one._reload()
+print(outcome.read(run).state, outcome.read(run).reason)
+assert not os.get_inheritable(held.lock) and parent.HELD_VARIABLE not in os.environ
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+"""
 SLEEPS = "import time; time.sleep(1000)"
 
 
 def take(
-    steps: str, run: Path, case: str = "", program: str = SLEEPS
+    steps: str, run: Path, case: str = "", program: str = SLEEPS, house: str = HOUSE
 ) -> subprocess.CompletedProcess[str]:
     """Take these steps in a house whose new workers are this program."""
     return subprocess.run(
-        [sys.executable, "-c", HOUSE + steps, str(run), case],
+        [sys.executable, "-c", house + steps, str(run), case],
         capture_output=True,
         text=True,
         timeout=60,
@@ -251,6 +312,43 @@ def test_a_stop_during_a_trial_is_not_lost_in_the_code_that_was_tried(run: Path)
 def test_a_file_that_comes_during_a_reload_is_the_next_ones(run: Path, case: str) -> None:
     done = take(CORRECTED_MEANWHILE, run, case)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("what", ["fork", "trial", "exec"])
+def test_a_reload_for_which_there_is_no_memory_changes_nothing(run: Path, what: str) -> None:
+    done = take(NOTHING_LEFT, run, what)
+    assert done.returncode == 0, done.stderr
+    ended = outcome.read(run)
+    assert ended.state == outcome.FAILED
+    assert "Cannot allocate memory" in ended.reason
+    assert ended.reason.endswith(f"; {outcome.AS_IT_WAS}")
+
+
+@pytest.mark.parametrize("what", ["run", "exec", "become"])
+def test_a_reload_for_which_there_is_no_memory_outside_is_refused(run: Path, what: str) -> None:
+    done = take(OUTSIDE, run, what, house="")
+    assert done.returncode == 0, done.stderr
+    assert "Cannot allocate memory" in done.stdout
+
+
+def test_a_reload_that_finds_the_disk_full_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[parent.Inherited] = []
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    held = parent.Inherited(str(run / "config.json"), "", -1, [], rootlesskit=1)
+    node = NodeConfig.model_validate_json((run / "config.json").read_bytes())
+    monkeypatch.setattr(parent, "take_held", lambda: held)
+    monkeypatch.setattr(parent, "become", lambda _, held: became.append(held))
+    monkeypatch.setattr(config, "load", lambda _: node)
+    monkeypatch.setattr(cli_run, "_refuse_root", lambda: None)
+    monkeypatch.setattr(cli_run, "_write", full)
+    assert cli_run.command.callback is not None
+    cli_run.command.callback(None, False)
+    assert [one.refused for one in became] == ["[Errno 28] No space left on device"]
 
 
 def test_a_release_whose_modules_cannot_be_imported_says_which() -> None:
