@@ -80,6 +80,7 @@ from agent.telemetry.metrics import AgentMetrics
 log = logging.getLogger(__name__)
 
 CONTAINERD_S = 20.0
+LEDGER = "ledger"
 LEDGER_ROWS = 1024  # a bridge has at most 1023 ports, and a row is a network slot's number
 SLOTS_S = 3.0  # for starts that have not got their slots yet when the next worker comes
 FINISH_LOOK_S = 0.05
@@ -209,6 +210,7 @@ class App:
         await containerd.ready(asyncio.get_running_loop().time() + CONTAINERD_S)
         CgroupTree.load(config.paths.run, config.node.name)
         _runtime(config.runtime.binary)
+        Ledger.check_room(config.paths.run / LEDGER, LEDGER_ROWS)
         facts = node_facts(config)
         for function in await FunctionStore.peek(config.paths.data / FUNCTIONS):
             for one in function.versions:
@@ -254,7 +256,7 @@ class App:
         undo.push_async_callback(functions.close)
         calls = await CallStore.open(config.paths.data / CALLS, config.limits.calls_kept)
         undo.push_async_callback(calls.close)
-        ledger = Ledger.open(run / "ledger", LEDGER_ROWS)
+        ledger = Ledger.open(run / LEDGER, LEDGER_ROWS)
         undo.callback(ledger.close)
         return Kept(functions, calls, orders, ledger, InstanceFiles(run / "instances"))
 

@@ -48,18 +48,16 @@ def command(file: Path | None, check_config: bool) -> None:
             held = _prepare(node, file)
         else:
             _refuse_move(node, held)
-    except AgentError as error:
+            # The worker that is to take it may fail: until then the one before holds.
+            _write(node.paths.run / settings.NEXT_CONFIG_NAME, node.model_dump_json(indent=1))
+    except (AgentError, OSError) as error:
         if held is None:
             raise
         held.refused = str(error)
         parent.become(Path(held.config), held)
         return
-    run = node.paths.run
-    if held.rootlesskit:
-        # The worker that is to take it may fail: until then the one before holds.
-        _write(run / settings.NEXT_CONFIG_NAME, node.model_dump_json(indent=1))
-    else:
-        held.config = str(run / settings.CONFIG_NAME)
+    if not held.rootlesskit:
+        held.config = str(node.paths.run / settings.CONFIG_NAME)
         _write(Path(held.config), node.model_dump_json(indent=1))
     parent.become(Path(held.config), held)
 

@@ -90,11 +90,22 @@ def take_held() -> Inherited | None:
 
 
 def become(config: Path, held: Inherited) -> None:
-    """Replace this process by the parent; signals stay blocked until it listens."""
+    """Replace this process by the parent; signals stay blocked until it listens.
+
+    Raises OSError where nothing runs yet; else this process goes on as the parent itself.
+    """
     held.save()
     signals.block()
     argv = [installed.python(), "-P", "-m", "agent.rootless.parent", str(config)]
-    os.execv(argv[0], argv)
+    try:
+        os.execv(argv[0], argv)
+    except OSError as error:
+        if not held.rootlesskit:
+            raise
+        held.refused = held.refused or f"the installed code cannot be started: {error}"
+        held.save()
+        # With all that is imported here in memory, but with the functions that run.
+        sys.exit(main([str(config)]))
 
 
 class Parent:
@@ -248,6 +259,9 @@ class Parent:
         except subprocess.TimeoutExpired:
             self._refuse("the installed code does not answer")
             return
+        except OSError as error:
+            self._refuse(f"the installed code cannot be tried: {error}")
+            return
         if trial.returncode != 0:
             said = trial.stderr.decode("utf-8", "replace").strip().splitlines()
             self._refuse("; ".join(said[-3:]) or f"exit status {trial.returncode}")
@@ -255,7 +269,12 @@ class Parent:
         if self.inbox.blocked():
             notify.say("run", "reloading")
             self.held.save()
-            os.execv(again[0], again)
+            try:
+                os.execv(again[0], again)
+            except OSError as error:
+                take_held()  # as before `save`
+                signals.unblock()
+                self._refuse(f"the installed code cannot be started: {error}")
 
     def _clean(self) -> int:
         house = self.house

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_NAME = "config.json"
-# The one a reload is to take; in the place of CONFIG_NAME once its worker is prepared.
+# The one that the next reload is to take, written by `run`.
 NEXT_CONFIG_NAME = "config.next.json"
+# That of the reload under way: `supervise` renames it to this, so that none that is asked for
+# meanwhile changes it, and to CONFIG_NAME once its worker is prepared.
+TRYING_CONFIG_NAME = "config.trying.json"
 CGROUP_NAME = "cgroup.json"
 NOTIFY_NAME = "notify.sock"
 # Who is who, for people and tests: {"supervise": pid, "containerd": pid, "worker": pid}.

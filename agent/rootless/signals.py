@@ -28,7 +28,7 @@ class Inbox:
         # For whoever asks what hangs: the stacks go to stderr, which is the log.
         faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
         # They may have been blocked over an exec of our own.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+        unblock()
 
     def _note(self, number: int, _: object) -> None:
         if number != signal.SIGCHLD:
@@ -50,10 +50,15 @@ class Inbox:
         # What arrived before is in `asked` by now: only what comes later waits.
         if not self.wants_stop():
             return True
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+        unblock()
         return False
 
 
 def block() -> None:
     """Let signals wait until the next `Inbox`, which may be made after an exec."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+
+
+def unblock() -> None:
+    """Let signals come again."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)

@@ -46,13 +46,23 @@ def open_all(doors: Iterable[Listener], held: OpenSockets) -> OpenSockets:
 def close_others(held: OpenSockets, kept: OpenSockets) -> None:
     """Close what is in `held` and not in `kept`; the paths of unix sockets go as well."""
     descriptors = {descriptor for _, descriptor in kept.values()}
-    addresses = {address for address, _ in kept.values()}
-    for address, descriptor in held.values():
+    for _, descriptor in held.values():
         if descriptor not in descriptors:
             os.close(descriptor)
-            if address.startswith("/") and address not in addresses:
-                with suppress(FileNotFoundError):
-                    os.unlink(address)
+    unlink(paths_left(held, kept))
+
+
+def paths_left(held: OpenSockets, kept: OpenSockets) -> list[str]:
+    """Return the paths of unix sockets in `held` that `kept` has none at."""
+    addresses = {address for address, _ in kept.values()}
+    return [at for at, _ in held.values() if at.startswith("/") and at not in addresses]
+
+
+def unlink(paths: Iterable[str]) -> None:
+    """Remove these sockets' paths, if they are there."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def passing_pair() -> OpenSockets:

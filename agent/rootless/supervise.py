@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,18 @@ from agent.rootless import (
     notify,
     outcome,
     protocol,
+    replacing,
     settings,
+    signals,
     sockets,
 )
 from agent.rootless.daemon import Daemon
 from agent.rootless.grpc_probe import serves
 from agent.rootless.settings import House
-from agent.rootless.signals import Inbox
 from agent.rootless.swap import LIMITS_S, Phase, Swap
 from agent.rootless.worker import Worker
 from agent.rootless.workers import Workers
 
-STATE_VARIABLE = "KINDLING_SUPERVISE_STATE"
 WORKER_VARIABLE = "KINDLING_WORKER"
 _CONTAINERD_READY_S = 30.0
 _WORKER_READY_S = 60.0
@@ -75,12 +76,14 @@ class Supervisor:
         """The worker's pipes."""
         self.successor: Worker | None = None
         """The worker that a reload prepares."""
+        self.lost = ""
+        """Why the successor is none any more."""
         self.swap = Swap()
         self.trial = 0
         self.wanted = held
         """The sockets of the configuration that a reload is to take."""
         self.hopeless = False
-        self.inbox = Inbox()
+        self.inbox = signals.Inbox()
         self._selector = selectors.DefaultSelector()
         self.workers = Workers(self._selector, passing, self._heard)
         self._selector.register(self.inbox.reader, selectors.EVENT_READ, self.inbox.drain)
@@ -182,7 +185,7 @@ class Supervisor:
         return self.workers.start(command, self._environment(), config, held)
 
     def _environment(self) -> dict[str, str]:
-        ours = (STATE_VARIABLE, WORKER_VARIABLE, mounts.PLACES_VARIABLE)
+        ours = (replacing.STATE_VARIABLE, WORKER_VARIABLE, mounts.PLACES_VARIABLE)
         return {name: value for name, value in os.environ.items() if name not in ours}
 
     def _heard(self, worker: Worker, word: str, text: str) -> None:
@@ -195,12 +198,14 @@ class Supervisor:
         elif word == protocol.READY and worker is self.process and self.worker.waiting:
             self._became_ready(now)
         elif word == protocol.HANDED_OVER and worker is self.process:
+            # It serves no more, whatever has become of the reload: without a successor, the
+            # worker is due.
+            self.process, self.worker.pid = None, 0
+            self.workers.retire(worker, now)
             if self.swap.phase is Phase.HANDING_OVER:
-                self.process, self.worker.pid = None, 0
-                self.workers.retire(worker, now)
                 self._go(now)
         elif word == protocol.FAILED and worker is self.successor:
-            self._fail_reload(f"the new worker: {text}")
+            self._lost_successor(f"the new worker: {text}")
         elif word == protocol.RELOAD:
             notify.send(str(self.house.notify), notify.RELOAD)
 
@@ -217,6 +222,7 @@ class Supervisor:
         """Note every child's end. None of their pids is used any more once this has seen it."""
         if self.successor is not None:
             self.workers.hear(self.successor)  # its last words say why it ends
+        tried: int | None = None
         for pid, status in ending.reap():
             self.workers.retiring.pop(pid, None)
             if pid == self.containerd.pid:
@@ -227,9 +233,13 @@ class Supervisor:
                 self.workers.forget(self.successor)
                 self.successor = None
                 how = child.how_ended(status)
-                self._fail_reload(f"the new worker ended with {how}: its last words are in the log")
+                self._lost_successor(
+                    f"the new worker ended with {how}: its last words are in the log"
+                )
             elif pid == self.trial:
-                self._tried(status)
+                tried = status
+        if tried is not None:  # last: what it execs knows of every end
+            self._tried(tried)
 
     def _worker_ended(self, status: int, now: float) -> None:
         worker = self.process
@@ -268,6 +278,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         self.inbox.asked.clear()
+        self.swap.give_up()  # no trial's end replaces us any more
         began = time.monotonic()
         notify.say("supervise", "stopping: worker first, then containerd, then what is left")
         for pid in (self.trial, self.successor.pid if self.successor is not None else 0):
@@ -292,39 +303,51 @@ class Supervisor:
 
     def _end(self, daemon: Daemon, within_s: float) -> None:
         """TERM a daemon and wait for it; a second signal from outside cuts the wait short."""
-        ending.kill(daemon.pid, signal.SIGTERM)
+        pid = daemon.pid  # a worker that hands over meanwhile is no daemon any more
+        ending.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + within_s
-        while ending.is_child(daemon.pid):
+        while ending.is_child(pid):
             now = time.monotonic()
             if now >= deadline or self.inbox.asked:
                 notify.say("supervise", f"{daemon.name} did not end in its time: killed")
                 self.inbox.asked.clear()
-                ending.kill(daemon.pid, signal.SIGKILL)
+                ending.kill(pid, signal.SIGKILL)
                 deadline = now + within_s
             self._wait(deadline - now)
+        self.workers.retiring.pop(pid, None)
 
     # Reloading: see `swap` for the phases
 
     def _begin_reload(self, now: float) -> None:
         """Prepare a worker of the code that is installed, beside the one that serves."""
-        self.swap.number = outcome.read(self.house.run).number
-        fresh = self.house.run / settings.NEXT_CONFIG_NAME
-        config = fresh if fresh.exists() else self.house.config
+        self.swap.number, self.lost = outcome.read(self.house.run).number, ""
         self.swap.advance(now)
         try:
+            config = self._take_config()
             self.wanted = sockets.open_all(settings.read(config).doors, self.held)
+            command = worker_command(installed.python())
+            self.successor = self._start(command, config, self.wanted)
         except (AgentError, OSError, ValueError, KeyError) as error:
             self._fail_reload(str(error))
             return
-        command = worker_command(installed.python())
-        self.successor = self._start(command, config, self.wanted)
         notify.say("supervise", f"a new worker (pid {self.successor.pid}) prepares")
+
+    def _take_config(self) -> Path:
+        fresh = self.house.run / settings.NEXT_CONFIG_NAME
+        return fresh.replace(self._trying) if fresh.exists() else self.house.config
+
+    @property
+    def _trying(self) -> Path:
+        return self.house.run / settings.TRYING_CONFIG_NAME
 
     def _try_own_code(self, now: float) -> None:
         """See whether the installed code starts at all, before this process becomes it."""
         self.swap.advance(now)
         command = [*supervise_command(self.house.config), "--trial"]
-        self.trial = child.start(command, self._environment())
+        try:
+            self.trial = child.start(command, self._environment())
+        except OSError as error:
+            self._fail_reload(f"the installed supervisor cannot be tried: {error}")
 
     def _tried(self, status: int) -> None:
         self.trial = 0
@@ -338,37 +361,46 @@ class Supervisor:
     def _replace_self(self) -> None:
         """Exec the installed code with the same sockets and children."""
         command = supervise_command(self.house.config)
-        fresh = self.house.run / settings.NEXT_CONFIG_NAME
-        if fresh.exists():
-            fresh.replace(self.house.config)
-        sockets.close_others(self.held, self.wanted)
-        for _, descriptor in (*self.wanted.values(), *self.workers.passing.values()):
-            os.set_inheritable(descriptor, True)
-        state = {
+        workers = [one for one in (self.process, self.successor) if one is not None]
+        descriptors = [fd for _, fd in (*self.wanted.values(), *self.workers.passing.values())]
+        descriptors += [fd for one in workers for fd in one.save()[1:] if fd >= 0]
+        notify.say("supervise", "replacing myself with the installed code")
+        try:
+            with replacing.put_in_force(self._trying, self.house.config):
+                replacing.execute(command, self._state(), descriptors)
+        except OSError as error:
+            signals.unblock()
+            self._fail_reload(f"the installed supervisor cannot be started: {error}")
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "held": self.wanted,
+            "left": sockets.paths_left(self.held, self.wanted),
             "passing": self.workers.passing,
             "containerd": self.containerd.pid,
             "worker": self.process.save() if self.process is not None else None,
             "successor": self.successor.save() if self.successor is not None else None,
             "retiring": self.workers.retiring,
             "reload": self.swap.number,
-            "again": self.swap.again,
+            "again": self.swap.again or bool(self.inbox.asked),
         }
-        os.environ[STATE_VARIABLE] = json.dumps(state)
-        notify.say("supervise", "replacing myself with the installed code")
-        # Signals wait, blocked: one between exec and the new handlers would end us.
-        os.execv(command[0], command)
 
     def _go(self, now: float) -> None:
         """Make the successor the worker."""
         self.swap.advance(now)
         self.process, self.successor = self.successor, None
         if self.process is None:
-            self._fail_reload("the new worker has ended")
+            self._fail_reload(self.lost or "the new worker has ended")
             return
         self.worker.started(self.process.pid, now)
         self.process.tell(protocol.GO)
         self._write_pids()
+
+    def _lost_successor(self, reason: str) -> None:
+        self.lost = self.lost or reason
+        # The worker before makes room all the same, and within a limit: `_go` then ends the reload.
+        if self.swap.phase is not Phase.HANDING_OVER:
+            self._fail_reload(self.lost)
 
     def _late_reload(self, now: float) -> None:
         phase = self.swap.phase
@@ -387,7 +419,7 @@ class Supervisor:
         reason = f"{reason}; {self.swap.after_failure}"
         notify.say("supervise", f"reload failed: {reason}")
         outcome.end(self.house.run, self.swap.number, reason)
-        (self.house.run / settings.NEXT_CONFIG_NAME).unlink(missing_ok=True)
+        self._trying.unlink(missing_ok=True)
         sockets.close_others(self.wanted, self.held)
         self.wanted = self.held
         self.swap.give_up()
@@ -408,8 +440,9 @@ class Supervisor:
             "containerd": self.containerd.pid,
             "worker": self.worker.pid,
         }
-        fresh.write_text(json.dumps(pids) + "\n")
-        fresh.replace(path)
+        with suppress(OSError):  # for people and tests: a full disk must stop nothing
+            fresh.write_text(json.dumps(pids) + "\n")
+            fresh.replace(path)
 
 
 def supervise_command(config: Path) -> list[str]:
@@ -427,25 +460,18 @@ def worker_command(python: str = sys.executable) -> list[str]:
 
 
 def _start(house: House) -> Supervisor:
-    state = json.loads(os.environ.pop(STATE_VARIABLE, "null"))
+    state = replacing.take_state()
     layout = cgroup.load(house.run / settings.CGROUP_NAME)
     mounts.prepare(house, layout, os.environ.get(mounts.PLACES_VARIABLE, "{}"))
     if state is None:
         leftovers.clear_directory(house.run, ending.KEPT_IN_RUN)
         held = sockets.open_all(house.doors, {})
         return Supervisor(house, layout, held, sockets.passing_pair())
-    held, passing = _inherited(state["held"]), _inherited(state["passing"])
+    held, passing = (replacing.inherited(state[name]) for name in ("held", "passing"))
+    sockets.unlink(state.get("left", ()))
     supervisor = Supervisor(house, layout, held, passing)
     supervisor.resume(state)
     return supervisor
-
-
-def _inherited(saved: dict[str, list[Any]]) -> sockets.OpenSockets:
-    """Return the descriptors of before an exec; no child gets them but those they are given to."""
-    held = {name: (str(address), int(descriptor)) for name, (address, descriptor) in saved.items()}
-    for _, descriptor in held.values():
-        os.set_inheritable(descriptor, False)
-    return held
 
 
 def main(arguments: list[str]) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,10 +47,7 @@ class Worker:
         self.heard = self.telling = -1
 
     def save(self) -> list[int]:
-        """Return what `restored` takes, and let the pipes through the next exec."""
-        for descriptor in (self.heard, self.telling):
-            if descriptor >= 0:
-                os.set_inheritable(descriptor, True)
+        """Return what `restored` takes after an exec that lets the pipes through."""
         return [self.pid, self.heard, self.telling]
 
     @classmethod
@@ -69,21 +66,34 @@ def start(
     config: Path,
     held: OpenSockets,
 ) -> Worker:
-    """Start a worker with the sockets it is to serve on; it dies with this process."""
-    heard, its_telling = os.pipe()
-    its_hearing, telling = os.pipe()
-    os.set_blocking(heard, False)
+    """Start a worker with the sockets it is to serve on; it dies with this process.
+
+    Raises OSError when there is no process or descriptor for it; nothing is open then.
+    """
+    with ExitStack() as ours, ExitStack() as its:
+        heard, its_telling = _pipe(ours, its)
+        its_hearing, telling = _pipe(its, ours)
+        os.set_blocking(heard, False)
+        given = _given(config, held, its_telling, its_hearing)
+        keep = (its_telling, its_hearing, *(descriptor for _, descriptor in held.values()))
+        pid = child.start(command, {**environment, **given}, keep=keep)
+        ours.pop_all()
+    return Worker(pid, heard, telling)
+
+
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """Open a pipe whose ends are closed with these."""
+    ends = os.pipe()
+    reader.callback(os.close, ends[0])
+    writer.callback(os.close, ends[1])
+    return ends
+
+
+def _given(config: Path, held: OpenSockets, telling: int, hearing: int) -> dict[str, str]:
     descriptors = {name: descriptor for name, (_, descriptor) in held.items()}
-    given = {
+    return {
         protocol.CONFIG_VARIABLE: str(config),
         protocol.FDS_VARIABLE: json.dumps(descriptors),
-        protocol.TELL_VARIABLE: str(its_telling),
-        protocol.HEAR_VARIABLE: str(its_hearing),
+        protocol.TELL_VARIABLE: str(telling),
+        protocol.HEAR_VARIABLE: str(hearing),
     }
-    keep: Collection[int] = (its_telling, its_hearing, *descriptors.values())
-    try:
-        pid = child.start(command, {**environment, **given}, keep=keep)
-    finally:
-        os.close(its_telling)
-        os.close(its_hearing)
-    return Worker(pid, heard, telling)

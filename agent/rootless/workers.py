@@ -46,7 +46,8 @@ class Workers:
         return self._listen(Worker.restored(saved))
 
     def _listen(self, worker: Worker) -> Worker:
-        self._selector.register(worker.heard, selectors.EVENT_READ, lambda: self.hear(worker))
+        if worker.heard >= 0:  # else it closed its end before an exec of ours
+            self._selector.register(worker.heard, selectors.EVENT_READ, lambda: self.hear(worker))
         return worker
 
     def hear(self, worker: Worker) -> None:

@@ -17,6 +17,7 @@ import mmap
 import os
 import struct
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +110,17 @@ class Ledger:
             raise RuntimeUnavailable(
                 f"the in-flight ledger cannot be opened: {path}: {error.strerror}"
             ) from error
+
+    @staticmethod
+    def check_room(path: Path, rows: int) -> None:
+        """Raise FailedPrecondition if `open` would now; changes nothing."""
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            there = _layout(file.fileno())
+            if there is not None and there[0] >= rows:
+                # A copy: to look for a lane may put two dead workers' calls together.
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as memory:
+                    _free_lane(memory, there[0])
 
     def row(self, row: int) -> Row:
         """Return this worker's count of one row. Raises Bug for a row that is not there."""

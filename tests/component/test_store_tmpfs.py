@@ -161,8 +161,10 @@ def test_a_worker_that_drains_long_shares_its_lane_with_none_of_many_successors(
 def test_when_every_lane_has_a_living_worker_a_further_one_is_refused(tmp_path):
     path = tmp_path / "ledger"
     workers = [Ledger.open(path, 2) for _ in range(LANES)]
-    with pytest.raises(FailedPrecondition, match=f"{LANES} workers still finish calls"):
-        Ledger.open(path, 2)
+    for further in (Ledger.check_room, Ledger.open):
+        with pytest.raises(FailedPrecondition, match=f"{LANES} workers still finish calls"):
+            further(path, 2)
+    Ledger.check_room(path, 3)  # a larger one would be a new file
     workers[0].forget(workers[5].generation)
     assert Ledger.open(path, 2).generation == LANES + 1
 
@@ -185,7 +187,12 @@ def killed_workers(path, count, row):
 
 def test_workers_that_die_again_and_again_use_up_no_lanes_and_lose_no_calls(tmp_path):
     path = tmp_path / "ledger"
+    Ledger.check_room(path, 4)
+    assert not path.exists()
     killed_workers(path, LANES + 3, 2)
+    before = path.read_bytes()
+    Ledger.check_room(path, 4)
+    assert path.read_bytes() == before
     last = Ledger.open(path, 4)
     left = [last.calls(other.generation) for other in last.others()]
     assert sum(calls[2] for calls in left) == LANES + 3
