@@ -29,7 +29,7 @@ FILE_MODE = 0o644
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
+class LaidDirectory:
     """A directory of the writable layer: its path below the root, and what it must look like."""
 
     path: str
@@ -42,7 +42,7 @@ class Directory:
 class Furniture:
     """What to lay into a writable layer: directories, parents first, and files into `etc`."""
 
-    directories: tuple[Directory, ...]
+    directories: tuple[LaidDirectory, ...]
     etc: str
 
     def place(self, upper: Path, files: Mapping[str, str]) -> None:
@@ -96,7 +96,7 @@ class _Plan:
         place = here.path[1:]
         for name in missing:
             place = posixpath.join(place, name)
-            self.found[place] = Directory(place, DIRECTORY_MODE)
+            self.found[place] = LaidDirectory(place, DIRECTORY_MODE)
         made = self.found[place]
         self.found[place] = replace(made, mode=made.mode | mode)
         return place
@@ -126,6 +126,6 @@ class _Plan:
         self.found.setdefault(found.path[1:], _as_it_is(found))
 
 
-def _as_it_is(found: ImageFile) -> Directory:
+def _as_it_is(found: ImageFile) -> LaidDirectory:
     status = found.stat
-    return Directory(found.path[1:], stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+    return LaidDirectory(found.path[1:], stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
