@@ -35,6 +35,11 @@ def print_json(value: Json) -> None:
         click.echo(json.dumps(value))
 
 
+def print_json_line(value: Json) -> None:
+    """Print one JSON value of several on a line of its own, also for a reader."""
+    click.echo(json.dumps(value))
+
+
 def node(message: pb.Node) -> Json:
     """Return who the node is and what it has left."""
     return {
@@ -136,6 +141,21 @@ def image(message: pb.Image) -> Json:
         "size_bytes": message.size_bytes,
         "created_at": time(message, "created_at"),
         "used_by": list(message.used_by),
+    }
+
+
+def image_step(message: pb.ImageProgress) -> Json:
+    """Return a step of a pull; `eta_s` is null while the time left cannot be told."""
+    return {
+        "phase": message.phase,
+        "blob": message.name,
+        "blob_bytes": message.bytes,
+        "blob_total_bytes": message.total_bytes,
+        "bytes": message.image_bytes,
+        "total_bytes": message.image_total_bytes,
+        "layers_done": message.layers_done,
+        "layers": message.layers,
+        "eta_s": message.eta.ToNanoseconds() / 1e9 if message.HasField("eta") else None,
     }
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -12,6 +10,8 @@ import click
 from agent.cli import answer, table
 from agent.cli.answer import json_option, print_json
 from agent.cli.client import connect
+from agent.cli.image_pull import TRANSFER_S, pull
+from agent.cli.progress import Advance, bars
 from agent.cli.status import COLUMNS, image_row
 
 if TYPE_CHECKING:
@@ -19,16 +19,14 @@ if TYPE_CHECKING:
 
 # The largest message that the agent takes in an import; see worker.proto.
 CHUNK_BYTES = 1 << 20
-# 10 GB, the largest image that any contract allows, at less than 3 MB/s.
-_TRANSFER_S = 3600.0
-
-Advance = Callable[[str, int, int], None]
-"""Tells the progress of one part: its name, bytes done, bytes in all (0: not known)."""
 
 
 @click.group()
 def command() -> None:
     """List, pull, import and remove images."""
+
+
+command.add_command(pull)
 
 
 @command.command("ls")
@@ -48,28 +46,6 @@ def ls(as_json: bool) -> None:
         click.echo("no images: kindling image pull REF, or import FILE")
 
 
-@command.command("pull")
-@click.argument("ref")
-@json_option
-def pull(ref: str, as_json: bool) -> None:
-    """Pull the image REF from its registry and unpack it."""
-    from agent._pb.worker.v1 import worker_pb2 as pb
-
-    done: pb.Image | None = None
-    with connect() as client, _progress() as advance:
-        request = pb.PrepareImageRequest(image=ref)
-        for step in client.follow("PrepareImage", request, pb.ImageProgress, within_s=_TRANSFER_S):
-            advance(f"{step.phase} {table.short(step.name)}", step.bytes, step.total_bytes)
-            if step.HasField("done"):
-                done = step.done
-    if done is None:
-        raise click.ClickException(f"{ref}: the agent ended the pull without a result")
-    if as_json:
-        print_json(answer.image(done))
-    else:
-        click.echo(f"{done.name} {done.digest}")
-
-
 @command.command("import")
 @click.argument("file", type=click.File("rb"))
 @click.option("--name", default="", help="Name for an archive's only image.")
@@ -78,9 +54,9 @@ def import_(file: BinaryIO, name: str, as_json: bool) -> None:
     """Import an OCI or Docker archive, FILE or - for stdin; tar, optionally compressed."""
     from agent._pb.worker.v1 import worker_pb2 as pb
 
-    with connect() as client, _progress() as advance:
+    with connect() as client, bars() as advance:
         parts = _parts(file, name, advance)
-        reply = client.send("ImportImage", parts, pb.ImportImageResponse, within_s=_TRANSFER_S)
+        reply = client.send("ImportImage", parts, pb.ImportImageResponse, within_s=TRANSFER_S)
     if as_json:
         print_json({"images": [answer.image(one) for one in reply.images]})
         return
@@ -124,24 +100,3 @@ def _size(file: BinaryIO) -> int:
     end = file.seek(0, 2)
     file.seek(begin)
     return end - begin
-
-
-@contextmanager
-def _progress() -> Iterator[Advance]:
-    """Show bars on stderr if that is a terminal; a pipe sees the result only."""
-    if not sys.stderr.isatty():
-        yield lambda _part, _done, _total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        parts: dict[str, TaskID] = {}
-
-        def advance(part: str, done: int, total: int) -> None:
-            if part not in parts:
-                parts[part] = progress.add_task(part.strip(), total=None)
-            progress.update(parts[part], completed=done, total=total or None)
-
-        yield advance

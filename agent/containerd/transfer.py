@@ -18,6 +18,7 @@ from agent._pb.containerd.services.transfer.v1 import transfer_pb2_grpc as rpc
 from agent._pb.containerd.types import platform_pb2
 from agent._pb.containerd.types.transfer import imagestore_pb2, progress_pb2
 from agent.aio import tasks
+from agent.aio.shared import SharedRuns
 from agent.containerd import registry
 from agent.containerd.access import Access
 from agent.containerd.channel import Channel
@@ -65,6 +66,7 @@ class Transfer:
         self._rpc = rpc.TransferStub(channel.grpc)
         self._images = images
         self._leases = leases
+        self._fetches: SharedRuns[Image, Progress] = SharedRuns(lambda step: step.name)
         self.snapshotter = images.snapshotter
 
     async def pull(
@@ -79,7 +81,8 @@ class Transfer:
         """Fetch and unpack what `ref` stands for now, and return it under its full name.
 
         `accept` sees the resolved image before download and may refuse it by raising. `progress`
-        is called on the loop and must not block. What is here already is not fetched again.
+        is called on the loop and must not block. What is here already is not fetched again, and
+        callers who want the same at the same time, and all may have it, share one fetch.
         `deadline` is the loop's time and bounds all of it; `access` says who asks. Raises as
         `registry.resolve` does, and InvalidSpec when the layers cannot be unpacked; no error
         repeats a secret.
@@ -110,15 +113,35 @@ class Transfer:
         here = await self._present(name, found, deadline)
         if here is not None:
             return here
+
+        async def fetch(told: Callable[[Progress], None]) -> Image:
+            download = Download(self._channel, self._hosts, reference, endpoints, access)
+            return await self._fetch(download, name, found.target.digest, deadline, told)
+
+        key = (name, found.target.digest)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._fetches.join(key, f"fetch {name}", fetch, progress)
+        except TimeoutError as error:
+            raise RuntimeUnavailable(f"pull image {name}: not done within the time") from error
+
+    async def _fetch(
+        self,
+        download: Download,
+        name: str,
+        digest: str,
+        deadline: float,
+        told: Callable[[Progress], None],
+    ) -> Image:
+        """Fetch and unpack for all who want it, going on where an interrupted one was."""
         left_s = deadline - asyncio.get_running_loop().time()
-        async with self._leases.hold("pull", max(left_s, 0.0)) as lease:
+        async with self._leases.hold("pull", max(left_s, 0.0), resumed_by=digest) as lease:
 
             async def run(source: Message) -> None:
                 target, what = self.store(name), f"pull image {name}"
-                await self._run(source, target, what, lease=lease, deadline=deadline, told=progress)
+                await self._run(source, target, what, lease=lease, deadline=deadline, told=told)
 
-            download = Download(self._channel, self._hosts, reference, endpoints, access)
-            await download.run(found.target.digest, run, deadline)
+            await download.run(digest, run, deadline)
             return await self._images.inspect(name, deadline=deadline)
 
     async def _present(self, name: str, found: Resolved, deadline: float) -> Image | None:

@@ -24,13 +24,19 @@ def image_to_proto(view: ImageView) -> pb.Image:
 
 def step_to_proto(step: ImageStep) -> pb.ImageProgress:
     """Return a step of a pull."""
-    return pb.ImageProgress(
+    message = pb.ImageProgress(
         phase=step.phase,
         name=step.name,
         bytes=step.bytes_done,
         total_bytes=step.bytes_total,
         done=image_to_proto(step.done) if step.done else None,
     )
+    if (whole := step.whole) is not None:
+        message.image_bytes, message.image_total_bytes = whole.done_bytes, whole.total_bytes
+        message.layers_done, message.layers = whole.layers_done, whole.layers
+        if whole.eta_s is not None:
+            message.eta.FromNanoseconds(int(whole.eta_s * 1e9))
+    return message
 
 
 def log_to_proto(function: str, entry: LogEntry) -> pb.LogLine:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from agent.contracts.base import Headers
+from agent.core.pull_progress import PullState
 from agent.model.failure import Failure
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, Meters
 from agent.model.spec import FunctionSpec
@@ -65,13 +66,17 @@ class ImageView:
 
 @dataclass(frozen=True, slots=True)
 class ImageStep:
-    """Progress of a pull, or its end: then `done` is the image."""
+    """Progress of a pull, or its end: then `done` is the image.
+
+    `name` is the digest of the blob that has come further; `whole` how far the image is.
+    """
 
     phase: str
     name: str = ""
     bytes_done: int = 0
     bytes_total: int = 0
     done: ImageView | None = None
+    whole: PullState | None = None
 
 
 @dataclass(frozen=True, slots=True)

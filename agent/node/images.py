@@ -7,11 +7,12 @@ image takes its View with it when no other name has the same layers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from agent.aio.tasks import spawn, stop
 from agent.containerd.archive import MAX_BYTES
 from agent.containerd.scratch import ScratchFile
 from agent.control.node import ImageStep, ImageView
@@ -24,18 +25,17 @@ from agent.errors import (
     RuntimeUnavailable,
 )
 from agent.model.image_ref import parse_image_ref
+from agent.node.image_pull import PullFollower
 
 if TYPE_CHECKING:
     from agent.containerd.client import Containerd
     from agent.containerd.images import Image, ImageRecord
-    from agent.containerd.transfer import Progress
     from agent.deployments.catalog import Catalog
     from agent.sandbox.prepared_images import PreparedImages
 
 IMPORTS = "import"  # below the agent's data
 IMPORT_S = 600.0
 PULL_S = 600.0
-MAX_STEPS = 1000  # progress of a pull that its reader has not taken yet
 
 
 class NodeImages:
@@ -70,33 +70,14 @@ class NodeImages:
     async def pull(self, ref: str) -> AsyncIterator[ImageStep]:
         """Pull an image and yield its progress, the image itself last."""
         name = parse_image_ref(ref).full
-        # One place more than `told` uses: the end must always find room.
-        steps: asyncio.Queue[ImageStep | None] = asyncio.Queue(MAX_STEPS + 1)
-
-        def told(progress: Progress) -> None:
-            if steps.qsize() < MAX_STEPS:
-                what, done, total = progress.event, progress.done_bytes, progress.total_bytes
-                steps.put_nowait(ImageStep(what, progress.name, done, total))
-
-        async def work() -> Image | AgentError:
-            deadline = asyncio.get_running_loop().time() + PULL_S
-            try:
-                return await self._containerd.transfer.pull(name, deadline=deadline, progress=told)
-            except AgentError as error:  # the reader's to hear, not the log's
-                return error
-
-        pull = spawn(f"pull {name}", work())
-        pull.add_done_callback(lambda _: steps.put_nowait(None))
-        try:
-            while (step := await steps.get()) is not None:
+        deadline = asyncio.get_running_loop().time() + PULL_S
+        pull = partial(self._containerd.transfer.pull, name, deadline=deadline)
+        follower = PullFollower(name, pull)
+        async with aclosing(cast("AsyncGenerator[ImageStep, None]", follower.steps())) as steps:
+            async for step in steps:
                 yield step
-            image = pull.result()
-            if isinstance(image, AgentError):
-                raise image
-            done = await self._view(await self._containerd.images.get(image.name))
-            yield ImageStep("done", done=done)
-        finally:
-            await stop(pull)
+        done = await self._view(await self._containerd.images.get(name))
+        yield ImageStep("done", done=done)
 
     async def load(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
         """Import an archive that comes in pieces; `name` is for one without a name of its own."""

@@ -41,6 +41,14 @@ class Agent:
         assert faults(schema, value) == []
         return value
 
+    def json_lines(self, schema: str, *arguments: str) -> list[Any]:
+        """Run a command with --json that prints a line per step, and check each."""
+        result = self.cli(*arguments, "--json")
+        assert result.exit_code == 0, result.stderr
+        values = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [fault for value in values for fault in faults(schema, value)] == []
+        return values
+
     def refused(self, *arguments: str) -> Any:
         """Run a command with --json that fails, and return its error."""
         result = self.cli(*arguments, "--json")

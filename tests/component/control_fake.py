@@ -20,6 +20,7 @@ from agent.control.node import (
     NodeView,
     WatchedEvent,
 )
+from agent.core.pull_progress import PullState
 from agent.errors import NotFound
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, ImageFacts, Meters
 from agent.model.spec import FunctionSpec
@@ -114,7 +115,8 @@ class FakeNode:
 
     async def pull_image(self, ref: str) -> AsyncIterator[ImageStep]:
         self._come("pull_image", ref)
-        yield ImageStep("downloading", "layer", 5, 10)
+        whole = PullState("downloading", 70, 100, 1, 2, 1.5)
+        yield ImageStep("downloading", "layer", 5, 10, whole=whole)
         yield ImageStep("done", done=IMAGE)
 
     async def import_image(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:

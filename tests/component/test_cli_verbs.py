@@ -445,7 +445,10 @@ def test_an_image_is_pulled(agent: Agent) -> None:
     done = agent.cli("image", "pull", "127.0.0.1:5000/a:1")
     assert done.stdout == f"{IMAGE.name} {IMAGE.digest}\n"
     assert asked(agent, "pull_image") == ("127.0.0.1:5000/a:1",)
-    assert agent.json("image-pull", "image", "pull", "a:1")["digest"] == IMAGE.digest
+    first, last = agent.json_lines("image-pull", "image", "pull", "a:1")
+    assert (first["phase"], first["bytes"], first["total_bytes"]) == ("downloading", 70, 100)
+    assert (first["layers_done"], first["layers"], first["eta_s"]) == (1, 2, 1.5)
+    assert (last["phase"], last["image"]["digest"]) == ("done", IMAGE.digest)
 
 
 def test_an_image_is_imported_from_a_file_and_from_a_pipe(agent: Agent, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.cli.client import Client
@@ -157,6 +158,16 @@ class Functions:
     def log(self, name: str) -> str:
         """Return the function's own lines as one text."""
         return "\n".join(line.text.decode() for line in self.log_lines(name))
+
+    def stream(self, rpc: str, request: Message, reply: type[Message]) -> Any:
+        """Begin a call whose answers stream; it can be cancelled."""
+        assert self._channel is not None
+        begin: Any = self._channel.unary_stream(
+            f"/worker.v1.Worker/{rpc}",
+            lambda message: message.SerializeToString(),
+            response_deserializer=reply.FromString,
+        )
+        return begin(request, timeout=ASK_S)
 
     def call(self, id: str) -> pb.Call:
         return self.client.ask("GetCall", pb.GetCallRequest(id=id), pb.Call)

@@ -1,0 +1,92 @@
+"""`kindling image pull`: fetches an image and shows how far it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli import answer
+from agent.cli.answer import json_option, print_json_line
+from agent.cli.client import connect
+
+if TYPE_CHECKING:
+    from agent._pb.worker.v1 import worker_pb2 as pb
+
+# 10 GB, the largest image that any contract allows, at less than 3 MB/s.
+TRANSFER_S = 3600.0
+
+Show = Callable[["pb.ImageProgress"], None]
+
+
+@click.command("pull")
+@click.argument("ref")
+@json_option
+def pull(ref: str, as_json: bool) -> None:
+    """Pull the image REF from its registry and unpack it.
+
+    A pull that is under way is joined; one that was interrupted goes on where it was. On a terminal
+    a bar shows bytes, layers and the time left; with --json each step is a line, the image last.
+    """
+    from agent._pb.worker.v1 import worker_pb2 as pb
+
+    done: pb.Image | None = None
+    with connect() as client, _lines() if as_json else _bar() as show:
+        request = pb.PrepareImageRequest(image=ref)
+        for step in client.follow("PrepareImage", request, pb.ImageProgress, within_s=TRANSFER_S):
+            if step.HasField("done"):
+                done = step.done
+            else:
+                show(step)
+    if done is None:
+        raise click.ClickException(f"{ref}: the agent ended the pull without a result")
+    if as_json:
+        print_json_line({"phase": "done", "image": answer.image(done)})
+    else:
+        click.echo(f"{done.name} {done.digest}")
+
+
+@contextmanager
+def _lines() -> Iterator[Show]:
+    """Print every step as a line of JSON."""
+    yield lambda step: print_json_line(answer.image_step(step))
+
+
+@contextmanager
+def _bar() -> Iterator[Show]:
+    """Show one bar on stderr if that is a terminal; a pipe sees the result only."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[eta]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("resolving", total=None, eta="")
+
+        def show(step: pb.ImageProgress) -> None:
+            left = f"{step.eta.ToSeconds()} s left" if step.HasField("eta") else ""
+            progress.update(
+                task,
+                description=_description(step),
+                completed=step.image_bytes,
+                total=step.image_total_bytes or None,
+                eta=left,
+            )
+
+        yield show
+
+
+def _description(step: pb.ImageProgress) -> str:
+    if not step.layers:
+        return step.phase
+    return f"{step.phase} {step.layers_done}/{step.layers} layers"
