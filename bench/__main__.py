@@ -26,6 +26,7 @@ NAMES = {
     "cold": "bench.cold",
     "density": "bench.density",
     "gateway": "bench.warm_gateway",
+    "pull": "bench.pull",
     "warm": "bench.warm_agent",
 }
 

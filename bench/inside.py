@@ -29,6 +29,7 @@ SOCKET = WORK / "containerd.sock"
 IMAGE = "kindling.local/static:1"
 NAMESPACE = "bench"
 REPLY_S = 30.0
+PULL_S = 300.0
 CTR = ("ctr", "--address", str(SOCKET), "--namespace", NAMESPACE)
 RUNTIME_ROOT = WORK / "crun"
 NETNS = WORK / "rootlesskit" / "netns"
@@ -126,6 +127,21 @@ def measured(port: int, command: list[str], kill: Callable[[], object]) -> dict[
     return {"ms": took_ms}
 
 
+def ctr_pull(ref: str, hosts: str, id: str, port: int) -> dict[str, Any]:
+    """Measure `ctr image pull` and `ctr run --detach` to the first reply, then take all away."""
+    mark = time.perf_counter()
+    try:
+        run(*CTR, "image", "pull", "--hosts-dir", hosts, ref)
+        run(*ctr_run(port, id, "--detach", "--null-io"), ref, id)
+        took_ms, _ = probe.call_when_up(port, mark, PULL_S)
+    finally:
+        run(*CTR, "task", "kill", "--signal", "KILL", id, check=False)
+        run(*CTR, "task", "delete", id, check=False)
+        run(*CTR, "container", "delete", id, check=False)
+        run(*CTR, "image", "rm", "--sync", ref, check=False)
+    return {"ms": took_ms}
+
+
 def plain_start(id: str, port: int) -> dict[str, Any]:
     """Measure `ctr run --detach` to the first reply; the container goes on."""
     mark = time.perf_counter()
@@ -175,7 +191,8 @@ def run(*command: str, check: bool = True) -> int:
 
 
 MEASUREMENTS: dict[str, Callable[..., Any]] = {
-    one.__name__: one for one in (ready, http, crun, ctr, plain_start, plain_end, plain_burst)
+    one.__name__: one
+    for one in (ready, http, crun, ctr, ctr_pull, plain_start, plain_end, plain_burst)
 }
 
 

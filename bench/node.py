@@ -50,6 +50,29 @@ class Node:
         request = pb.RemoveRequest(name=name, force=True)
         self._client.ask("Remove", request, pb.RemoveResponse, within_s=READY_S)
 
+    def forget_image(self, ref: str) -> None:
+        """Remove an image by name, and wait until nothing of it is left."""
+        request = pb.RemoveImageRequest(name=ref)
+        self._client.ask("RemoveImage", request, pb.RemoveImageResponse, within_s=READY_S)
+
+    def accelerate(self, ref: str) -> None:
+        """Have the index made that lets an image start before it is here."""
+        self.agent.cli("image", "accelerate", ref)
+
+    def worker_mb(self) -> float:
+        """Return the worker's resident memory in MB, and begin to watch its peak anew."""
+        process = self._worker
+        (process / "clear_refs").write_text("5")  # proc(5): resets the peak
+        return _megabytes(process, "VmRSS")
+
+    def worker_peak_mb(self) -> float:
+        """Return the most resident memory of the worker since `worker_mb`, in MB."""
+        return _megabytes(self._worker, "VmHWM")
+
+    @property
+    def _worker(self) -> Path:
+        return Path(f"/proc/{self.agent.pids['worker']}")
+
     def states(self) -> dict[str, str]:
         """Return the state of every instance by its id."""
         request = pb.ListInstancesRequest()
@@ -58,6 +81,12 @@ class Node:
         return {
             one.id: pb.InstanceState.Name(one.state).removeprefix(prefix) for one in reply.instances
         }
+
+
+def _megabytes(process: Path, field: str) -> float:
+    lines = (process / "status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{field}:")]
+    return int(line.split()[1]) / 1024
 
 
 @contextmanager

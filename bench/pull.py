@@ -1,0 +1,163 @@
+"""From a deploy to the first reply of an image that is behind a link of 200 Mbit/s and 10 ms.
+
+Kindling fetches whole (eager), by its lazy engine, and as `auto` decides; `ctr` and rootless podman
+pull and run. Each round takes every one of them once, in changing order, with nothing of the image
+left from before. Bytes that came over the link are counted until the first reply and drawn over
+time in bench/out/pull-<image>.svg. Memory of the worker is watched while it pulls.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from bench import drawing, house, link, node, podman, pull_images
+from bench.figures import Goal, ratio, summary, table
+from bench.options import Options
+from bench.probe import call
+from bench.pull_images import Pulled
+from bench.report import Report
+from tests.integration.running import free_ports
+
+WAYS = ("eager", "lazy", "auto")
+PEERS = ("ctr", "podman")
+REPLY_S = 300.0
+MB = 1 << 20
+OUT = Path(__file__).resolve().parent / "out"
+BASE = node.ARCHIVE.with_name("hello-http.tar")
+
+
+class Run:
+    """One run: the link, the peers, and what was found by image and contender."""
+
+    def __init__(self, here: link.Link, kindling: node.Node, peers: house.House) -> None:
+        self._link = here
+        self._kindling = kindling
+        self._peers = peers
+        self.took_ms: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self.fetched: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self.curves: dict[str, dict[str, list[tuple[float, int]]]] = defaultdict(dict)
+        self.worker_mb: list[float] = []
+
+    def take(self, image: Pulled, who: str, beside: podman.Podman | None) -> None:
+        """Measure one contender with one image once."""
+        ref, (port,) = f"{link.ADDRESS}/{image.name}:1", free_ports(1)
+        with self._link.watching() as watched:
+            if who in WAYS:
+                took_ms = self._kindlings(image, who, ref)
+            elif who == "ctr":
+                hosts = str(self._link.directory / "hosts")
+                asked = {"ref": ref, "hosts": hosts, "id": f"pull{port}", "port": port}
+                took_ms = self._peers.ask("ctr_pull", **asked)["ms"]
+            elif beside is not None:
+                took_ms = beside.pull_and_run(ref, port)
+            else:
+                return
+        until = [point for point in watched.points if point[0] * 1000 <= took_ms + 100]
+        self.took_ms[image.name][who].append(took_ms)
+        self.fetched[image.name][who].append(until[-1][1] / MB)
+        self.curves[image.name][who] = until
+
+    def _kindlings(self, image: Pulled, way: str, ref: str) -> float:
+        name = f"pull-{way}"
+        before_mb = self._kindling.worker_mb()
+        mark = time.perf_counter()
+        try:
+            self._kindling.deploy(name, image=ref, acceleration=way, pull="always")
+            call(self._kindling.port, f"/http/{name}/", REPLY_S)
+            took_ms = (time.perf_counter() - mark) * 1000
+            self.worker_mb.append(self._kindling.worker_peak_mb() - before_mb)
+        finally:
+            self._kindling.remove(name)
+            self._kindling.forget_image(ref)
+        return took_ms
+
+
+def run(options: Options) -> Report:
+    """Measure all of them, interleaved."""
+    rounds = options.rounds or (1 if options.quick else 5)
+    sizes = ("30", "250") if options.quick else ("30", "250", "1000")
+    place = Path(tempfile.mkdtemp(prefix="kd-pull-", dir="/var/tmp"))
+    place.chmod(0o755)
+    try:
+        with link.pushing(place) as address:
+            images = pull_images.push_all(address, BASE, sizes)
+        with link.opened(place) as here:
+            hosts = trust(here)
+            sections: Any = {"registries": {"directory": str(hosts)}}
+            with (
+                node.running(sections) as kindling,
+                house.opened() as peers,
+                podman.store(hosts / link.ADDRESS) as beside,
+            ):
+                found = Run(here, kindling, peers)
+                for image in images:
+                    if image.unpacked_bytes > 100 * MB:
+                        kindling.accelerate(f"{link.ADDRESS}/{image.name}:1")
+                    measure(found, image, rounds, beside)
+        return report(found, images)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def measure(found: Run, image: Pulled, rounds: int, beside: podman.Podman | None) -> None:
+    """Take every contender once a round, in changing order."""
+    order = [*WAYS, *(PEERS if beside is not None else PEERS[:1])]
+    for number in range(rounds):
+        shift = number % len(order)
+        for who in order[shift:] + order[:shift]:
+            found.take(image, who, beside)
+
+
+def trust(here: link.Link) -> Path:
+    """Write what makes the registry trusted: containerd's layout, which podman reads as well."""
+    hosts = here.directory / "hosts"
+    folder = hosts / link.ADDRESS
+    folder.mkdir(parents=True)
+    shutil.copy(here.authority.pem, folder / "ca.crt")
+    (folder / "hosts.toml").write_text(
+        f'server = "https://{link.ADDRESS}"\n[host."https://{link.ADDRESS}"]\n'
+        f'  capabilities = ["pull", "resolve"]\n  ca = "{folder / "ca.crt"}"\n'
+    )
+    for path in (here.directory, hosts, folder):
+        path.chmod(0o755)
+    return hosts
+
+
+def report(found: Run, images: list[Pulled]) -> Report:
+    """Put the figures of a run together."""
+    lines: list[str] = []
+    ratios, goals, figures = {}, [], {}
+    OUT.mkdir(exist_ok=True)
+    for image in images:
+        took, fetched = found.took_ms[image.name], found.fetched[image.name]
+        size = f"{image.unpacked_bytes // MB} MB, {image.compressed_bytes // MB} compressed"
+        lines += ["", f"{image.name} ({size}):", *table(took, "ms from deploy to first reply")]
+        lines += table(fetched, "MB over the link until then")
+        peers = {who: summary(took[who]).median for who in PEERS if who in took}
+        best = min(peers, key=lambda who: peers[who])
+        ratios[f"{image.name} eager / {best}"] = ratio(took["eager"], took[best])
+        ratios[f"{image.name} lazy / eager"] = ratio(took["lazy"], took["eager"])
+        ratios[f"{image.name} auto / eager"] = ratio(took["auto"], took["eager"])
+        eager = ratios[f"{image.name} eager / {best}"].of_medians
+        goals.append(Goal(f"{image.name} eager / better peer", eager, 1.05))
+        if image.unpacked_bytes > 100 * MB:
+            lazy = ratios[f"{image.name} lazy / eager"].of_medians
+            goals.append(Goal(f"{image.name} lazy / eager", lazy, 0.2))
+        else:
+            auto = ratios[f"{image.name} auto / eager"].of_medians
+            goals.append(Goal(f"{image.name} auto / eager", auto, 1.05))
+        figures[image.name] = {who: summary(values) for who, values in took.items()}
+        drawing.curves(OUT / f"pull-{image.name}.svg", found.curves[image.name])
+    goals.append(Goal("worker's memory while it pulls, MB more", max(found.worker_mb), 10.0))
+    samples = {
+        f"{image} {who}": values
+        for image, all in found.took_ms.items()
+        for who, values in all.items()
+    }
+    title = "deploy to first reply of an image behind 200 Mbit/s and 10 ms"
+    return Report(title, lines, figures, ratios, goals, samples)

@@ -1,0 +1,108 @@
+"""Images of about 30 MB, 250 MB and 1 GB, as real ones are: a language, its packages, and the rest.
+
+Each is the sample `hello-http` with further layers. What a start reads of them is small, as with
+most images: the 250 MB one imports numpy, the 1 GB one as well and looks at the head of a model.
+What is never read compresses as program files do, to a bit less than half.
+"""
+
+from __future__ import annotations
+
+import gzip
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests import registry
+from tests.oci import Layer, OciImage, image
+from tests.strangers import Base, Entry, layer_of
+
+MB = 1 << 20
+NUMPY = "numpy==1.26.4"
+FILE_BYTES = 4 * MB
+SERVER = b"""\
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+if os.path.isdir("/opt/numpy"):
+    import sys
+    sys.path.insert(0, "/opt/numpy")
+    import numpy
+    assert numpy.arange(10).sum() == 45
+if os.path.exists("/opt/model/0"):
+    open("/opt/model/0", "rb").read(4096)
+class Hello(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+    def log_message(self, *args): pass
+port = int(os.environ.get("FC_CUSTOM_LISTEN_PORT") or os.environ.get("PORT") or 9000)
+HTTPServer(("0.0.0.0", port), Hello).serve_forever()
+"""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """An image to pull: its repository, and bytes as unpacked and as fetched."""
+
+    name: str
+    unpacked_bytes: int
+    compressed_bytes: int
+
+
+def push_all(address: str, base_archive: Path, sizes: Sequence[str]) -> list[Pulled]:
+    """Make the images named by `sizes` ("30", "250", "1000": MB) and push them."""
+    base = Base.read(base_archive)
+    pushed = []
+    for size in sizes:
+        made, unpacked = _image(base, int(size))
+        registry.push(address, f"size{size}", "1", made)
+        compressed = sum(len(blob) for blob in made.blobs.values())
+        pushed.append(Pulled(f"size{size}", unpacked, compressed))
+    return pushed
+
+
+def _image(base: Base, megabytes: int) -> tuple[OciImage, int]:
+    layers = [Layer(_plain(data)) for _, data in base.layers]
+    layers.append(Layer(layer_of([Entry("opt/server.py", SERVER)])))
+    if megabytes >= 250:
+        layers.append(_numpy())
+    left = megabytes * MB - sum(len(layer.tar) for layer in layers)
+    for number in range(3):
+        layers.append(_filler(number, left // 3, "opt/model" if megabytes > 250 else "opt/more"))
+    config = base.config.get("config", {})
+    run = {**config, "Entrypoint": ["python3", "-u", "/opt/server.py"], "Cmd": []}
+    return image(layers, run), sum(len(layer.tar) for layer in layers)
+
+
+def _plain(data: bytes) -> bytes:
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+
+
+def _numpy() -> Layer:
+    with tempfile.TemporaryDirectory() as place:
+        command = (sys.executable, "-m", "pip", "install", "-q", "--target", place, NUMPY)
+        subprocess.run([*command, "--no-deps", "--only-binary", ":all:"], check=True)
+        found = [
+            Entry(f"opt/numpy/{path.relative_to(place)}", path.read_bytes())
+            for path in sorted(Path(place).rglob("*"))
+            if path.is_file()
+        ]
+    return Layer(layer_of(found))
+
+
+def _filler(number: int, size: int, folder: str) -> Layer:
+    """Return a layer of files of which 40 % is noise and the rest repeats."""
+    source = random.Random(number)  # the same at every run
+    entries = []
+    for count in range(max(1, size // FILE_BYTES)):
+        noise = source.randbytes(FILE_BYTES * 4 // 10)
+        text = (b"%d kindling " % count) * 16
+        data = (noise + text * (FILE_BYTES // len(text)))[:FILE_BYTES]
+        entries.append(Entry(f"{folder}/{number * 1000 + count}", data, mode=0o644))
+    return Layer(layer_of(entries))
