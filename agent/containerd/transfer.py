@@ -118,7 +118,7 @@ class Transfer:
                 await self._run(source, target, what, lease=lease, deadline=deadline, told=progress)
 
             download = Download(self._channel, self._hosts, reference, endpoints, access)
-            await download.run(found.target.digest, run, deadline)
+            await download.run(found, run, deadline)
             return await self._images.inspect(name, deadline=deadline)
 
     async def _present(self, name: str, found: Resolved, deadline: float) -> Image | None:
