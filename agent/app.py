@@ -206,7 +206,8 @@ class App:
         What cannot work shows here, while the worker before still serves.
         """
         config = self._config
-        containerd = Containerd(config.paths.run / "containerd" / "containerd.sock")
+        socket = config.paths.run / "containerd" / "containerd.sock"
+        containerd = Containerd(socket, registries=config.registries.directory)
         self._undo.push_async_callback(containerd.close)
         await containerd.ready(asyncio.get_running_loop().time() + CONTAINERD_S)
         CgroupTree.load(config.paths.run, config.node.name)

@@ -111,6 +111,12 @@ class RuntimeSettings(_Section):
     parallel_starts: int = Field(default=8, ge=1, le=64)
 
 
+class RegistriesSettings(_Section):
+    """How registries are reached: `<directory>/<host>/hosts.toml`, or Docker's certificates."""
+
+    directory: Path | None = Path("/etc/kindling/registries")
+
+
 class LimitsSettings(_Section):
     """Bounds on what the node keeps and how long it waits."""
 
@@ -134,6 +140,7 @@ class NodeConfig(_Section):
     network: NetworkSettings = NetworkSettings()
     storage: StorageSettings = StorageSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    registries: RegistriesSettings = RegistriesSettings()
     limits: LimitsSettings = LimitsSettings()
     volumes: dict[str, Path] = Field(default_factory=dict)
 

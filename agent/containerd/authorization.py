@@ -23,7 +23,7 @@ from agent.errors import FailedPrecondition, RuntimeUnavailable
 CLIENT_ID = "kindling"
 MAX_TOKEN_BYTES = 64 << 10
 # What services answer to a POST that they do not know.
-NO_POST = frozenset({400, 401, 404, 405})
+NO_POST = frozenset({400, 401, 404, 405, 501})
 
 _PRINTABLE = re.compile(r"[!-~]+")
 

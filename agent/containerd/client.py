@@ -21,6 +21,7 @@ from agent.containerd.content import Content
 from agent.containerd.endpoints import RegistryHosts
 from agent.containerd.images import Images
 from agent.containerd.importer import Importer
+from agent.containerd.keyring import Keyring
 from agent.containerd.leases import Leases
 from agent.containerd.sandboxes import Sandboxes
 from agent.containerd.snapshots import Snapshots
@@ -44,6 +45,7 @@ class Containerd:
         self.content = Content(self.channel)
         self.snapshots = Snapshots(self.channel)
         self.images = Images(self.channel, self.content, self.snapshots)
+        self.keyring = Keyring()
         self.containers = Containers(self.channel)
         self.tasks = Tasks(self.channel)
         self.sandboxes = Sandboxes(self.channel)

@@ -24,6 +24,7 @@ from agent.containerd.access import Access
 from agent.containerd.channel import Channel
 from agent.containerd.credentials import Credentials
 from agent.containerd.endpoints import DOCKER_HOST, RegistryEndpoint, RegistryHosts
+from agent.containerd.registry import Resolved
 from agent.containerd.streams import Stream, open_stream
 from agent.core.registry_patience import PASSING, in_words, pause_s
 from agent.errors import AgentError, FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
@@ -37,6 +38,8 @@ _STATUS = re.compile(r"unexpected status(?: code)? [^\n]*?: (\d{3})\b")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _OTHER_BYTES = re.compile(r"unexpected commit digest (sha256:\w+), expected (sha256:\w+)")
 _OTHER_SIZE = "failed size validation"
+# containerd asked a token service, in vain.
+_NO_TOKEN = ("failed to fetch oauth token", "did not include a token")
 # A connection that broke, as Go's libraries word it.
 _BROKEN = ("unexpected EOF", ": EOF", "connection reset", "broken pipe", "short read", "timeout")
 _QUERY = re.compile(r"\?[^\s\"':]+")
@@ -67,9 +70,10 @@ class Download:
         self._reference = reference
         self._endpoints = endpoints
         self._access = access
+        self._token = ""
         self._whose = f"image {reference}: the registry {reference.host}"
 
-    async def run(self, digest: str, run: Run, deadline: float) -> None:
+    async def run(self, found: Resolved, run: Run, deadline: float) -> None:
         """Have `run` transfer the image, again while that may help and `deadline` allows.
 
         Raises NotFound, FailedPrecondition, InvalidSpec or RuntimeUnavailable, naming the registry.
@@ -79,9 +83,11 @@ class Download:
         while True:
             tries += 1
             try:
-                async with self._source(digest, deadline) as source:
+                async with self._source(found.target.digest, deadline) as source:
                     return await run(source)
             except AgentError as error:
+                if self._lends_token(error, found.authorization):
+                    continue
                 verdict = self._verdict(error, late=deadline - loop.time() < LATE_S)
                 wait_s = pause_s(tries, "", time.time()) if verdict.passes else None
                 if wait_s is None or loop.time() + wait_s > deadline:
@@ -96,6 +102,18 @@ class Download:
                     access=self._access,
                 )
 
+    def _lends_token(self, error: AgentError, authorization: str) -> bool:
+        """Say whether to try with the agent's own token, once, where containerd gets none.
+
+        Its client is strict about how a token service answers a POST. A mirror would see the
+        token as well: there it is not lent.
+        """
+        wanted = any(words in error.message for words in _NO_TOKEN)
+        if self._token or not wanted or len(self._endpoints) > 1:
+            return False
+        self._token = authorization if authorization.startswith("Bearer ") else ""
+        return bool(self._token)
+
     @contextlib.asynccontextmanager
     async def _source(self, digest: str, deadline: float) -> AsyncIterator[Message]:
         async with contextlib.AsyncExitStack() as stack:
@@ -109,6 +127,8 @@ class Download:
                 answers = tasks.spawn("credentials for a pull", self._answer(opened))
                 stack.push_async_callback(tasks.stop, answers)
                 resolver.auth_stream = opened.id
+            if self._token:
+                resolver.headers["Authorization"] = self._token
             name = f"{self._reference.name}@{digest}"
             yield pb.OCIRegistry(reference=name, resolver=resolver)
 

@@ -12,7 +12,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 
@@ -47,13 +47,15 @@ CREDENTIALS_WAY_OUT = (
 class Resolved:
     """What a reference stands for now: the linux/amd64 manifest and its config.
 
-    `served_as` is the media type that the registry gave the manifest.
+    `served_as` is the media type that the registry gave the manifest, `authorization` the header
+    that it wanted in the end.
     """
 
     target: Descriptor
     manifest: Manifest
     config: ImageConfig
     served_as: str = ""
+    authorization: str = field(default="", repr=False)
 
 
 async def resolve(
@@ -195,7 +197,8 @@ class _Conversation:
         self._check_digest(digest, raw)
         config = oci_image.parse_config(raw, where)
         oci_image.check_layers(manifest, config, where)
-        return Resolved(target, manifest, config, said)
+        shown = self._authorization.header if self._authorization is not None else ""
+        return Resolved(target, manifest, config, said, shown)
 
     async def first_byte(self, digest: str) -> None:
         """Ask for the first byte of a blob, as long as it takes."""

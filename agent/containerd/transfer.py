@@ -116,7 +116,7 @@ class Transfer:
 
         async def fetch(told: Callable[[Progress], None]) -> Image:
             download = Download(self._channel, self._hosts, reference, endpoints, access)
-            return await self._fetch(download, name, found.target.digest, deadline, told)
+            return await self._fetch(download, name, found, deadline, told)
 
         key = (name, found.target.digest)
         try:
@@ -129,19 +129,20 @@ class Transfer:
         self,
         download: Download,
         name: str,
-        digest: str,
+        found: Resolved,
         deadline: float,
         told: Callable[[Progress], None],
     ) -> Image:
         """Fetch and unpack for all who want it, going on where an interrupted one was."""
         left_s = deadline - asyncio.get_running_loop().time()
+        digest = found.target.digest
         async with self._leases.hold("pull", max(left_s, 0.0), resumed_by=digest) as lease:
 
             async def run(source: Message) -> None:
                 target, what = self.store(name), f"pull image {name}"
                 await self._run(source, target, what, lease=lease, deadline=deadline, told=told)
 
-            await download.run(digest, run, deadline)
+            await download.run(found, run, deadline)
             return await self._images.inspect(name, deadline=deadline)
 
     async def _present(self, name: str, found: Resolved, deadline: float) -> Image | None:

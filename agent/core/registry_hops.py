@@ -35,8 +35,13 @@ def plain_http(host: str) -> bool:
     name, _, port = host.rpartition(":")
     if not name or not port.isdecimal() or port == "443":
         return False
-    address = literal(name.strip("[]"))
-    return name == "localhost" or (address is not None and address.is_loopback)
+    return is_this_machine(name.strip("[]"))
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host is loopback by what is written, whatever anybody makes of the name."""
+    address = literal(host)
+    return host == "localhost" or (address is not None and unmapped(address).is_loopback)
 
 
 def literal(host: str) -> Address | None:

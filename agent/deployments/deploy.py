@@ -42,7 +42,7 @@ from agent.model.failure import Failure, FailureKind
 from agent.model.image_ref import parse_image_ref
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import FunctionSpec, digest
+from agent.model.spec import FunctionSpec, digest, without_credentials
 from agent.model.spec_parse import parse_spec
 from agent.sandbox.builder import Builder
 from agent.store.calls import CallStore
@@ -59,7 +59,6 @@ MB = 1 << 20
 # Checked, stored and given back, but read by nothing yet: a deploy that sets one is told so. Of
 # `acceleration` only "lazy" is unused: images are unpacked whole, as "auto" and "eager" allow.
 UNUSED = (
-    "registry",
     "health_check",
     "scaling.standby",
     "scaling.freeze_after_ms",
@@ -134,6 +133,7 @@ class Deployer:
         async with self._lock(spec.name):
             with self._catalog.image_use.deploying(name), self._counted(spec.name):
                 outcome, target = await self._deploy(spec)
+                self._images.keep_credentials(spec)
         if wait:
             await self._settled(target)
             outcome = replace(outcome, version=target.version)
@@ -181,7 +181,7 @@ class Deployer:
         version = FunctionVersion(
             name=spec.name,
             version=decision.version,
-            spec=spec.model_copy(update={"version": decision.version}),
+            spec=without_credentials(spec).model_copy(update={"version": decision.version}),
             image=facts,
             state="Ready",
             created_ns=time.time_ns(),
@@ -293,6 +293,7 @@ class Deployer:
                 self._fleet.mode.check()
                 await self._stores.functions.remove(name)
                 self._catalog.remove(name)
+                self._images.forget_credentials(name)
             await removal.end(end, force=force)
             for target in targets:
                 self._builder.forget(target.version)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from agent.containerd.client import Containerd
     from agent.containerd.images import Image, ImageRecord
     from agent.deployments.catalog import Catalog
+    from agent.model.spec import RegistrySpec
     from agent.sandbox.prepared_images import PreparedImages
 
 IMPORTS = "import"  # below the agent's data
@@ -67,11 +68,12 @@ class NodeImages:
         except (NotFound, InvalidSpec):
             return None
 
-    async def pull(self, ref: str) -> AsyncIterator[ImageStep]:
+    async def pull(self, ref: str, registry: RegistrySpec) -> AsyncIterator[ImageStep]:
         """Pull an image and yield its progress, the image itself last."""
         name = parse_image_ref(ref).full
+        access = self._containerd.keyring.access(parse_image_ref(ref).host, registry)
         deadline = asyncio.get_running_loop().time() + PULL_S
-        pull = partial(self._containerd.transfer.pull, name, deadline=deadline)
+        pull = partial(self._containerd.transfer.pull, name, deadline=deadline, access=access)
         follower = PullFollower(name, pull)
         async with aclosing(cast("AsyncGenerator[ImageStep, None]", follower.steps())) as steps:
             async for step in steps:

@@ -23,7 +23,7 @@ from agent.control.node import (
 from agent.core.pull_progress import PullState
 from agent.errors import NotFound
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, ImageFacts, Meters
-from agent.model.spec import FunctionSpec
+from agent.model.spec import FunctionSpec, RegistrySpec
 from agent.model.spec_parse import parse_spec
 from agent.rootless.outcome import DONE, FAILED, RUNNING, ReloadOutcome
 from agent.telemetry.logs import LogLine
@@ -63,6 +63,8 @@ class FakeNode:
         self.deployed: dict[str, list[FunctionVersion]] = {}
         self.error: Exception | None = None
         self.seen: list[Any] = []
+        self.registries: list[RegistrySpec] = []
+        self.until: float | None = None
         self.imported = b""
         self.closed: asyncio.Queue[str] = asyncio.Queue()
         self.result: InvokeResult | None = None
@@ -113,11 +115,19 @@ class FakeNode:
         names = [function] if function else list(self.deployed)
         return [one for name in names for one in self._view(name).instances]
 
-    async def pull_image(self, ref: str) -> AsyncIterator[ImageStep]:
+    async def pull_image(self, ref: str, registry: RegistrySpec) -> AsyncIterator[ImageStep]:
         self._come("pull_image", ref)
+        self.registries.append(registry)
         whole = PullState("downloading", 70, 100, 1, 2, 1.5)
         yield ImageStep("downloading", "layer", 5, 10, whole=whole)
         yield ImageStep("done", done=IMAGE)
+
+    async def set_registry_credentials(
+        self, host: str, registry: RegistrySpec, until: float | None
+    ) -> None:
+        self._come("set_registry_credentials", host)
+        self.registries.append(registry)
+        self.until = until
 
     async def import_image(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
         self._come("import_image", name)

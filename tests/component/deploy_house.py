@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+from agent.containerd.keyring import Keyring
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, Manifest
 from agent.deployments.catalog import Catalog
@@ -13,6 +14,7 @@ from agent.errors import (
     NotFound,
     RuntimeUnavailable,
 )
+from agent.model.image_ref import parse_image_ref
 from agent.model.spec_parse import parse_spec
 from agent.store.functions import FunctionStore
 from agent.telemetry.events import Events
@@ -47,12 +49,15 @@ class Town(House):
         self.layer_type = oci_image.DOCKER_LAYER + ".gzip"
         self.records = {}
         self.pulls = []
+        self.shown = []
+        self.keyring = Keyring()
         self.registry_down = False
         containerd: Any = SimpleNamespace(
             images=SimpleNamespace(
                 inspect=self._inspect, get=self._get, put=self._put, delete=self._delete
             ),
             transfer=SimpleNamespace(pull=self._pull),
+            keyring=self.keyring,
         )
         functions = cast(FunctionStore, FakeStore(self.store, self.points))
         calls: Any = None  # no deploy asks for a call
@@ -81,8 +86,9 @@ class Town(House):
         layers = [Descriptor(self.layer_type, "sha256:1", size) for size in self.compressed]
         return Manifest("m", Descriptor("c", "sha256:0", 0), tuple(layers))
 
-    async def _pull(self, name, *, deadline, accept):
+    async def _pull(self, name, *, deadline, accept, access):
         self.pulls.append(name)
+        self.shown.append(await access.credentials(parse_image_ref(name).host))
         await self.points.at("pull")
         if self.registry_down:
             raise RuntimeUnavailable("the registry does not answer")

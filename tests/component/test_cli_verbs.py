@@ -15,6 +15,7 @@ from agent.control.node import InvokeCall, InvokeResult
 from agent.errors import FailedPrecondition, FunctionFailed, Overloaded
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import CallRecord, Meters
+from agent.model.spec import RegistrySpec
 from tests.component.cli_agent import Agent, running
 from tests.component.control_fake import AT_NS, IMAGE
 from tests.schemas import faults
@@ -449,6 +450,21 @@ def test_an_image_is_pulled(agent: Agent) -> None:
     assert (first["phase"], first["bytes"], first["total_bytes"]) == ("downloading", 70, 100)
     assert (first["layers_done"], first["layers"], first["eta_s"]) == (1, 2, 1.5)
     assert (last["phase"], last["image"]["digest"]) == ("done", IMAGE.digest)
+
+
+def test_a_password_is_read_from_stdin_and_a_ca_from_its_file(agent: Agent, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("CA")
+    words = ("image", "pull", "a:1", "--username", "me", "--password-stdin", "--ca", str(ca))
+    done = agent.cli(*words, stdin=b"s3cret\n")
+    assert done.exit_code == 0, done.stderr
+    wanted = RegistrySpec(username="me", password="s3cret", ca_pem="CA")
+    assert agent.node.registries == [wanted]
+    assert "s3cret" not in done.output
+    for half in (["--username", "me"], ["--password-stdin"]):
+        done = agent.cli("image", "pull", "a:1", *half)
+        assert done.exit_code == 2
+        assert "--username and --password-stdin go together" in done.stderr
 
 
 def test_an_image_is_imported_from_a_file_and_from_a_pipe(agent: Agent, tmp_path: Path) -> None:
