@@ -30,9 +30,7 @@ class Podman:
         try:
             self._run("pull", "-q", "--cert-dir", str(self._certificates), ref)
             listen = f"FC_CUSTOM_LISTEN_PORT={port}"
-            self._run(
-                *("run", "-d", "-q", "--network=host", "--cgroups=disabled"), "-e", listen, ref
-            )
+            self._run(*("run", "-d", "-q", "--network=host"), "-e", listen, ref)
             took_ms, _ = probe.call_when_up(port, mark, WITHIN_S)
         finally:
             self._run("rm", "-f", "-a", "-t", "0")
@@ -43,7 +41,7 @@ class Podman:
         command = [
             *as_kindling(),
             *("podman", "--root", str(self._home / "root"), "--runroot", str(self._home / "run")),
-            *("--cgroup-manager=cgroupfs", "--events-backend=none", *words),
+            *("--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime=runc", *words),
         ]
         environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
