@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
@@ -26,6 +25,7 @@ from agent.containerd.endpoints import RegistryHosts
 from agent.containerd.images import Image, Images, image_ref
 from agent.containerd.leases import Leases
 from agent.containerd.registry import Resolved
+from agent.containerd.silence import Progress, heard_from
 from agent.containerd.streams import Stream, open_stream, pack
 from agent.core.oci_image import MANIFEST_TYPES
 from agent.errors import (
@@ -44,16 +44,6 @@ PLATFORM = platform_pb2.Platform(os="linux", architecture="amd64")
 BAD_LAYER_WORDS = ("wrong diff id", "failed to extract layer", "layers and diffIDs don't match")
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far one blob (or the whole pull, `name` "") has come; told every 0.3 s at most."""
-
-    event: str
-    name: str
-    done_bytes: int
-    total_bytes: int
-
-
 class Transfer:
     """Pulls, and the unpacking that `importer` shares."""
 
@@ -61,6 +51,7 @@ class Transfer:
         self, channel: Channel, images: Images, leases: Leases, hosts: RegistryHosts
     ) -> None:
         self._channel = channel
+        self._pulls = 0
         self._hosts = hosts
         self._rpc = rpc.TransferStub(channel.grpc)
         self._images = images
@@ -85,6 +76,7 @@ class Transfer:
         repeats a secret.
         """
         known = access or Access()
+        self._pulls += 1
         try:
             return await self._pull(image_ref(ref), deadline, known, progress, accept)
         except AgentError as error:
@@ -92,6 +84,8 @@ class Transfer:
             if clean is error:
                 raise
             raise clean from None
+        finally:
+            self._pulls -= 1
 
     async def _pull(
         self,
@@ -115,7 +109,14 @@ class Transfer:
 
             async def run(source: Message) -> None:
                 target, what = self.store(name), f"pull image {name}"
-                await self._run(source, target, what, lease=lease, deadline=deadline, told=progress)
+                async with heard_from(what, lambda: self._pulls == 1) as heard:
+
+                    def told(step: Progress) -> None:
+                        heard(step)
+                        if progress is not None:
+                            progress(step)
+
+                    await self._run(source, target, what, lease=lease, deadline=deadline, told=told)
 
             download = Download(self._channel, self._hosts, reference, endpoints, access)
             await download.run(found, run, deadline)

@@ -28,7 +28,7 @@ from agent.model.image_ref import parse_image_ref
 if TYPE_CHECKING:
     from agent.containerd.client import Containerd
     from agent.containerd.images import Image, ImageRecord
-    from agent.containerd.transfer import Progress
+    from agent.containerd.silence import Progress
     from agent.deployments.catalog import Catalog
     from agent.model.spec import RegistrySpec
     from agent.sandbox.prepared_images import PreparedImages

@@ -219,7 +219,7 @@ def test_a_registry_that_does_not_give_its_blobs_is_named(functions, kind, fault
 @pytest.fixture
 def operated(make_agent: Callable[..., RunningAgent], tmp_path: Path) -> Iterator[RunningAgent]:
     """An agent with a directory of registries of its own: `agent.home / "registries"`."""
-    agent = make_agent(node="private")
+    agent = make_agent(node="private", sections={"storage": {"writable": "tmpfs"}})
     place = agent.home / "registries"
     place.mkdir()
     agent.configure({"registries": {"directory": str(place)}})
