@@ -229,8 +229,15 @@ class _Conversation:
         return answer.body, answer.content_type
 
     async def _ask(self, url: URL, max_bytes: int, more: Mapping[str, str]) -> Answer:
-        headers = {"Accept": ACCEPT, **dict(self._endpoint.entry.headers), **more}
-        header = self._authorization.header if self._authorization is not None else ""
+        own: dict[str, str] = {}
+        for name, value in self._endpoint.entry.headers:
+            before = own.get(name.title())
+            own[name.title()] = value if before is None else f"{before}, {value}"
+        # An operator's Authorization stays with the host it is written for, like any other.
+        header = own.pop("Authorization", "")
+        if self._authorization is not None:
+            header = self._authorization.header
+        headers = {"Accept": ACCEPT, **own, **more}
         ask = partial(self._hops.get, url, headers=headers, authorization=header)
         return await self._patience.ask(ask, max_bytes)
 

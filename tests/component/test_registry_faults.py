@@ -30,6 +30,11 @@ async def resolve(server, *, seconds=20.0, access=None, directory=None, ca_pem="
     return await registry.resolve(name, endpoints, deadline=deadline, access=access)
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr("agent.core.registry_patience.FIRST_PAUSE_S", 0.01)
+
+
 @pytest.fixture
 def server():
     with m.misbehaving(IMAGE) as made:
@@ -92,8 +97,7 @@ async def test_a_registry_that_drags_on_ends_with_the_time_allowed(server, fault
         await resolve(server, seconds=1.0)
 
 
-async def test_a_connection_that_always_breaks_is_given_up(server, monkeypatch):
-    monkeypatch.setattr("agent.core.registry_patience.FIRST_PAUSE_S", 0.01)
+async def test_a_connection_that_always_breaks_is_given_up(server):
     server.faults["manifest"] += [m.reset] * m.FOREVER
     with pytest.raises(RuntimeUnavailable, match="does not answer"):
         await resolve(server)
@@ -252,6 +256,21 @@ async def test_a_password_is_shown_where_it_is_asked_for(server):
         return Credentials("me", "secret") if host == server.address else None
 
     assert (await resolve(server, access=Access(find))).target.digest == IMAGE.digest
+
+
+async def test_an_operators_header_is_shown_and_does_not_follow_a_redirect(server, tmp_path):
+    wanted = Credentials("me", "secret").basic
+    with m.misbehaving(IMAGE) as storage:
+        server.route = asks_for("me", "secret")
+        place = tmp_path / server.address
+        place.mkdir()
+        (place / "hosts.toml").write_text(f'[header]\nauthorization = "{wanted}"\nX-A = "1"\n')
+        away = m.status(307, Location=f"http://{storage.address}/v2/a/blobs/{server.config}")
+        server.faults["config"] += [away]
+        assert (await resolve(server, directory=tmp_path)).target.digest == IMAGE.digest
+    (_, _, headers) = storage.asked[0]
+    assert "Authorization" not in headers
+    assert headers["X-A"] == "1"
 
 
 async def test_a_wrong_password_is_refused_and_not_repeated(server):
