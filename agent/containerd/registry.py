@@ -126,7 +126,7 @@ async def _conversation(
             asyncio.timeout_at(deadline),
             aclosing(Hops(endpoint.base, whose, look_up, tls)) as hops,
         ):
-            patience = Patience(whose, deadline)
+            patience = Patience(whose, deadline, once=endpoint.is_mirror)
             yield _Conversation(hops, patience, endpoint, reference, access)
     except TimeoutError as error:
         raise RuntimeUnavailable(f"{whose} did not answer in time") from error
