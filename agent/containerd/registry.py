@@ -21,6 +21,7 @@ from yarl import URL
 
 from agent.containerd.access import Access
 from agent.containerd.authorization import Authorization, Unauthorized
+from agent.containerd.credentials import Credentials
 from agent.containerd.endpoints import CA_FIELD, RegistryEndpoint
 from agent.containerd.hops import Hops, LookUp, look_up
 from agent.containerd.patience import Answer, Patience
@@ -37,6 +38,10 @@ CREDENTIAL_FIELDS = "registry.username and registry.password (or registry.identi
 GUESSED = (
     "it was asked over plain HTTP, as it is on this machine: "
     f"for TLS give {CA_FIELD}, or write a hosts.toml for it"
+)
+TRUST_WAY_OUT = (
+    f"give the certificate of its authority as {CA_FIELD}, or as ca.crt in the node's directory "
+    "of registries"
 )
 CREDENTIALS_WAY_OUT = (
     f"give {CREDENTIAL_FIELDS} or registry.credential_command, or call SetCredentials for {{host}}"
@@ -141,8 +146,7 @@ def _unreachable(error: Exception, whose: str, endpoint: RegistryEndpoint) -> Ag
         why = getattr(found, "verify_message", "") or str(found)
         return FailedPrecondition(
             f"{whose} shows a certificate that is not valid here ({why.rstrip('.')}): "
-            f"give the certificate of its authority as {CA_FIELD}, or have the registry's own "
-            "renewed or made for this name"
+            f"{TRUST_WAY_OUT}, or have the registry's own renewed or made for this name"
         )
     if isinstance(error, aiohttp.ClientConnectorSSLError | ssl.SSLError):
         return FailedPrecondition(
@@ -244,12 +248,18 @@ class _Conversation:
     async def _authorize(self, answer: Answer) -> None:
         if self._authorization is None:
             scope = f"repository:{self._reference.path}:pull"
-            found = await self._access.credentials(self._endpoint.shown_host)
+            found = await self._found()
             self._authorization = Authorization(self._hops, self._patience, scope, found)
         try:
             await self._authorization.meet(answer)
         except Unauthorized as refused:
             raise self._denied(refused.status) from refused
+
+    async def _found(self) -> Credentials | None:
+        try:
+            return await self._access.credentials(self._endpoint.shown_host)
+        except (FailedPrecondition, RuntimeUnavailable) as error:
+            raise type(error)(f"{self._whose}: {error.message}") from error
 
     def _check(self, answer: Answer) -> None:
         status = answer.status

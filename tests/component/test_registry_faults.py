@@ -13,6 +13,7 @@ from agent.containerd import registry
 from agent.containerd.access import Access
 from agent.containerd.credentials import Credentials
 from agent.containerd.endpoints import RegistryHosts
+from agent.core.registry_hosts import parse_hosts
 from agent.core.registry_patience import MAX_TRIES
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.model.image_ref import parse_image_ref
@@ -237,6 +238,21 @@ async def test_a_hosts_file_that_is_not_right_is_named(server, tmp_path, text, w
     assert why in error.value.message
 
 
+async def test_what_containerd_is_told_is_its_owners_and_gone_after_the_pull(tls, ca, tmp_path):
+    hosts = RegistryHosts(None, tmp_path / "hosts")
+    endpoints = await hosts.endpoints(parse_image_ref(f"{tls.address}/me/app:1"), ca.text)
+    async with hosts.for_containerd(endpoints) as place:
+        text = Path(place, "_default", "hosts.toml").read_text()
+        (told,) = parse_hosts(text, place)
+        assert (told.scheme, told.host) == ("https", tls.address)
+        assert [Path(each).read_text() for each in told.ca] == [ca.text]
+        assert {Path(place).stat().st_mode & 0o77, Path(place).parent.stat().st_mode & 0o77} == {0}
+        (tmp_path / "hosts" / "999999999-of-a-worker-that-ended").mkdir()
+        hosts.sweep()
+        assert [str(each) for each in (tmp_path / "hosts").iterdir()] == [place]
+    assert list((tmp_path / "hosts").iterdir()) == []
+
+
 # -- who asks
 
 
@@ -260,6 +276,16 @@ async def test_a_password_is_shown_where_it_is_asked_for(server):
         return Credentials("me", "secret") if host == server.address else None
 
     assert (await resolve(server, access=Access(find))).target.digest == IMAGE.digest
+
+
+async def test_credentials_that_cannot_be_had_are_told_with_the_image(server):
+    server.route = asks_for("me", "secret")
+
+    async def find(host):
+        raise FailedPrecondition("registry.credential_command: /bin/c ended with status 3")
+
+    with pytest.raises(FailedPrecondition, match=r"^image .*/me/app:1: the registry .* status 3$"):
+        await resolve(server, access=Access(find))
 
 
 async def test_an_operators_header_is_shown_and_does_not_follow_a_redirect(server, tmp_path):
