@@ -355,6 +355,7 @@ class App:
         await machine.network.ready()
         await machine.layers.ready()
         await asyncio.to_thread(scratch.sweep, self._config.paths.data / IMPORTS)
+        await asyncio.to_thread(machine.containerd.hosts.sweep)
 
     def _begin(self, services: Services) -> asyncio.Task[None]:
         timer = spawn("timer", services.fleet.timer.run(services.catalog.targets))

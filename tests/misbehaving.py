@@ -190,6 +190,18 @@ def silence(request: Request, data: bytes, media_type: str) -> None:
     request.close_connection = True
 
 
+def stall(request: Request, data: bytes, media_type: str) -> None:
+    """Half of it comes, then nothing more until the test is over."""
+    request.send_response(200)
+    request.send_header("Content-Type", media_type)
+    request.send_header("Content-Length", str(len(data)))
+    request.end_headers()
+    request.wfile.write(data[: len(data) // 2])
+    request.wfile.flush()
+    request.server.ending.wait(60)
+    request.close_connection = True
+
+
 def loris(request: Request, data: bytes, media_type: str) -> None:
     """A byte now and then."""
     request.send_response(200)

@@ -14,6 +14,8 @@ from urllib.parse import quote, quote_plus
 from agent.errors import AgentError, InvalidSpec, Problem
 
 HIDDEN = "[hidden]"
+# Shorter ones would be found in every other word of an error.
+LEAST_CHARS = 4
 # Docker's credential helpers give an identity token under this name.
 TOKEN_USER = "<token>"
 
@@ -44,7 +46,8 @@ class Credentials:
         written |= {quote_plus(text) for text in secrets}
         if self.basic:
             written.add(self.basic.removeprefix("Basic "))
-        return tuple(sorted(written, key=len, reverse=True))
+        found = [form for form in written if len(form) >= LEAST_CHARS]
+        return tuple(sorted(found, key=len, reverse=True))
 
 
 def conceal(error: AgentError, seen: Iterable[Credentials]) -> AgentError:

@@ -41,7 +41,10 @@ _OTHER_SIZE = "failed size validation"
 # containerd asked a token service, in vain.
 _NO_TOKEN = ("failed to fetch oauth token", "did not include a token")
 # A connection that broke, as Go's libraries word it.
-_BROKEN = ("unexpected EOF", ": EOF", "connection reset", "broken pipe", "short read", "timeout")
+_BROKEN = (
+    *("unexpected EOF", ": EOF", "connection reset", "connection refused", "broken pipe"),
+    *("short read", "timeout"),
+)
 _QUERY = re.compile(r"\?[^\s\"':]+")
 
 
@@ -176,7 +179,10 @@ class Download:
         if late:
             said = f"{self._whose} did not give out all of it within the time allowed"
             return Verdict(RuntimeUnavailable(said))
-        return Verdict(type(error)(text))
+        if "x509:" in text:
+            said = f"{self._whose} shows a certificate that containerd does not take"
+            return Verdict(FailedPrecondition(f"{said} ({_cause(text)}): {registry.TRUST_WAY_OUT}"))
+        return Verdict(type(error)(f"pull image {self._reference}: {text}"))
 
     def _by_status(self, status: int, text: str) -> Verdict:
         said = f"{self._whose} answers {in_words(status)} for {_part(text)}"

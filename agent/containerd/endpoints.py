@@ -131,13 +131,6 @@ class RegistryHosts:
         entries = await asyncio.to_thread(self._read, reference.host)
         return tuple(_completed(entry, reference.host, ca_pem) for entry in entries)
 
-    def way_out(self, host: str) -> str:
-        """Return what to do about a certificate that is not believed."""
-        text = f"give the certificate of its authority as {CA_FIELD}"
-        if self._directory is None:
-            return text
-        return f"{text}, or put it into {self._directory / host / 'ca.crt'}"
-
     def _read(self, host: str) -> tuple[HostEntry, ...]:
         found = self._find(host)
         if found is None:
@@ -221,7 +214,8 @@ def _write(place: Path, endpoints: Sequence[RegistryEndpoint]) -> None:
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # containerd looks for this name last, whatever host it was asked for.
     directory = place / EVERY_HOST
-    directory.mkdir(mode=0o700, parents=True)
+    place.mkdir(mode=0o700)
+    directory.mkdir(mode=0o700)
     entries = []
     for number, endpoint in enumerate(endpoints):
         entry = endpoint.entry

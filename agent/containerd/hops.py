@@ -26,7 +26,6 @@ from agent.core.registry_hops import (
     MAX_REDIRECTS,
     Address,
     Home,
-    is_this_machine,
     literal,
     refused_addresses,
     refused_url,
@@ -172,9 +171,9 @@ class Hops:
     async def _allow(self, url: URL) -> str | None:
         """Judge a hop, keep its host's addresses, and return the proxy to take for it."""
         host, has_userinfo = url.raw_host or "", url.raw_user is not None
-        home_scheme = self._base.scheme
-        if is_this_machine(self._base.raw_host or "") and is_this_machine(host):
-            home_scheme = "http"  # from here to here: nothing can be read on the way
+        # Known with the first answer, and nothing sends anywhere before.
+        is_bound = self._home is None or self._home.wants_tls
+        home_scheme = self._base.scheme if is_bound else "http"
         why = refused_url(url.scheme, host, has_userinfo=has_userinfo, home_scheme=home_scheme)
         if why:
             raise self.refused(shown(url), why)

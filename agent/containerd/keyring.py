@@ -45,11 +45,12 @@ class Entry:
 
 
 class Keyring:
-    """All of them; `now` is wall time."""
+    """All of them; `now` is wall time. `changed` is set with every change from outside."""
 
     def __init__(self, now: Callable[[], float] = time.time, run: RunCommand = run_command) -> None:
         self._now = now
         self._run = run
+        self.changed = asyncio.Event()
         self._by_host: dict[str, Entry] = {}
         self._by_function: dict[tuple[str, str], Entry] = {}
         self._printed: dict[tuple[str, tuple[str, ...]], Entry] = {}
@@ -65,6 +66,7 @@ class Keyring:
 
         Raises FailedPrecondition when there are too many hosts.
         """
+        self.changed.set()
         if credentials is None:
             self._by_host.pop(_named(host), None)
             return
@@ -77,6 +79,7 @@ class Keyring:
         found = given(registry)
         if found is not None:
             self._by_function[function, _named(host)] = Entry(found, self._now())
+            self.changed.set()
 
     def drop(self, function: str) -> None:
         """Forget what a function's deploys brought."""

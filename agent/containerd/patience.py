@@ -40,11 +40,15 @@ class Answer:
 
 
 class Patience:
-    """Tries within one deadline, the loop's time; `whose` begins its errors."""
+    """Tries within one deadline, the loop's time; `whose` begins its errors.
 
-    def __init__(self, whose: str, deadline: float) -> None:
+    A mirror is asked once: there is another place to ask.
+    """
+
+    def __init__(self, whose: str, deadline: float, *, once: bool = False) -> None:
         self.whose = whose
         self._deadline = deadline
+        self._once = once
 
     async def ask(self, ask: Ask, max_bytes: int) -> Answer:
         """Return an answer; one that may pass only when it did not.
@@ -56,17 +60,20 @@ class Patience:
         while True:
             tries += 1
             try:
-                answer, retry_after = await _once(ask, max_bytes)
+                answer, retry_after = await _asked(ask, max_bytes)
             except _BROKEN as error:
-                wait_s = pause_s(tries, "", time.time())
+                wait_s = self._pause_s(tries, "")
                 if isinstance(error, aiohttp.ClientConnectorError) or wait_s is None:
                     raise
             else:
-                wait_s = pause_s(tries, retry_after, time.time())
+                wait_s = self._pause_s(tries, retry_after)
                 if answer.status not in PASSING or wait_s is None:
                     return answer
                 self._check(answer, wait_s)
             await asyncio.sleep(wait_s)
+
+    def _pause_s(self, tries: int, retry_after: str) -> float | None:
+        return None if self._once else pause_s(tries, retry_after, time.time())
 
     def _check(self, answer: Answer, wait_s: float) -> None:
         left_s = self._deadline - asyncio.get_running_loop().time()
@@ -77,7 +84,7 @@ class Patience:
             )
 
 
-async def _once(ask: Ask, max_bytes: int) -> tuple[Answer, str]:
+async def _asked(ask: Ask, max_bytes: int) -> tuple[Answer, str]:
     async with ask() as reply:
         body = await _body(reply, max_bytes)
         answer = Answer(

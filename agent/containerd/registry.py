@@ -21,6 +21,7 @@ from yarl import URL
 
 from agent.containerd.access import Access
 from agent.containerd.authorization import Authorization, Unauthorized
+from agent.containerd.credentials import Credentials
 from agent.containerd.endpoints import CA_FIELD, RegistryEndpoint
 from agent.containerd.hops import Hops, LookUp, look_up
 from agent.containerd.patience import Answer, Patience
@@ -37,6 +38,10 @@ CREDENTIAL_FIELDS = "registry.username and registry.password (or registry.identi
 GUESSED = (
     "it was asked over plain HTTP, as it is on this machine: "
     f"for TLS give {CA_FIELD}, or write a hosts.toml for it"
+)
+TRUST_WAY_OUT = (
+    f"give the certificate of its authority as {CA_FIELD}, or as ca.crt in the node's directory "
+    "of registries"
 )
 CREDENTIALS_WAY_OUT = (
     f"give {CREDENTIAL_FIELDS} or registry.credential_command, or call SetCredentials for {{host}}"
@@ -126,7 +131,7 @@ async def _conversation(
             asyncio.timeout_at(deadline),
             aclosing(Hops(endpoint.base, whose, look_up, tls)) as hops,
         ):
-            patience = Patience(whose, deadline)
+            patience = Patience(whose, deadline, once=endpoint.is_mirror)
             yield _Conversation(hops, patience, endpoint, reference, access)
     except TimeoutError as error:
         raise RuntimeUnavailable(f"{whose} did not answer in time") from error
@@ -141,8 +146,7 @@ def _unreachable(error: Exception, whose: str, endpoint: RegistryEndpoint) -> Ag
         why = getattr(found, "verify_message", "") or str(found)
         return FailedPrecondition(
             f"{whose} shows a certificate that is not valid here ({why.rstrip('.')}): "
-            f"give the certificate of its authority as {CA_FIELD}, or have the registry's own "
-            "renewed or made for this name"
+            f"{TRUST_WAY_OUT}, or have the registry's own renewed or made for this name"
         )
     if isinstance(error, aiohttp.ClientConnectorSSLError | ssl.SSLError):
         return FailedPrecondition(
@@ -229,20 +233,33 @@ class _Conversation:
         return answer.body, answer.content_type
 
     async def _ask(self, url: URL, max_bytes: int, more: Mapping[str, str]) -> Answer:
-        headers = {"Accept": ACCEPT, **dict(self._endpoint.entry.headers), **more}
-        header = self._authorization.header if self._authorization is not None else ""
+        own: dict[str, str] = {}
+        for name, value in self._endpoint.entry.headers:
+            before = own.get(name.title())
+            own[name.title()] = value if before is None else f"{before}, {value}"
+        # An operator's Authorization stays with the host it is written for, like any other.
+        header = own.pop("Authorization", "")
+        if self._authorization is not None:
+            header = self._authorization.header
+        headers = {"Accept": ACCEPT, **own, **more}
         ask = partial(self._hops.get, url, headers=headers, authorization=header)
         return await self._patience.ask(ask, max_bytes)
 
     async def _authorize(self, answer: Answer) -> None:
         if self._authorization is None:
             scope = f"repository:{self._reference.path}:pull"
-            found = await self._access.credentials(self._endpoint.shown_host)
+            found = await self._found()
             self._authorization = Authorization(self._hops, self._patience, scope, found)
         try:
             await self._authorization.meet(answer)
         except Unauthorized as refused:
             raise self._denied(refused.status) from refused
+
+    async def _found(self) -> Credentials | None:
+        try:
+            return await self._access.credentials(self._endpoint.shown_host)
+        except (FailedPrecondition, RuntimeUnavailable) as error:
+            raise type(error)(f"{self._whose}: {error.message}") from error
 
     def _check(self, answer: Answer) -> None:
         status = answer.status

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
@@ -27,6 +26,7 @@ from agent.containerd.endpoints import RegistryHosts
 from agent.containerd.images import Image, Images, image_ref
 from agent.containerd.leases import Leases
 from agent.containerd.registry import Resolved
+from agent.containerd.silence import Progress, heard_from
 from agent.containerd.streams import Stream, open_stream, pack
 from agent.core.oci_image import MANIFEST_TYPES
 from agent.errors import (
@@ -43,16 +43,6 @@ LAST_STEPS_S = 1.0
 PLATFORM = platform_pb2.Platform(os="linux", architecture="amd64")
 # How containerd's unpacker words that the layers themselves are wrong; it gives no code for it.
 BAD_LAYER_WORDS = ("wrong diff id", "failed to extract layer", "layers and diffIDs don't match")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far one blob (or the whole pull, `name` "") has come; told every 0.3 s at most."""
-
-    event: str
-    name: str
-    done_bytes: int
-    total_bytes: int
 
 
 class Transfer:
@@ -140,7 +130,15 @@ class Transfer:
 
             async def run(source: Message) -> None:
                 target, what = self.store(name), f"pull image {name}"
-                await self._run(source, target, what, lease=lease, deadline=deadline, told=told)
+                async with heard_from(what, lambda: len(self._fetches) == 1) as heard:
+
+                    def step_told(step: Progress) -> None:
+                        heard(step)
+                        told(step)
+
+                    await self._run(
+                        source, target, what, lease=lease, deadline=deadline, told=step_told
+                    )
 
             await download.run(found, run, deadline)
             return await self._images.inspect(name, deadline=deadline)

@@ -36,6 +36,8 @@ def given_credentials(
         username=given.username, password=given.password, identity_token=given.identity_token
     )
     problems = list(registry_problems(registry))
+    if given.username and not (given.password or given.identity_token):
+        problems.append(Problem("registry.password", "is missing beside the username"))
     try:
         host = parse_image_ref(f"{given.host}/a").host if given.host else ""
     except ValueError:

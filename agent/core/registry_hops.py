@@ -35,13 +35,8 @@ def plain_http(host: str) -> bool:
     name, _, port = host.rpartition(":")
     if not name or not port.isdecimal() or port == "443":
         return False
-    return is_this_machine(name.strip("[]"))
-
-
-def is_this_machine(host: str) -> bool:
-    """Whether a host is loopback by what is written, whatever anybody makes of the name."""
-    address = literal(host)
-    return host == "localhost" or (address is not None and unmapped(address).is_loopback)
+    address = literal(name.strip("[]"))
+    return name == "localhost" or (address is not None and address.is_loopback)
 
 
 def literal(host: str) -> Address | None:
@@ -64,6 +59,15 @@ class Home:
     def is_public(self) -> bool:
         """Whether the internet reaches it; one public address is enough."""
         return any(not _place(address, self.own) for address in self.addresses)
+
+    @property
+    def wants_tls(self) -> bool:
+        """Whether nothing it names may be plain http: it is asked over https, and not from here.
+
+        From loopback to loopback nothing can be read on the way; `refused_addresses` sees to it.
+        """
+        here = all(unmapped(address).is_loopback for address in self.addresses)
+        return self.scheme == "https" and not (here and self.addresses)
 
 
 def refused_url(scheme: str, host: str, *, has_userinfo: bool, home_scheme: str) -> str:

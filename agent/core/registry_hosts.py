@@ -72,7 +72,8 @@ def _entry(url: str, table: object, directory: str) -> HostEntry:
     if unknown:
         raise _wrong(f"{where} has the unknown key {unknown[0]!r}")
     scheme, host, path = _address(url, override=bool(table.get("override_path", False)))
-    capabilities = tuple(_texts(table.get("capabilities", list(CAPABILITIES)), where))
+    named = _texts(table.get("capabilities", []), where) or CAPABILITIES
+    capabilities = tuple(each.lower() for each in named)
     if set(capabilities) - set(CAPABILITIES):
         raise _wrong(f"{where}: capabilities are {', '.join(CAPABILITIES)}")
     return HostEntry(

@@ -27,8 +27,6 @@ def registry_problems(registry: RegistrySpec, field: str = "registry") -> Iterat
             yield Problem(f"{field}.{name}", f"is longer than {most} characters")
     if registry.password and not registry.username:
         yield Problem(f"{field}.username", "is missing beside the password")
-    if registry.username and not (registry.password or registry.identity_token):
-        yield Problem(f"{field}.password", "is missing beside the username")
     if ":" in registry.username or not registry.username.isprintable():
         yield Problem(f"{field}.username", "must be printable and without a colon")
     words = registry.credential_command

@@ -19,7 +19,7 @@ from agent.errors import AgentError
 if TYPE_CHECKING:
     from agent.containerd.images import Image
     from agent.containerd.registry import Resolved
-    from agent.containerd.transfer import Progress
+    from agent.containerd.silence import Progress
 
 MAX_STEPS = 1000  # steps that their reader has not taken yet
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import stat
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from agent.aio import tasks
 from agent.containerd.credential_command import MAX_BYTES, parse_printed, run_command
 from agent.containerd.credentials import HIDDEN, Credentials, conceal
 from agent.containerd.docker_config import DockerConfig
+from agent.containerd.engine_credentials import EngineCredentials
 from agent.containerd.keyring import FRESH_S, Keyring
 from agent.errors import AgentError, FailedPrecondition, InvalidSpec, Problem, RuntimeUnavailable
 from agent.model.spec import RegistrySpec
@@ -270,3 +273,45 @@ def test_an_engines_file_is_its_owners_alone_and_goes_with_the_last_entry(tmp_pa
     assert auths[HOST]["identitytoken"] == "t"
     config.write({})
     assert list(tmp_path.iterdir()) == []
+
+
+def shown_in(path):
+    auths = json.loads(path.read_text())["auths"] if path.exists() else {}
+    return auths.get(HOST, {}).get("auth")
+
+
+async def password_in(path, wanted, within_s=10.0):
+    """Wait until the file shows this password for HOST, or is gone for None."""
+    auth = wanted.basic.removeprefix("Basic ") if wanted is not None else None
+    async with asyncio.timeout(within_s):
+        while shown_in(path) != auth:  # noqa: ASYNC110 - a file tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_a_lazy_engines_file_follows_what_is_set_and_what_expires(clock, tmp_path):
+    end_s = clock.now_s + 1000
+    ring = Keyring(clock, Command((FIRST, end_s), (SECOND, end_s + 1000)))
+    path = tmp_path / "config.json"
+    engine = EngineCredentials(ring, DockerConfig(path))
+    engine.use("f", HOST, COMMAND)
+    await engine.refresh()
+    await password_in(path, FIRST)
+    clock.now_s = end_s - FRESH_S  # before the end
+    await engine.refresh()
+    await password_in(path, SECOND)
+    engine.drop("f")
+    await engine.refresh()
+    await password_in(path, None)
+
+
+async def test_a_lazy_engines_file_is_written_as_soon_as_credentials_are_set(ring, tmp_path):
+    path = tmp_path / "config.json"
+    engine = EngineCredentials(ring, DockerConfig(path))
+    engine.use("f", HOST, NOTHING)
+    running = tasks.spawn("engine", engine.run())
+    try:
+        for each in (FIRST, SECOND, None):
+            ring.set(HOST, each)
+            await password_in(path, each)
+    finally:
+        await tasks.stop(running)

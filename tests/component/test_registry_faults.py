@@ -13,6 +13,7 @@ from agent.containerd import registry
 from agent.containerd.access import Access
 from agent.containerd.credentials import Credentials
 from agent.containerd.endpoints import RegistryHosts
+from agent.core.registry_hosts import parse_hosts
 from agent.core.registry_patience import MAX_TRIES
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.model.image_ref import parse_image_ref
@@ -28,6 +29,11 @@ async def resolve(server, *, seconds=20.0, access=None, directory=None, ca_pem="
     endpoints = await RegistryHosts(directory, Path("/nowhere")).endpoints(name, ca_pem)
     deadline = asyncio.get_running_loop().time() + seconds
     return await registry.resolve(name, endpoints, deadline=deadline, access=access)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr("agent.core.registry_patience.FIRST_PAUSE_S", 0.01)
 
 
 @pytest.fixture
@@ -92,8 +98,7 @@ async def test_a_registry_that_drags_on_ends_with_the_time_allowed(server, fault
         await resolve(server, seconds=1.0)
 
 
-async def test_a_connection_that_always_breaks_is_given_up(server, monkeypatch):
-    monkeypatch.setattr("agent.core.registry_patience.FIRST_PAUSE_S", 0.01)
+async def test_a_connection_that_always_breaks_is_given_up(server):
     server.faults["manifest"] += [m.reset] * m.FOREVER
     with pytest.raises(RuntimeUnavailable, match="does not answer"):
         await resolve(server)
@@ -203,9 +208,13 @@ async def test_mirrors_are_asked_first_and_missed_by_nobody(server, tls, ca, tmp
     )
     assert (await resolve(server, directory=tmp_path)).target.digest == IMAGE.digest
     assert (len(tls.asked), len(server.asked)) == (2, 0)
-    tls.faults["manifest"] += [m.status(404)]
-    assert (await resolve(server, directory=tmp_path)).target.digest == IMAGE.digest
-    assert len(server.asked) == 2
+    for asked, fault in enumerate((m.status(404), m.status(503), m.reset), 1):
+        tls.asked.clear()
+        tls.faults["manifest"] += [fault] * m.FOREVER
+        assert (await resolve(server, directory=tmp_path)).target.digest == IMAGE.digest
+        assert len(server.asked) == 2 * asked
+        assert len(tls.asked) <= 2  # not waited for; aiohttp itself may ask twice
+        tls.faults.clear()
 
 
 @pytest.mark.parametrize(
@@ -227,6 +236,21 @@ async def test_a_hosts_file_that_is_not_right_is_named(server, tmp_path, text, w
         await resolve(server, directory=tmp_path)
     assert str(place) in error.value.message
     assert why in error.value.message
+
+
+async def test_what_containerd_is_told_is_its_owners_and_gone_after_the_pull(tls, ca, tmp_path):
+    hosts = RegistryHosts(None, tmp_path / "hosts")
+    endpoints = await hosts.endpoints(parse_image_ref(f"{tls.address}/me/app:1"), ca.text)
+    async with hosts.for_containerd(endpoints) as place:
+        text = Path(place, "_default", "hosts.toml").read_text()
+        (told,) = parse_hosts(text, place)
+        assert (told.scheme, told.host) == ("https", tls.address)
+        assert [Path(each).read_text() for each in told.ca] == [ca.text]
+        assert {Path(place).stat().st_mode & 0o77, Path(place).parent.stat().st_mode & 0o77} == {0}
+        (tmp_path / "hosts" / "999999999-of-a-worker-that-ended").mkdir()
+        hosts.sweep()
+        assert [str(each) for each in (tmp_path / "hosts").iterdir()] == [place]
+    assert list((tmp_path / "hosts").iterdir()) == []
 
 
 # -- who asks
@@ -252,6 +276,31 @@ async def test_a_password_is_shown_where_it_is_asked_for(server):
         return Credentials("me", "secret") if host == server.address else None
 
     assert (await resolve(server, access=Access(find))).target.digest == IMAGE.digest
+
+
+async def test_credentials_that_cannot_be_had_are_told_with_the_image(server):
+    server.route = asks_for("me", "secret")
+
+    async def find(host):
+        raise FailedPrecondition("registry.credential_command: /bin/c ended with status 3")
+
+    with pytest.raises(FailedPrecondition, match=r"^image .*/me/app:1: the registry .* status 3$"):
+        await resolve(server, access=Access(find))
+
+
+async def test_an_operators_header_is_shown_and_does_not_follow_a_redirect(server, tmp_path):
+    wanted = Credentials("me", "secret").basic
+    with m.misbehaving(IMAGE) as storage:
+        server.route = asks_for("me", "secret")
+        place = tmp_path / server.address
+        place.mkdir()
+        (place / "hosts.toml").write_text(f'[header]\nauthorization = "{wanted}"\nX-A = "1"\n')
+        away = m.status(307, Location=f"http://{storage.address}/v2/a/blobs/{server.config}")
+        server.faults["config"] += [away]
+        assert (await resolve(server, directory=tmp_path)).target.digest == IMAGE.digest
+    (_, _, headers) = storage.asked[0]
+    assert "Authorization" not in headers
+    assert headers["X-A"] == "1"
 
 
 async def test_a_wrong_password_is_refused_and_not_repeated(server):

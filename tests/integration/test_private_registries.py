@@ -219,7 +219,7 @@ def test_a_registry_that_does_not_give_its_blobs_is_named(functions, kind, fault
 @pytest.fixture
 def operated(make_agent: Callable[..., RunningAgent], tmp_path: Path) -> Iterator[RunningAgent]:
     """An agent with a directory of registries of its own: `agent.home / "registries"`."""
-    agent = make_agent(node="private")
+    agent = make_agent(node="private", sections={"storage": {"writable": "tmpfs"}})
     place = agent.home / "registries"
     place.mkdir()
     agent.configure({"registries": {"directory": str(place)}})
@@ -281,7 +281,7 @@ def test_a_password_of_a_deploy_is_nowhere_but_in_memory(operated, town):
     with Functions(operated, same_worker=False) as functions:
         outcome = functions.deploy("private", name, memory_mb=128, registry=table)
         assert operated.http("GET", "/http/private/").body == b"hello\n"
-        listed = functions.client.ask("ListFunctions", pb.ListRequest(), pb.ListResponse)
+        listed = functions.client.ask("List", pb.ListRequest(), pb.ListResponse)
         got = functions.client.ask("Get", pb.GetRequest(name="private"), pb.Function)
         events = operated.cli("status", "--json").out
         for reply in (str(outcome), str(listed), str(got), events):
