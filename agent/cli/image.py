@@ -72,14 +72,15 @@ def pull(ref: str, as_json: bool) -> None:
 
 @command.command("import")
 @click.argument("file", type=click.File("rb"))
-@click.option("--name", default="", help="Name for an archive's only image.")
+@click.option("--name", default="", help="The image meant; what an only image is to be called.")
+@click.option("--all", "everything", is_flag=True, help="Import every image, as the archive says.")
 @json_option
-def import_(file: BinaryIO, name: str, as_json: bool) -> None:
+def import_(file: BinaryIO, name: str, everything: bool, as_json: bool) -> None:
     """Import an OCI or Docker archive, FILE or - for stdin; tar, optionally compressed."""
     from agent._pb.worker.v1 import worker_pb2 as pb
 
     with connect() as client, _progress() as advance:
-        parts = _parts(file, name, advance)
+        parts = _parts(file, name, everything, advance)
         reply = client.send("ImportImage", parts, pb.ImportImageResponse, within_s=_TRANSFER_S)
     if as_json:
         print_json({"images": [answer.image(one) for one in reply.images]})
@@ -103,11 +104,13 @@ def rm(ref: str, as_json: bool) -> None:
         click.echo(f"removed {ref}")
 
 
-def _parts(file: BinaryIO, name: str, advance: Advance) -> Iterator[pb.ImportImageRequest]:
+def _parts(
+    file: BinaryIO, name: str, everything: bool, advance: Advance
+) -> Iterator[pb.ImportImageRequest]:
     from agent._pb.worker.v1 import worker_pb2 as pb
 
     size = _size(file)
-    header = pb.ImportImageRequest.ImportHeader(name=name, size_bytes=size)
+    header = pb.ImportImageRequest.ImportHeader(name=name, size_bytes=size, all=everything)
     yield pb.ImportImageRequest(header=header)
     sent = 0
     while chunk := file.read(CHUNK_BYTES):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
+from agent.containerd import cpu
 from agent.containerd.hops import Hops, LookUp, look_up
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
@@ -118,7 +119,7 @@ class _Conversation:
             oci_image.check_runnable(target, where)
             if kind in oci_image.MANIFEST_TYPES:
                 return await self._image(target, data)
-            entry = oci_image.choose(oci_image.parse_index(data, where), where)
+            entry = oci_image.choose(oci_image.parse_index(data, where), where, cpu.level())
             version, claimed = entry.digest, entry.media_type
         raise NotFound(f"image {where}: its indexes are nested more than {MAX_DEPTH} deep")
 
@@ -126,7 +127,7 @@ class _Conversation:
         where = str(self._reference)
         manifest = oci_image.parse_manifest(data, target.media_type, where)
         raw, _ = await self._get(f"blobs/{manifest.config.digest}", oci_image.MAX_JSON_BYTES)
-        config = oci_image.parse_config(raw, where)
+        config = oci_image.parse_config(raw, where, cpu.level())
         oci_image.check_layers(manifest, config, where)
         return Resolved(target, manifest, config)
 

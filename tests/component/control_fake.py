@@ -117,8 +117,10 @@ class FakeNode:
         yield ImageStep("downloading", "layer", 5, 10)
         yield ImageStep("done", done=IMAGE)
 
-    async def import_image(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
-        self._come("import_image", name)
+    async def import_image(
+        self, chunks: AsyncIterator[bytes], name: str, *, everything: bool = False
+    ) -> Sequence[ImageView]:
+        self._come("import_image", *([name] if name or not everything else ["all"]))
         async for chunk in chunks:
             self.imported += chunk
         return [IMAGE]
