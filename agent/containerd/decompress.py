@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import os
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
@@ -110,6 +111,7 @@ def _one(
 
 def _by_program(path: Path, stream: IO[bytes]) -> Iterator[bytes]:
     """Have `zstd` unpack it: Python has it from 3.14 on."""
+    os.lseek(stream.fileno(), 0, os.SEEK_SET)  # the program shares the offset, not the buffer
     try:
         program = subprocess.Popen(
             ZSTD, stdin=stream, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -296,9 +296,11 @@ def parse_config(data: bytes, where: str, level: int = platforms.BASELINE) -> Im
     if not isinstance(section, dict):
         raise refusal(where, "its config section is not an object")
     run = _lowered(section)
+    entrypoint = _words(run, "Entrypoint", where)
     return ImageConfig(
         diff_ids=tuple(diff_ids),
-        entrypoint=_words(run, "Entrypoint", where),
+        # ENTRYPOINT [""] is how Dockerfiles take back that of their base.
+        entrypoint=entrypoint if entrypoint != ("",) else (),
         cmd=_words(run, "Cmd", where),
         env=_strings(run, "Env", where),
         workdir=_workdir(_string(run, "WorkingDir", where)),

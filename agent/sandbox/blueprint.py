@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent.config import NodeConfig
 from agent.core.job import check_exec_sizes
-from agent.core.oci import SpecTemplate, VersionPlan, argv_of
+from agent.core.oci import SpecTemplate, VersionPlan, argv_of, merged_env
 from agent.core.users import resolve_user
 from agent.linux import mountinfo
 from agent.model.limits import LIMITS
@@ -22,7 +22,6 @@ from agent.sandbox.prepared_images import PreparedImage
 from agent.storage.volumes import resolve
 
 INIT = "/usr/bin/catatonit"
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHM_BYTES = 64 << 20  # as container runtimes have it by default
 FUNCTION_OOM_SCORE = 900  # functions go first when the host runs out of memory
 
@@ -91,7 +90,7 @@ def blueprint_of(
         masked=mounted_in_sys(mountinfo.text()),
         annotations=annotations,
     )
-    search = next((e[5:] for e in facts.env if e.startswith("PATH=")), DEFAULT_PATH)
+    search = merged_env(facts.env, {}, {})["PATH"]
     return Blueprint(
         template=SpecTemplate(plan),
         image=image,

@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agent.containerd.client import Containerd
 from agent.containerd.snapshots import view_key
@@ -27,7 +27,8 @@ DIR, LINK, HARD = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 CHAR, BLOCK, FIFO = tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE
 CAPABILITY = bytes.fromhex("0100000200040000" + "00" * 12)  # cap_net_bind_service=+ep
 BEFORE_1970, AFTER_2038 = -86400, 1 << 33
-GNU, PAX, USTAR = tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT
+GNU: Literal[1] = tarfile.GNU_FORMAT
+USTAR: Literal[0] = tarfile.USTAR_FORMAT
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def hard(name: str, to: str) -> Item:
     return Item(name, kind=HARD, to=to)
 
 
-def tar(items: Sequence[Item], form: int = PAX) -> bytes:
+def tar(items: Sequence[Item], form: Literal[0, 1, 2] = tarfile.PAX_FORMAT) -> bytes:
     """Write members in this order, whatever they are."""
     buffer = io.BytesIO()
     with tarfile.open(
