@@ -97,7 +97,7 @@ ACL = bytes.fromhex("0200000001000600ffffffff04000400ffffffff20000400ffffffff")
 
 
 def sparse() -> bytes:
-    """A file of a mebibyte of holes, in the old form of GNU tar (type S)."""
+    """A file that is one hole, in the old form of GNU tar (type S)."""
     header = bytearray(tarfile.TarInfo("hole").tobuf(GNU))
     header[156:157] = b"S"
     header[386:398] = b"%011o\0" % (1 << 20)
@@ -106,6 +106,23 @@ def sparse() -> bytes:
     header[148:156] = b"        "
     header[148:156] = b"%06o\0 " % sum(header)
     return bytes(header) + bytes(1024)
+
+
+def pax_sparse() -> bytes:
+    """Eight zeros as a hole and a word, in the form that GNU tar writes for PAX."""
+    body = b"1\n8\n3\n".ljust(512, b"\0") + b"end"
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as out:
+        info = tarfile.TarInfo("GNUSparseFile.0/hole")
+        info.size, info.mode = len(body), 0o644
+        info.pax_headers = {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.name": "hole",
+            "GNU.sparse.realsize": "11",
+        }
+        out.addfile(info, io.BytesIO(body))
+    return buffer.getvalue()
 
 
 ROWS: dict[str, Row] = {
@@ -148,7 +165,11 @@ ROWS: dict[str, Row] = {
     "the same layer twice": Row(
         [[f("a", b"1")], [f("a", b"2")], [f("a", b"1")]], {"a": "f 644 0:0 1"}
     ),
-    "a sparse file, as GNU tar writes it": Row([sparse()], {"hole": "f 644 0:0 " + "\0" * 64}),
+    # As with Docker, whose decoder knows the newer form only.
+    "a sparse file, in GNU's old form": Row([sparse()], refused="unhandled tar header type 83"),
+    "a sparse file, in the form of PAX": Row(
+        [pax_sparse()], {"hole": "f 644 0:0 " + "\0" * 8 + "end"}
+    ),
     # -- between layers
     "a whiteout": Row([[f("a"), f("b")], [f(".wh.a", b"")]], {"a": "-", "b": "f 644 0:0 x"}),
     "a whiteout of nothing": Row([[f("b")], [f(".wh.a", b"")]], {"a": "-", "b": "f 644 0:0 x"}),
@@ -159,13 +180,14 @@ ROWS: dict[str, Row] = {
     "a whiteout, and the name again in the layer": Row(
         [[f("a/b")], [f(".wh.a", b""), d("a"), f("a/c")]], {"a/b": "-", "a/c": "f 644 0:0 x"}
     ),
+    # The specification asks for whiteouts first; containerd obeys what comes last.
     "the name again, and a whiteout after it": Row(
-        [[f("a", b"1")], [f("a", b"2"), f(".wh.a", b"")]], {"a": "f 644 0:0 2"}
+        [[f("a", b"1")], [f("a", b"2"), f(".wh.a", b"")]], {"a": "-"}
     ),
     "a whiteout in the lowest layer": Row([[f("b"), f(".wh.a", b"")]], {"a": "-", ".wh.a": "-"}),
     "an opaque directory": Row(
         [[f("a/b")], [d("a"), f("a/.wh..wh..opq", b""), f("a/c")]],
-        {"a/b": "-", "a/c": "f 644 0:0 x", "a\nlist": "c"},
+        {"a/b": "-", "a/c": "f 644 0:0 x", "a?list": "c"},
     ),
     "an opaque mark after the directory's files": Row(
         [[f("a/b")], [d("a"), f("a/c"), f("a/.wh..wh..opq", b"")]],
@@ -182,10 +204,7 @@ ROWS: dict[str, Row] = {
         ],
         {"a/b/c": "-", "a/d": "-", "a/b/e": "f 644 0:0 x"},
     ),
-    "marks of AUFS": Row(
-        [[f("a"), f(".wh..wh.plnk/1.2", b""), f(".wh..wh.aufs", b"")]],
-        {"a": "f 644 0:0 x", "\nlist": "a"},
-    ),
+    "marks of AUFS": Row([[f("a"), d(".wh..wh.plnk"), f(".wh..wh.aufs", b"")]], {"?list": "a"}),
     "a directory in place of a file": Row([[f("a")], [d("a"), f("a/b")]], {"a/b": "f 644 0:0 x"}),
     "a file in place of a directory": Row([[f("a/b")], [f("a")]], {"a": "f 644 0:0 x"}),
     "a link in place of a directory": Row(
@@ -199,12 +218,11 @@ ROWS: dict[str, Row] = {
         [[d("usr"), d("usr/lib"), ln("lib", "usr/lib")], [f("lib/x")]],
         {"lib": "l usr/lib", "usr/lib/x": "f 644 0:0 x"},
     ),
+    "130 layers": Row([[f("n", b"%d" % n)] for n in range(130)], {"n": "f 644 0:0 129"}),
     "a directory's other mode": Row(
         [[d("a"), f("a/b")], [d("a", 0o711)]], {"a": "d 711 0:0", "a/b": "f 644 0:0 x"}
     ),
-    "a hard link in a layer": Row(
-        [[f("a"), hard("b", "a")]], {"b": "f 644 0:0 x", "a\nlinks": "2"}
-    ),
+    "a hard link in a layer": Row([[f("a"), hard("b", "a")]], {"b": "f 644 0:0 x", "a?links": "2"}),
     "a hard link by an absolute name": Row([[f("a"), hard("b", "/a")]], {"b": "f 644 0:0 x"}),
     "a hard link to a file of a lower layer": Row(
         [[f("a/b")], [hard("c", "a/b")]], {"c": "f 644 0:0 x", "a/b": "f 644 0:0 x"}
@@ -235,13 +253,17 @@ ROWS: dict[str, Row] = {
     "owners up to 65535": Row([[f("a", owner=(65535, 65534))]], {"a": "f 644 65535:65534 x"}),
     "an owner of a link": Row([[Item("a", kind=LINK, to="b", owner=(7, 7))]], {"a": "l b"}),
     "mode 0": Row([[f("a", mode=0), d("b", 0)]], {"a": "f 0 0:0 x", "b": "d 0 0:0"}),
+    # The root is the writable layer's, as with Docker: always 0755 and root's.
     "a root directory of another mode and owner": Row(
-        [[d("./", 0o711, owner=(9, 9)), f("a")]], {"": "d 711 9:9"}
+        [[d("./", 0o711, owner=(9, 9)), f("a")]], {"": "d 755 0:0", "a": "f 644 0:0 x"}
     ),
+    # Docker clamps times before 1970 as well.
     "times before 1970 and after 2038": Row(
         [[f("a", mtime=BEFORE_1970), f("b", mtime=AFTER_2038), f("c", mtime=1.5)]],
-        {"a\nmtime": str(BEFORE_1970), "b\nmtime": str(AFTER_2038), "c\nmtime": "1"},
+        {"a?mtime": "0", "b?mtime": str(AFTER_2038), "c?mtime": "1"},
     ),
+    # Nobody makes devices in a user namespace: left out, as by rootless Docker and podman. What a
+    # function needs of /dev the runtime gives it.
     # -- devices and pipes
     "devices": Row(
         [
@@ -258,34 +280,33 @@ ROWS: dict[str, Row] = {
         [[Item("z", kind=CHAR, device=(0, 0)), f("a")]], {"z": "-", "a": "f 644 0:0 x"}
     ),
     "a device over a file of a lower layer": Row(
-        [[f("a")], [Item("a", kind=CHAR, device=(1, 3))]], {"a": "-"}
+        [[f("a")], [Item("a", kind=CHAR, device=(1, 3))]], {"a": "f 644 0:0 x"}
     ),
     "a hard link to a device": Row(
-        [[Item("n", kind=CHAR, device=(1, 3)), hard("m", "n"), f("a")]], {"a": "f 644 0:0 x"}
+        [[Item("n", kind=CHAR, device=(1, 3)), hard("m", "n"), f("a")]],
+        refused="no such file or directory",
     ),
     "pipes": Row([[Item("p", kind=FIFO, mode=0o622)]], {"p": "p 622 0:0"}),
     # -- extended attributes
-    "xattrs of users": Row([[f("a", xattrs={"user.k": b"v"})]], {"a\nuser.k": b"v".hex()}),
+    "xattrs of users": Row([[f("a", xattrs={"user.k": b"v"})]], {"a?user.k": b"v".hex()}),
     "xattrs of users on a directory": Row(
-        [[d("a", xattrs={"user.k": b"v"})]], {"a\nuser.k": b"v".hex()}
+        [[d("a", xattrs={"user.k": b"v"})]], {"a?user.k": b"v".hex()}
     ),
     "xattrs of users on a link": Row(
         [[Item("a", kind=LINK, to="b", xattrs={"user.k": b"v"})]], {"a": "l b"}
     ),
     "xattrs of users on a read-only file": Row(
-        [[f("a", mode=0o444, owner=(5, 5), xattrs={"user.k": b"v"})]], {"a\nuser.k": b"v".hex()}
+        [[f("a", mode=0o444, owner=(5, 5), xattrs={"user.k": b"v"})]], {"a?user.k": b"v".hex()}
     ),
     "a capability of a file": Row(
         [[f("a", xattrs={"security.capability": CAPABILITY})]],
-        {"a\nsecurity.capability": CAPABILITY.hex()},
+        {"a?security.capability": CAPABILITY.hex()},
     ),
     "a label of SELinux": Row(
         [[f("a", xattrs={"security.selinux": b"system_u:object_r:bin_t:s0\0"})]],
         {"a": "f 644 0:0 x"},
     ),
-    "attributes of IMA and of Smack": Row(
-        [[f("a", xattrs={"security.ima": b"\1\2", "security.SMACK64": b"_"})]], {"a": "f 644 0:0 x"}
-    ),
+    "a signature of IMA": Row([[f("a", xattrs={"security.ima": b"\1\2"})]], refused="security.ima"),
     "trusted attributes": Row([[f("a", xattrs={"trusted.k": b"v"})]], {"a": "f 644 0:0 x"}),
     "opaque marks of overlay itself": Row(
         [[f("a/b")], [d("a", xattrs={"trusted.overlay.opaque": b"y"}), f("a/c")]],
@@ -301,7 +322,9 @@ ROWS: dict[str, Row] = {
     "an attribute of no known kind": Row(
         [[f("a", xattrs={"weird.k": b"v"})]], {"a": "f 644 0:0 x"}
     ),
-    "an attribute of 70 kB": Row([[f("a", xattrs={"user.k": bytes(70000)})]], {"a": "f 644 0:0 x"}),
+    "an attribute of 70 kB": Row(
+        [[f("a", xattrs={"user.k": bytes(70000)})]], refused="argument list too long"
+    ),
     # -- where the runtime mounts
     "files where the runtime mounts": Row(
         [[f("proc/x"), f("sys/x"), f("dev/x"), f("etc/hosts")]], {"etc/hosts": "f 644 0:0 x"}
@@ -362,8 +385,8 @@ async def one(ct: Containerd, place: Place, row: Row) -> Any:
 
 
 def look(root: Path, asked: str) -> str:
-    """`path` is what is there; `path@mtime`, `path#links` and `path!xattr` are asked of it."""
-    path, at, what = asked.partition("\n")
+    """Say what is at a path; `path?mtime`, `?links`, `?list`, `?xattr` ask something else of it."""
+    path, at, what = asked.partition("?")
     if not at:
         return told(root, path)
     full = root / path
