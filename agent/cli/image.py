@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tarfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -24,6 +28,15 @@ _TRANSFER_S = 3600.0
 
 Advance = Callable[[str, int, int], None]
 """Tells the progress of one part: its name, bytes done, bytes in all (0: not known)."""
+
+
+class _Archive(click.File):
+    """A file as click opens it, - for stdin; a directory stays a path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and Path(value).is_dir():
+            return Path(value)
+        return super().convert(value, param, ctx)
 
 
 @click.group()
@@ -71,16 +84,19 @@ def pull(ref: str, as_json: bool) -> None:
 
 
 @command.command("import")
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=_Archive("rb"))
 @click.option("--name", default="", help="The image meant; what an only image is to be called.")
 @click.option("--all", "everything", is_flag=True, help="Import every image, as the archive says.")
 @json_option
-def import_(file: BinaryIO, name: str, everything: bool, as_json: bool) -> None:
-    """Import an OCI or Docker archive, FILE or - for stdin; tar, optionally compressed."""
+def import_(file: BinaryIO | Path, name: str, everything: bool, as_json: bool) -> None:
+    """Import an OCI or Docker archive: FILE, - for stdin, or an OCI layout's directory.
+
+    A tar, as it is or compressed. Of several images --name chooses one, by a name of the archive's.
+    """
     from agent._pb.worker.v1 import worker_pb2 as pb
 
-    with connect() as client, _progress() as advance:
-        parts = _parts(file, name, everything, advance)
+    with connect() as client, _opened(file) as archive, _progress() as advance:
+        parts = _parts(archive, name, everything, advance)
         reply = client.send("ImportImage", parts, pb.ImportImageResponse, within_s=_TRANSFER_S)
     if as_json:
         print_json({"images": [answer.image(one) for one in reply.images]})
@@ -117,6 +133,26 @@ def _parts(
         yield pb.ImportImageRequest(chunk=chunk)
         sent += len(chunk)
         advance("importing", sent, size)
+
+
+@contextmanager
+def _opened(archive: BinaryIO | Path) -> Iterator[BinaryIO]:
+    """Return an archive to read; a directory is packed on the way, by a thread."""
+    if not isinstance(archive, Path):
+        yield archive
+        return
+    source, sink = os.pipe()
+    packing = threading.Thread(target=_pack, args=(archive, sink), daemon=True)
+    with open(source, "rb") as file:
+        packing.start()
+        yield file
+    packing.join()
+
+
+def _pack(path: Path, sink: int) -> None:
+    # An error is that who reads it has had enough.
+    with suppress(OSError), open(sink, "wb") as file, tarfile.open(fileobj=file, mode="w|") as tar:
+        tar.add(path, arcname=".")
 
 
 def _size(file: BinaryIO) -> int:
