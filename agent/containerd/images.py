@@ -74,6 +74,7 @@ class Image:
             workdir=self.config.workdir,
             user=self.config.user,
             stop_signal=self.config.stop_signal,
+            volumes=self.config.volumes,
         )
 
 

@@ -24,6 +24,7 @@ MAX_JSON_BYTES = 4 << 20
 # overlayfs takes at most 500 lower layers.
 MAX_LAYERS = 500
 MAX_ENTRIES = 1000
+MAX_VOLUMES = 100
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -127,6 +128,7 @@ class ImageConfig:
     user: str = ""
     stop_signal: str = "SIGTERM"
     exposed_ports: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -307,6 +309,7 @@ def parse_config(data: bytes, where: str, level: int = platforms.BASELINE) -> Im
         user=_string(run, "User", where),
         stop_signal=_string(run, "StopSignal", where) or "SIGTERM",
         exposed_ports=tuple(sorted(_mapping(run, "ExposedPorts", where))),
+        volumes=_volumes(run, where),
         labels={
             key: "" if value is None else str(value)
             for key, value in _mapping(run, "Labels", where).items()
@@ -382,6 +385,14 @@ def _platform(value: object) -> str:
     return platforms.named(
         *(str(value.get(key) or "") for key in ("os", "architecture", "variant"))
     )
+
+
+def _volumes(section: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Return where the image wants volumes."""
+    found = _mapping(section, "Volumes", where)
+    for path in found:
+        _check_text(path, "Volumes", where)
+    return tuple(sorted({_workdir(path) for path in found}))[:MAX_VOLUMES]
 
 
 def _words(section: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:

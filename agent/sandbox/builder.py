@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from agent.aio.tasks import finish
@@ -24,6 +24,7 @@ from agent.containerd.containers import ContainerRecord, RuntimeOptions
 from agent.containerd.tasks import TaskOutput
 from agent.core.oci import InstancePlan, merged_env
 from agent.errors import AgentError, FailedPrecondition, FunctionFailed, RuntimeUnavailable
+from agent.linux import inside
 from agent.model.failure import Failure, FailureKind
 from agent.model.limits import MAX_STRING_BYTES
 from agent.model.records import FunctionVersion, InstanceRecord
@@ -172,6 +173,8 @@ class Builder:
         rootfs = await self._rooms.rootfs.prepare(
             container.id, blueprint.image.layers, container.layer
         )
+        if blueprint.image.facts.volumes:
+            await asyncio.to_thread(_make_volumes, rootfs, blueprint.image.facts.volumes)
         why = find_executable(rootfs, blueprint.executable, blueprint.search, blueprint.workdir)
         if why is not None:
             raise FunctionFailed(_no_executable(why, blueprint.executable))
@@ -309,6 +312,22 @@ class Builder:
 def _identity(version: FunctionVersion) -> tuple[str, int, int]:
     """Return what tells a version from a later one that got the same number."""
     return (*version.key, version.created_ns)
+
+
+def _make_volumes(rootfs: Path, volumes: Sequence[str]) -> None:
+    """Make what an image has volumes on and not among its files: elsewhere they are mounted there.
+
+    They are ordinary directories of the instance, so what the image has below them is there too.
+    """
+    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for path in volumes:
+            try:
+                inside.make_directories(root, path)
+            except OSError as error:  # a file in its place: the program's to say
+                log.debug("volume %s of an image: %s", path, error.strerror)
+    finally:
+        os.close(root)
 
 
 async def own_environment(version: FunctionVersion) -> dict[str, str]:

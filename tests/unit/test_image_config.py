@@ -74,11 +74,12 @@ RUN: list[tuple[dict[str, Any], str, object]] = [
     ({"Labels": {"a": "1", "b": None, "c": 3}}, "labels", {"a": "1", "b": "", "c": "3"}),
     ({"Labels": None}, "labels", {}),
     # Not looked at: the platform has its own health checks, builders act on OnBuild and Shell,
-    # volumes are the instance's own files, Windows alone escapes arguments.
+    # Windows alone escapes arguments.
     ({"Healthcheck": {"Test": ["CMD", "x"]}, "Cmd": ["a"]}, "cmd", ("a",)),
     ({"OnBuild": ["RUN x"], "Cmd": ["a"]}, "cmd", ("a",)),
     ({"Shell": "sh", "Cmd": ["a"]}, "cmd", ("a",)),
-    ({"Volumes": {"/data": {}}, "Cmd": ["a"]}, "cmd", ("a",)),
+    ({"Volumes": {"/data/": {}, "x": {}, "/data": None}}, "volumes", ("/data", "/x")),
+    ({"Volumes": None}, "volumes", ()),
     ({"ArgsEscaped": True, "Cmd": ["a"]}, "cmd", ("a",)),
     ({"Memory": 1, "MemorySwap": -1, "CpuShares": 2, "Cmd": ["a"]}, "cmd", ("a",)),
     ({"Hostname": "x", "Domainname": "y", "Tty": True, "Cmd": ["a"]}, "cmd", ("a",)),
