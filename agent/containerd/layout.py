@@ -104,7 +104,10 @@ def _read_oci(files: Files) -> Layouts:
     tags = {} if files.size_bytes("manifest.json") is None else _docker_tags(files)
     found: list[ImageLayout] = []
     refused: dict[str, InvalidSpec] = {}
-    for offer in _offers(entries):
+    offers = _offers(entries)
+    if len(offers) > MAX_IMAGES:
+        raise wrong(files.path, f"holds more than {MAX_IMAGES} images")
+    for offer in offers:
         try:
             found.append(_resolved(files, offer, tags))
         except InvalidSpec as failure:
@@ -137,7 +140,7 @@ def _resolved(files: Files, offer: Offer, tags: Tags) -> ImageLayout:
     """Follow indexes to the image that runs here."""
     where = str(files.path)
     names = tuple(name for entry in offer.entries for name in _names(entry))
-    entries: Sequence[Descriptor] = [_with_platform(files, entry) for entry in offer.entries]
+    entries = _with_platforms(files, offer.entries)
     _refuse_equals(entries, where)
     for _ in range(MAX_DEPTH):
         entry = _pick(files, entries)
@@ -147,8 +150,7 @@ def _resolved(files: Files, offer: Offer, tags: Tags) -> ImageLayout:
         oci_image.check_runnable(entry, where)
         if kind in oci_image.MANIFEST_TYPES:
             return _picture(files, entry, data, names, tags)
-        inside = oci_image.parse_index(data, where)
-        entries = [_with_platform(files, one) for one in inside]
+        entries = _with_platforms(files, oci_image.parse_index(data, where))
     raise wrong(files.path, f"its indexes are nested more than {MAX_DEPTH} deep")
 
 
@@ -164,6 +166,14 @@ def _pick(files: Files, entries: Sequence[Descriptor]) -> Descriptor:
         files.path,
         f"names {shown}, but has no file {_file_of(chosen)}: it was saved for another platform",
     )
+
+
+def _with_platforms(files: Files, entries: Sequence[Descriptor]) -> Sequence[Descriptor]:
+    """Return entries with the platforms of their configs, unless there are too many to look at."""
+    unsaid = [entry for entry in entries if not entry.platform]
+    if len(unsaid) > MAX_IMAGES:
+        return entries
+    return [_with_platform(files, entry) for entry in entries]
 
 
 def _with_platform(files: Files, entry: Descriptor) -> Descriptor:

@@ -355,6 +355,15 @@ def test_an_archive_of_this_form_is_refused(tmp_path: Path, form: str) -> None:
     assert words in refusal(oci.write_tar(tmp_path / "a.tar", files))
 
 
+def test_an_archive_of_images_without_end_is_refused(tmp_path: Path) -> None:
+    """Each would be read to the config: 101 that exist once in the archive are a lot of reading."""
+    many = layout(*(entry(IMAGE, f"app:{n}") for n in range(101)))
+    assert "more than 100 images" in refusal(oci.write_tar(tmp_path / "a.tar", many))
+    unsaid = oci.index([(IMAGE, {})] * 101)
+    files = layout(entry(unsaid, "app:1"), images=(unsaid,))
+    assert list(load(oci.write_tar(tmp_path / "b.tar", files))) == [APP]
+
+
 # -- several images
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.containerd import cpu
 from agent.containerd.client import Containerd
 from agent.containerd.snapshots import view_key
 from agent.errors import AgentError
@@ -68,7 +69,7 @@ FORMS = {
     "Docker's layer under an OCI manifest": Form(kind=oci.DOCKER_LAYER),
     "a config that says no platform": Form(root={"os": "", "architecture": ""}),
     "a config of x86_64 and Linux": Form(root={"os": "Linux", "architecture": "x86_64"}),
-    "a config of a variant": Form(root={"variant": "v1"}),
+    "a config of a variant": Form(root={"variant": f"v{cpu.level()}"}),
     "a config with an OS version": Form(root={"os.version": "6.1", "os.features": ["x"]}),
     "a config of nulls": Form(root={"config": None, "history": None, "created": None}),
     "a config of half a mebibyte": Form(root={"comment": "x" * (512 << 10)}),
