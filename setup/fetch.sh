@@ -4,8 +4,8 @@
 
 SUITE=forky
 HOST_PACKAGES=(
-  crun runc slirp4netns uidmap nftables iproute2 catatonit zstd
-  python3 python3-venv ca-certificates util-linux e2fsprogs kmod
+  crun runc slirp4netns uidmap nftables iproute2 catatonit
+  python3 python3-venv ca-certificates util-linux e2fsprogs kmod zstd
 )
 DEV_PACKAGES=(
   gcc libc6-dev nginx-light wrk docker-registry busybox-static procps shellcheck systemd skopeo umoci

@@ -62,9 +62,8 @@ _LOOKED_INTO = INDEX_TYPES | MANIFEST_TYPES | VAGUE_TYPES
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
 
 PLATFORM = platforms.HERE
-# How cosign names what it keeps in a layout: images, and what it signed about them.
-COSIGN_KIND = "kind"
-COSIGN_IMAGES = ("dev.cosignproject.cosign/image", "dev.cosignproject.cosign/imageIndex")
+# What `cosign save` keeps beside an image, by the annotation "kind": what was signed about it.
+SIGNED = ("dev.cosignproject.cosign/sigs", "dev.cosignproject.cosign/atts")
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -98,7 +97,7 @@ class Descriptor:
             self.is_attestation
             or not (self.media_type in _LOOKED_INTO or self.media_type.startswith(SCHEMA_1))
             or (self.artifact_type and not self.platform)
-            or self.annotations.get(COSIGN_KIND, COSIGN_IMAGES[0]) not in COSIGN_IMAGES
+            or self.annotations.get("kind", "") in SIGNED
         )
 
 
