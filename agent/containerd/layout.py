@@ -309,7 +309,8 @@ def _docker_picture(files: Files, image: dict[str, Any], left: _Left) -> ImageLa
         raise wrong(files.path, f"has {len(layer_files)} layers; {most}")
     at = Descriptor(oci_image.DOCKER_CONFIG, oci_image.digest_of(config_data), len(config_data))
     blobs = [_docker_layer(files, name, left) for name in layer_files]
-    manifest = Manifest(oci_image.DOCKER_MANIFEST, at, tuple(blob.descriptor for blob in blobs))
+    layers = tuple(blob.descriptor for blob in blobs)
+    manifest = oci_image.check_manifest(Manifest(oci_image.DOCKER_MANIFEST, at, layers), where)
     oci_image.check_layers(manifest, config, where)
     stored = [*blobs, Blob(at, data=config_data)]
     return _layout(_manifest_blob(manifest), manifest, config, stored, _repo_tags(image))

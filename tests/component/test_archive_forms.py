@@ -345,6 +345,10 @@ REFUSED: dict[str, tuple[Files, str]] = {
     ),
     "manifest.json of no image": ({"manifest.json": b"[]"}, "names no image"),
     "manifest.json that is no list": ({"manifest.json": b"{}"}, "is no list"),
+    "docker save with layers of xz": (
+        {**old_docker(Layers=["a", "b"]), "a": lzma.compress(b""), "b": LAYERS[1].tar},
+        "diff.tar.xz, which cannot be unpacked",
+    ),
     "a layer that is missing": (old_docker(Layers=["x", "y"]), "'x', which is not there"),
 }  # fmt: skip
 

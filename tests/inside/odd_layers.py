@@ -108,6 +108,14 @@ def sparse() -> bytes:
     return bytes(header) + bytes(1024)
 
 
+def header_of_all() -> bytes:
+    """A header for all members that follow: a comment."""
+    body = b"18 comment=commit\n"
+    info = tarfile.TarInfo("pax_global_header")
+    info.type, info.size = tarfile.XGLTYPE, len(body)
+    return info.tobuf(GNU) + body.ljust(512, b"\0")
+
+
 def pax_sparse() -> bytes:
     """Eight zeros as a hole and a word, in the form that GNU tar writes for PAX."""
     body = b"1\n8\n3\n".ljust(512, b"\0") + b"end"
@@ -129,6 +137,19 @@ ROWS: dict[str, Row] = {
     # -- how members are written
     "names with a leading ./": Row([[d("./"), d("./a"), f("./a/b")]], {"a/b": "f 644 0:0 x"}),
     "absolute names": Row([[d("/a"), f("/a/b")]], {"a/b": "f 644 0:0 x"}),
+    "the root as a member, in every spelling": Row(
+        [[d("/"), d("."), d("./"), f("a")]], {"a": "f 644 0:0 x"}
+    ),
+    "a global header, as git archive writes it": Row(
+        [header_of_all() + tar([f("a")])], {"a": "f 644 0:0 x"}
+    ),
+    "files of the type before POSIX": Row(
+        [[Item("a", b"x", kind=tarfile.AREGTYPE)]], {"a": "f 644 0:0 x"}
+    ),
+    "files of the type for contiguous ones": Row(
+        [[Item("a", b"x", kind=tarfile.CONTTYPE)]], refused="unhandled tar header type 55"
+    ),
+    "a hard link before its file": Row([[hard("b", "a"), f("a")]], refused="no such file"),
     "names through ..": Row([[d("a"), f("a/../b")]], {"b": "f 644 0:0 x"}),
     "names that leave the root": Row([[f("../../../escaped")]], {"escaped": "f 644 0:0 x"}),
     "a directory that is missing before its file": Row(
