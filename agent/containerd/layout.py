@@ -7,6 +7,7 @@ manifest has to say anew (layers named by files, types that are missing or wrong
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,9 +86,17 @@ def read_layouts(files: Files) -> Layouts:
 
     Raises InvalidSpec naming the path and what is wrong when there is none and none is named.
     """
+    docker = files.size_bytes("manifest.json") is not None
     if files.size_bytes("oci-layout") is not None:
-        return _read_oci(files)
-    if files.size_bytes("manifest.json") is not None:
+        try:
+            return _read_oci(files)
+        except InvalidSpec:
+            # The other half of docker's archives may be whole, and is all that older ones have.
+            with contextlib.suppress(InvalidSpec):
+                if docker:
+                    return _read_docker(files)
+            raise
+    if docker:
         return _read_docker(files)
     raise wrong(files.path, "has neither oci-layout nor manifest.json: not a container image")
 

@@ -228,6 +228,9 @@ FORMS: dict[str, tuple[Files, list[str], oci.OciImage | None]] = {
     ),
     "docker save from 25 on": (docker_25(), [APP], DOCKER),
     "docker save from 29 on, of one platform": (docker_29(), [APP], DOCKER),
+    "docker save whose index names nothing": (
+        docker_25() | {"index.json": dumps({"schemaVersion": 2, "manifests": []})}, [APP], None
+    ),
     "kaniko and jib": (kaniko(), ["registry.example/team/app:1"], None),
     "ctr export": (layout(entry(IMAGE, "1", annotations={IMAGE_NAME: APP})), [APP], IMAGE),
     "buildah and podman": (layout(entry(IMAGE, "localhost/app:1")), ["localhost/app:1"], IMAGE),
