@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from agent.containerd import cpu
 from agent.core import oci_image, platform
 from agent.core.oci import argv_of, merged_env
 from agent.errors import InvalidSpec
+from agent.linux import cpuinfo
 
 LAYER = "sha256:" + "1" * 64
 V2 = {"cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"}
@@ -193,6 +195,23 @@ def test_a_line_that_is_no_variable_is_passed_over(line: str) -> None:
 )
 def test_a_level_is_told_by_the_flags_of_the_cpu(flags: set[str], level: int) -> None:
     assert platform.level_of(flags | {"fpu", "sse2"}) == level
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu sse2 avx\n\n", {"fpu", "sse2", "avx"}),
+        ("flags : fpu avx\nvmx flags : x\nflags : fpu sse2\n", {"fpu"}),
+        ("Features : fp asimd\n", set()),
+        ("", set()),
+    ],
+)
+def test_flags_are_those_that_every_cpu_has(text: str, flags: set[str]) -> None:
+    assert cpuinfo.flags(text) == flags
+
+
+def test_this_host_has_a_level() -> None:
+    assert 1 <= cpu.level() <= 4
 
 
 @pytest.mark.parametrize(
