@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tarfile
+import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -19,6 +24,15 @@ if TYPE_CHECKING:
 
 # The largest message that the agent takes in an import; see worker.proto.
 CHUNK_BYTES = 1 << 20
+
+
+class _Archive(click.File):
+    """A file as click opens it, - for stdin; a directory stays a path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and Path(value).is_dir():
+            return Path(value)
+        return super().convert(value, param, ctx)
 
 
 @click.group()
@@ -47,15 +61,19 @@ def ls(as_json: bool) -> None:
 
 
 @command.command("import")
-@click.argument("file", type=click.File("rb"))
-@click.option("--name", default="", help="Name for an archive's only image.")
+@click.argument("file", type=_Archive("rb"))
+@click.option("--name", default="", help="The image meant; what an only image is to be called.")
+@click.option("--all", "everything", is_flag=True, help="Import every image, as the archive says.")
 @json_option
-def import_(file: BinaryIO, name: str, as_json: bool) -> None:
-    """Import an OCI or Docker archive, FILE or - for stdin; tar, optionally compressed."""
+def import_(file: BinaryIO | Path, name: str, everything: bool, as_json: bool) -> None:
+    """Import an OCI or Docker archive: FILE, - for stdin, or an OCI layout's directory.
+
+    A tar, as it is or compressed. Of several images --name chooses one, by a name of the archive's.
+    """
     from agent._pb.worker.v1 import worker_pb2 as pb
 
-    with connect() as client, bars() as advance:
-        parts = _parts(file, name, advance)
+    with connect() as client, _opened(file) as archive, bars() as advance:
+        parts = _parts(archive, name, everything, advance)
         reply = client.send("ImportImage", parts, pb.ImportImageResponse, within_s=TRANSFER_S)
     if as_json:
         print_json({"images": [answer.image(one) for one in reply.images]})
@@ -79,17 +97,39 @@ def rm(ref: str, as_json: bool) -> None:
         click.echo(f"removed {ref}")
 
 
-def _parts(file: BinaryIO, name: str, advance: Advance) -> Iterator[pb.ImportImageRequest]:
+def _parts(
+    file: BinaryIO, name: str, everything: bool, advance: Advance
+) -> Iterator[pb.ImportImageRequest]:
     from agent._pb.worker.v1 import worker_pb2 as pb
 
     size = _size(file)
-    header = pb.ImportImageRequest.ImportHeader(name=name, size_bytes=size)
+    header = pb.ImportImageRequest.ImportHeader(name=name, size_bytes=size, all=everything)
     yield pb.ImportImageRequest(header=header)
     sent = 0
     while chunk := file.read(CHUNK_BYTES):
         yield pb.ImportImageRequest(chunk=chunk)
         sent += len(chunk)
         advance("importing", sent, size)
+
+
+@contextmanager
+def _opened(archive: BinaryIO | Path) -> Iterator[BinaryIO]:
+    """Return an archive to read; a directory is packed on the way, by a thread."""
+    if not isinstance(archive, Path):
+        yield archive
+        return
+    source, sink = os.pipe()
+    packing = threading.Thread(target=_pack, args=(archive, sink), daemon=True)
+    with open(source, "rb") as file:
+        packing.start()
+        yield file
+    packing.join()
+
+
+def _pack(path: Path, sink: int) -> None:
+    # An error is that who reads it has had enough.
+    with suppress(OSError), open(sink, "wb") as file, tarfile.open(fileobj=file, mode="w|") as tar:
+        tar.add(path, arcname=".")
 
 
 def _size(file: BinaryIO) -> int:

@@ -1,34 +1,32 @@
-"""Opens an image on disk: a tar (plain or gzipped) or a directory, as named files of known size.
+"""Opens an image on disk: a tar, compressed or not, or a directory, as named files of known size.
 
 It looks at names and bytes only; what they mean is `layout`'s business. Everything blocks, so it
-runs on a thread. A gzipped archive is unpacked into an unnamed scratch file first, because blobs
+runs on a thread. A compressed archive is unpacked into an unnamed scratch file first, because blobs
 are read in the order of the manifest, not of the archive.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 import posixpath
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Protocol, cast
 
+from agent.containerd.decompress import decompressed, wrong
 from agent.containerd.scratch import ScratchFile
-from agent.errors import InvalidSpec, Problem
+from agent.core.oci_image import compression
 
 # An image has a few blobs per layer; a tar with more members than this is something else.
 MAX_FILES = 20_000
 # The largest image any contract takes is 10 GB uncompressed.
 MAX_BYTES = 24 << 30
 PIECE_BYTES = 512 << 10
+MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
 # A header of the extended kind holds a name or a few attributes; tarfile reads it whole.
 MAX_HEADER_BYTES = 1 << 20
-
-_GZIP, _ZSTD, _XZ, _BZIP2 = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh"
 
 
 class Files(Protocol):
@@ -46,13 +44,8 @@ class Files(Protocol):
         """Give back what is open."""
 
 
-def wrong(path: Path, why: str) -> InvalidSpec:
-    """Return the refusal of a file: its path, and what is wrong with it."""
-    return InvalidSpec([Problem(str(path), why)])
-
-
 def open_files(path: Path, scratch: Path) -> Files:
-    """Open an image at `path`; gzipped ones are unpacked below `scratch` for the while.
+    """Open an image at `path`; compressed ones are unpacked below `scratch` for the while.
 
     Raises InvalidSpec naming the path and what is wrong with it, RuntimeUnavailable naming
     `scratch` when there is no room.
@@ -141,38 +134,28 @@ def read_all(files: Files, name: str, max_bytes: int) -> bytes:
     return b"".join(files.pieces(name))
 
 
+def read_head(files: Files, name: str) -> bytes:
+    """Return a file's first bytes: enough to see how it is compressed."""
+    return next(files.pieces(name), b"")[:8]
+
+
 def _open_tar(path: Path, scratch: Path) -> Tar:
     with contextlib.ExitStack() as unfinished:
         stream: IO[bytes] = unfinished.enter_context(path.open("rb"))
         head = stream.read(8)
         stream.seek(0)
-        if head.startswith(_GZIP):
-            stream = _gunzip(path, stream, unfinished, scratch)
-        _refuse_compressed(path, head)
+        if kind := compression(head):
+            plain = ScratchFile(scratch, str(path), MAX_BYTES, " when decompressed")
+            unfinished.callback(plain.close)
+            for piece in decompressed(path, stream, kind):
+                plain.write(piece)
+            plain.stream.seek(0)
+            stream.close()
+            stream = plain.stream
         opened = Tar(path, stream)
-        # The tar keeps its stream; the compressed one, if any, closes when it is collected.
+        # The tar keeps its stream.
         unfinished.pop_all()
         return opened
-
-
-def _refuse_compressed(path: Path, head: bytes) -> None:
-    if head.startswith((_ZSTD, _XZ, _BZIP2)):
-        raise wrong(path, "is compressed, but not with gzip: decompress it first")
-
-
-def _gunzip(
-    path: Path, stream: IO[bytes], unfinished: contextlib.ExitStack, scratch: Path
-) -> IO[bytes]:
-    plain = ScratchFile(scratch, str(path), MAX_BYTES, " when decompressed")
-    unfinished.callback(plain.close)
-    try:
-        with gzip.open(stream) as source:
-            while piece := source.read(PIECE_BYTES):
-                plain.write(piece)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise wrong(path, f"is not a whole gzip file ({error})") from error
-    plain.stream.seek(0)
-    return plain.stream
 
 
 class _Headers:
@@ -210,7 +193,21 @@ def _members(path: Path, stream: IO[bytes]) -> Mapping[str, tuple[int, int]]:
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         # The last three are how tarfile takes nonsense in extended headers.
         raise wrong(path, f"is not a whole tar archive ({error})") from error
-    found |= {name: found[target] for name, target in links.items() if target in found}
+    found |= _followed(links, found)
     if not found:
         raise wrong(path, "is an archive without files: not an image")
     return found
+
+
+def _followed(
+    links: Mapping[str, str], found: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """Return the files that links lead to, through other links if need be."""
+    files = {}
+    for name, target in links.items():
+        steps = 0
+        while target in links and target not in found and steps < MAX_LINKS:
+            target, steps = links[target], steps + 1
+        if target in found:
+            files[name] = found[target]
+    return files

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from agent._pb.containerd.services.images.v1 import images_pb2 as pb
 from agent._pb.containerd.services.images.v1 import images_pb2_grpc as rpc
 from agent._pb.containerd.types import descriptor_pb2
+from agent.containerd import cpu
 from agent.containerd.channel import Channel
 from agent.containerd.content import Content
 from agent.containerd.snapshots import Snapshots
@@ -73,6 +74,7 @@ class Image:
             workdir=self.config.workdir,
             user=self.config.user,
             stop_signal=self.config.stop_signal,
+            volumes=self.config.volumes,
         )
 
 
@@ -146,7 +148,7 @@ class Images:
         target, data = await self._resolve(record.target, name, deadline)
         manifest = oci_image.parse_manifest(data, target.media_type, name)
         raw = await self._read(manifest.config.digest, name, deadline)
-        config = oci_image.parse_config(raw, name)
+        config = oci_image.parse_config(raw, name, cpu.level())
         oci_image.check_layers(manifest, config, name)
         unpacked_bytes = None
         with contextlib.suppress(NotFound):
@@ -163,7 +165,7 @@ class Images:
             data = await self._read(target.digest, name, deadline)
             if target.media_type in oci_image.MANIFEST_TYPES:
                 return target, data
-            target = oci_image.choose(oci_image.parse_index(data, name), name)
+            target = oci_image.choose(oci_image.parse_index(data, name), name, cpu.level())
         raise NotFound(f"image {name}: its indexes are nested more than {MAX_DEPTH} deep")
 
     async def _read(self, digest: str, name: str, deadline: float | None) -> bytes:

@@ -17,16 +17,18 @@ from typing import TypeVar
 
 from agent._pb.containerd.types.transfer import importexport_pb2, streaming_pb2
 from agent.aio import tasks
-from agent.containerd.archive import Files, open_files, wrong
+from agent.containerd.archive import Files, open_files
 from agent.containerd.channel import Channel
 from agent.containerd.content import Content
-from agent.containerd.images import Image, Images, image_ref
-from agent.containerd.layout import Blob, ImageLayout, read_layout
+from agent.containerd.decompress import wrong
+from agent.containerd.images import Image, Images
+from agent.containerd.layout import Blob, ImageLayout, read_layouts
 from agent.containerd.leases import Leases
+from agent.containerd.selection import Chosen, choose
 from agent.containerd.streams import Stream, open_stream
 from agent.containerd.transfer import Transfer
 from agent.core import oci_image
-from agent.errors import InvalidSpec, Problem, RuntimeUnavailable
+from agent.errors import InvalidSpec, RuntimeUnavailable
 
 T = TypeVar("T")
 
@@ -48,33 +50,44 @@ class Importer:
         self._turn = asyncio.Lock()
 
     async def load(
-        self, path: Path, *, name: str = "", scratch: Path = Path("/var/tmp"), deadline: float
-    ) -> Image:
-        """Import the linux/amd64 image at `path` and return it.
+        self,
+        path: Path,
+        *,
+        name: str = "",
+        everything: bool = False,
+        scratch: Path = Path("/var/tmp"),
+        deadline: float,
+    ) -> tuple[Image, ...]:
+        """Import from `path`: the one image there is or `name` says, or `everything` named.
 
-        `path` is an OCI archive (tar, tar.gz), an OCI layout directory, or an archive of
-        `docker save`. The image is recorded as `name`, else as the archive says. A gzipped archive
-        takes its uncompressed size below `scratch` meanwhile. Doing it twice changes nothing.
-        Raises InvalidSpec naming the path and what is wrong with it.
+        `path` is an OCI archive, an OCI layout directory, or an archive of `docker save`; `name`
+        also is what an only image shall be called, see `selection`. Returns an image per name that
+        was recorded. A compressed archive takes its uncompressed size below `scratch` meanwhile.
+        Doing it twice changes nothing. Raises InvalidSpec naming the path and what is wrong.
         """
         try:
             async with asyncio.timeout_at(deadline), self._turn:
-                return await self._load(path, name, scratch, deadline)
+                return await self._load(path, name, everything, scratch, deadline)
         except TimeoutError as error:
             raise RuntimeUnavailable(f"import {path}: not done within the time allowed") from error
 
-    async def _load(self, path: Path, name: str, scratch: Path, deadline: float) -> Image:
+    async def _load(
+        self, path: Path, name: str, everything: bool, scratch: Path, deadline: float
+    ) -> tuple[Image, ...]:
         files = await asyncio.to_thread(open_files, path, scratch)
         try:
-            layout = await asyncio.to_thread(read_layout, files)
-            full_name = _name(name, layout, path)
-            await self._store(files, layout, full_name, deadline)
+            found = await asyncio.to_thread(read_layouts, files)
+            chosen = choose(found, name, path, everything=everything)
+            for one in chosen:
+                await self._store(files, one, deadline)
         finally:
             files.close()
-        return await self._images.inspect(full_name, deadline=deadline)
+        names = dict.fromkeys(name for one in chosen for name in one.names)
+        return tuple([await self._images.inspect(one, deadline=deadline) for one in names])
 
-    async def _store(self, files: Files, layout: ImageLayout, name: str, deadline: float) -> None:
+    async def _store(self, files: Files, chosen: Chosen, deadline: float) -> None:
         left_s = deadline - asyncio.get_running_loop().time()
+        layout = chosen.layout
         async with self._leases.hold("import", max(left_s, 0.0)) as lease:
             for blob in layout.blobs:
                 await self._write(files, blob, lease, deadline)
@@ -84,7 +97,8 @@ class Importer:
             except InvalidSpec as error:
                 why = error.problems[0].message.removeprefix(f"{what}: ")
                 raise wrong(files.path, f"its layers cannot be unpacked ({why})") from error
-            await self._images.put(name, layout.target, {}, lease=lease, deadline=deadline)
+            for name in chosen.names:
+                await self._images.put(name, layout.target, {}, lease=lease, deadline=deadline)
 
     async def _write(self, files: Files, blob: Blob, lease: str, deadline: float) -> None:
         size = blob.descriptor.size_bytes
@@ -131,18 +145,6 @@ def _index_archive(layout: ImageLayout) -> bytes:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
-
-
-def _name(given: str, layout: ImageLayout, path: Path) -> str:
-    """Return the record's full name: the one given, else the first the archive offers in full."""
-    if given:
-        return image_ref(given).full
-    for offered in layout.names:
-        # A bare tag such as "latest" or "v1" is no name.
-        if "/" in offered or ":" in offered:
-            return image_ref(offered).full
-    why = "does not say what the image is called: give it a name (--name REF)"
-    raise InvalidSpec([Problem(str(path), why)])
 
 
 async def _in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -19,6 +19,7 @@ from types import MappingProxyType
 import aiohttp
 from yarl import URL
 
+from agent.containerd import cpu
 from agent.containerd.access import Access
 from agent.containerd.authorization import Authorization, Unauthorized
 from agent.containerd.credentials import Credentials
@@ -189,7 +190,7 @@ class _Conversation:
             oci_image.check_runnable(target, where)
             if kind in oci_image.MANIFEST_TYPES:
                 return await self._image(target, data, said)
-            entry = oci_image.choose(oci_image.parse_index(data, where), where)
+            entry = oci_image.choose(oci_image.parse_index(data, where), where, cpu.level())
             version, claimed = entry.digest, entry.media_type
         raise NotFound(f"image {where}: its indexes are nested more than {MAX_DEPTH} deep")
 
@@ -199,7 +200,7 @@ class _Conversation:
         digest = manifest.config.digest
         raw, _ = await self._get(f"blobs/{digest}", oci_image.MAX_JSON_BYTES)
         self._check_digest(digest, raw)
-        config = oci_image.parse_config(raw, where)
+        config = oci_image.parse_config(raw, where, cpu.level())
         oci_image.check_layers(manifest, config, where)
         shown = self._authorization.header if self._authorization is not None else ""
         return Resolved(target, manifest, config, said, shown)

@@ -45,9 +45,14 @@ class ImageVerbs(Verbs):
             raise InvalidSpec([Problem("header", "must be the first message")])
         if first.header.name:
             reference(first.header.name, "header.name")
+            if first.header.all:
+                text = "chooses one image: leave it out to import all of them"
+                raise InvalidSpec([Problem("header.name", text)])
         chunks = _chunks(request, first.header.size_bytes)
         async with aclosing(chunks):
-            views = await self.node.import_image(chunks, first.header.name)
+            views = await self.node.import_image(
+                chunks, first.header.name, everything=first.header.all
+            )
         return pb.ImportImageResponse(images=[image_to_proto(view) for view in views])
 
     async def list_images(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:

@@ -215,8 +215,13 @@ class Node(Protocol):
     ) -> None:
         """Keep credentials for every image of a host until then (wall time); empty: forget."""
 
-    async def import_image(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
-        """Import an archive from its bytes; reads `chunks` to the end or raises."""
+    async def import_image(
+        self, chunks: AsyncIterator[bytes], name: str, *, everything: bool = False
+    ) -> Sequence[ImageView]:
+        """Import an archive from its bytes; reads `chunks` to the end or raises.
+
+        `name` chooses one image of several, or names the only one; `everything` imports all.
+        """
 
     async def images(self) -> Sequence[ImageView]:
         """Return all images, in any order."""

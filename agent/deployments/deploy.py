@@ -28,7 +28,7 @@ from agent.contracts.base import NodeFacts
 from agent.contracts.bind import bind
 from agent.core.deploy import decide
 from agent.deployments.catalog import Catalog
-from agent.deployments.image import ImageSource
+from agent.deployments.image import LOCAL_HOST, Fetched, ImageSource
 from agent.deployments.removal import Removal
 from agent.errors import (
     FailedPrecondition,
@@ -167,10 +167,12 @@ class Deployer:
             latest: int | None = function.latest
         except NotFound:
             existing, latest = {}, None
-        facts = await self._images.fetch(spec)
+        fetched = await self._images.fetch(spec)
+        facts = fetched.facts
         known = {n: _identity(v.spec, v.image) for n, v in existing.items()}
         decision = decide(known, latest, _identity(spec, facts), spec.version)
-        warnings = _advice(spec, facts)
+        before = existing[latest].spec if latest is not None else None
+        warnings = (*_pull_advice(spec, fetched, before), *_advice(spec, facts))
         if not decision.changed:
             target = self._catalog.find(spec.name, str(decision.version))
             if target.version.state != "Ready":  # its image had vanished, and is here again
@@ -327,6 +329,20 @@ def _identity(spec: FunctionSpec, image: ImageFacts | None) -> str:
 def _advice(spec: FunctionSpec, image: ImageFacts) -> tuple[str, ...]:
     """Return what a platform would advise against, and what is asked for in vain."""
     return (*_memory_advice(spec, image), *_unused(spec))
+
+
+def _pull_advice(
+    spec: FunctionSpec, fetched: Fetched, before: FunctionSpec | None
+) -> tuple[str, ...]:
+    """Say that a tag may stand for something else by now, to who deploys it a second time."""
+    if fetched.why_not:
+        return (f"{fetched.why_not}; {spec.image} is what was on this node already",)
+    reference = parse_image_ref(spec.image)
+    asked = fetched.asked or reference.digest or reference.host == LOCAL_HOST
+    if asked or before is None or before.image != spec.image:
+        return ()
+    said = f"{spec.image} is what was on this node already, and its registry was not asked"
+    return (f"{said}: deploy with pull=always if the tag has moved",)
 
 
 def _memory_advice(spec: FunctionSpec, image: ImageFacts) -> tuple[str, ...]:

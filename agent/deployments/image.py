@@ -1,4 +1,4 @@
-"""The image that a deploy runs: fetched if it is not here, and refused if it is too large.
+"""The image that a deploy runs: what is here, or fetched as its `pull` says; refused if too large.
 
 While a deploy relies on an image's name nobody removes it, nor the other way round (`image_use`). A
 pull that brought more than the contract takes is taken back. How large is too large is
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish
@@ -17,7 +18,7 @@ from agent.containerd.client import Containerd
 from agent.core.image_size import check_image_size, packed_bytes
 from agent.deployments.catalog import Catalog
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
-from agent.model.image_ref import parse_image_ref
+from agent.model.image_ref import ImageRef, parse_image_ref
 from agent.model.records import ImageFacts
 from agent.model.spec import FunctionSpec
 
@@ -33,6 +34,15 @@ TAKE_BACK_S = 60.0
 LOCAL_HOST = "kindling.local"
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a deploy runs. Not `asked`: its registry was not, or did not answer and `why_not`."""
+
+    facts: ImageFacts
+    asked: bool
+    why_not: str = ""
+
+
 class ImageSource:
     """Where deploys get their images from."""
 
@@ -40,24 +50,54 @@ class ImageSource:
         self._door = containerd
         self._catalog = catalog
 
-    async def fetch(self, spec: FunctionSpec) -> ImageFacts:
-        """Return the image that a spec names, pulled if it is not here.
+    async def fetch(self, spec: FunctionSpec) -> Fetched:
+        """Return the image that a spec names, as its `pull` says.
 
-        Raises NotFound when there is none, InvalidSpec when it is no linux/amd64 image or larger
+        Raises NotFound when there is none, InvalidSpec when it is no image for this node or larger
         than the contract takes; nothing of it stays then that was not here before.
         """
         reference = parse_image_ref(spec.image)
-        if reference.host != LOCAL_HOST:
-            return await self._pulled(spec, reference.full)
-        try:
-            image = await self._door.images.inspect(reference.full)
-        except NotFound:
+        if spec.pull != "always" or reference.host == LOCAL_HOST:
+            image = await self._here(reference)
+            if image is not None:
+                return Fetched(_fitting(spec, image), asked=False)
+        if reference.host == LOCAL_HOST:
             raise NotFound(
                 f"image {spec.image} is not on this node; run 'kindling image import FILE'"
-            ) from None
-        return _fitting(spec, image)
+            )
+        if spec.pull == "never":
+            raise NotFound(
+                f"image {spec.image} is not on this node, and pull is never: run 'kindling image "
+                f"import FILE' or 'kindling image pull {spec.image}', or deploy with pull=missing"
+            )
+        return await self._pulled(spec, reference.full)
 
-    async def _pulled(self, spec: FunctionSpec, name: str) -> ImageFacts:
+    async def _here(self, reference: ImageRef) -> Image | None:
+        """Return what this node has whole under a name, or by the digest that the name ends with.
+
+        An image found by its digest gets the name: it has to outlive the one it was found under.
+        """
+        door = self._door.images
+        found = await self._whole(reference.full)
+        if found is not None or not reference.digest:
+            return found
+        for record in await door.list():
+            if record.target.digest != reference.digest:
+                continue
+            if await self._whole(record.name) is not None:
+                await door.put(reference.full, record.target, record.labels)
+                return await self._whole(reference.full)
+        return None
+
+    async def _whole(self, name: str) -> Image | None:
+        """Return an image that is here and unpacked."""
+        try:
+            image = await self._door.images.inspect(name)
+        except NotFound:
+            return None
+        return image if image.unpacked_bytes is not None else None
+
+    async def _pulled(self, spec: FunctionSpec, name: str) -> Fetched:
         door = self._door
 
         def accept(found: Resolved) -> None:
@@ -70,12 +110,13 @@ class ImageSource:
                 name, deadline=deadline, accept=accept, access=self._access(spec)
             )
         except RuntimeUnavailable as error:
-            log.warning("image %s: %s; using what is on this node", spec.image, error)
             with contextlib.suppress(NotFound):
-                return _fitting(spec, await door.images.inspect(name))
+                facts = _fitting(spec, await door.images.inspect(name))
+                log.warning("image %s: %s; using what is on this node", spec.image, error)
+                return Fetched(facts, asked=False, why_not=error.message)
             raise
         try:
-            return _fitting(spec, image)
+            return Fetched(_fitting(spec, image), asked=True)
         except InvalidSpec:
             back = self._take_back(name, image, before)
             await finish(f"take back image {name}", back, within_s=TAKE_BACK_S)

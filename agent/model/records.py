@@ -26,6 +26,7 @@ class ImageFacts:
     workdir: str = "/"
     user: str = ""
     stop_signal: str = "SIGTERM"
+    volumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ class FunctionSpec(_Table):
     health_check: HealthCheck | None
     egress: Literal["all", "none"] | tuple[str, ...]
     acceleration: Literal["auto", "lazy", "eager"]
+    pull: Literal["missing", "always", "never"]
     registry: RegistrySpec
     async_calls: AsyncCalls
     on_client_cancel: Literal["keep", "signal", "recycle"]
@@ -139,15 +140,18 @@ class FunctionSpec(_Table):
 
 
 _NEVER_STORED = {"username", "password", "identity_token"}
+# What a deploy does, not what a function is: another value is no other version.
+_DEPLOYS_ONLY = {"version": True, "pull": True}
 
 
 def canonical(spec: FunctionSpec) -> bytes:
     """Return the spec as stable JSON: what is stored, and what version equality compares.
 
-    Left out are the version number (it is the answer, not the question) and the registry's
-    credentials, which live in memory only. `parse_spec(json.loads(...))` gives the spec back.
+    Left out are the version number (it is the answer, not the question), whether the deploy pulls,
+    and the registry's credentials, which live in memory only. `parse_spec(json.loads(...))` gives
+    the spec back.
     """
-    data = spec.model_dump(mode="json", exclude={"version": True, "registry": _NEVER_STORED})
+    data = spec.model_dump(mode="json", exclude={**_DEPLOYS_ONLY, "registry": _NEVER_STORED})
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -163,7 +167,9 @@ def without_credentials(spec: FunctionSpec) -> FunctionSpec:
 
 
 def public(spec: FunctionSpec) -> dict[str, object]:
-    """Return the spec as plain JSON values with every secret and credential left out."""
-    data: dict[str, object] = spec.model_dump(mode="json", exclude={"registry": _NEVER_STORED})
+    """Return the spec as plain JSON values without secrets, credentials and what is not kept."""
+    data: dict[str, object] = spec.model_dump(
+        mode="json", exclude={"pull": True, "registry": _NEVER_STORED}
+    )
     data["secrets"] = [{"name": secret.name} for secret in spec.secrets]
     return data

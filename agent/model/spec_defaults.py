@@ -47,6 +47,7 @@ def with_defaults(raw: Tree) -> Tree:
         "health_check": None,
         "egress": "all",
         "acceleration": "auto",
+        "pull": "missing",
         "registry": {},
         "on_client_cancel": "keep",
     }

@@ -81,8 +81,13 @@ class NodeImages:
         done = await self._view(await self._containerd.images.get(name))
         yield ImageStep("done", done=done)
 
-    async def load(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
-        """Import an archive that comes in pieces; `name` is for one without a name of its own."""
+    async def load(
+        self, chunks: AsyncIterator[bytes], name: str, *, everything: bool = False
+    ) -> Sequence[ImageView]:
+        """Import an archive that comes in pieces.
+
+        `name` chooses one image of several, or names the only one; `everything` imports all.
+        """
         full = parse_image_ref(name).full if name else ""
         scratch = self._scratch
         scratch.mkdir(mode=0o700, exist_ok=True)
@@ -91,14 +96,14 @@ class NodeImages:
             async for chunk in chunks:
                 await asyncio.to_thread(spool.write, chunk)
             deadline = asyncio.get_running_loop().time() + IMPORT_S
-            image = await self._containerd.importer.load(
-                spool.path, name=full, scratch=scratch, deadline=deadline
+            images = await self._containerd.importer.load(
+                spool.path, name=full, everything=everything, scratch=scratch, deadline=deadline
             )
         except (InvalidSpec, RuntimeUnavailable) as error:
             raise _as_streamed(error, str(spool.path)) from error
         finally:
             await asyncio.to_thread(spool.close)
-        return [await self._view(await self._containerd.images.get(image.name))]
+        return [await self._view(await self._containerd.images.get(one.name)) for one in images]
 
     async def remove(self, name: str) -> None:
         """Remove a name.

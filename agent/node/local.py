@@ -129,9 +129,11 @@ class LocalNode:
         """See `control.node.Node.set_registry_credentials`."""
         self._parts.containerd.keyring.set(host, given(registry), until)
 
-    async def import_image(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
+    async def import_image(
+        self, chunks: AsyncIterator[bytes], name: str, *, everything: bool = False
+    ) -> Sequence[ImageView]:
         """See `control.node.Node.import_image`."""
-        return await self._images.load(chunks, name)
+        return await self._images.load(chunks, name, everything=everything)
 
     async def remove_image(self, name: str) -> None:
         """See `control.node.Node.remove_image`."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent.config import NodeConfig
 from agent.core.job import check_exec_sizes
-from agent.core.oci import ShownCgroups, SpecTemplate, VersionPlan, argv_of
+from agent.core.oci import ShownCgroups, SpecTemplate, VersionPlan, argv_of, merged_env
 from agent.core.users import resolve_user
 from agent.linux import mountinfo
 from agent.model.limits import LIMITS
@@ -26,7 +26,6 @@ from agent.storage.sysfs import source as sysfs_for
 from agent.storage.volumes import resolve
 
 INIT = "/usr/bin/catatonit"
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHM_BYTES = 64 << 20  # as container runtimes have it by default
 FUNCTION_OOM_SCORE = 900  # functions go first when the host runs out of memory
 
@@ -100,11 +99,11 @@ def blueprint_of(
         masked=mounted_in_sys(mountinfo.text()) if sysfs == HOST_SYSFS else (),
         annotations=annotations,
     )
-    search = next((e[5:] for e in facts.env if e.startswith("PATH=")), DEFAULT_PATH)
+    search = merged_env(facts.env, {}, {})["PATH"]
     return Blueprint(
         template=SpecTemplate(plan),
         image=image,
-        furniture=furniture_of(ImageFiles(image.layers), facts.workdir or "/"),
+        furniture=furniture_of(ImageFiles(image.layers), (facts.workdir or "/", *facts.volumes)),
         executable=argv[0],
         search=spec.env.get("PATH", search),
         workdir=facts.workdir or "/",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,17 +63,19 @@ class Furniture:
             path.chmod(FILE_MODE)
 
 
-def furniture_of(view: ImageFiles, workdir: str) -> Furniture:
-    """Return what the image's containers need: /etc, a /tmp open to all, and `workdir`.
+def furniture_of(view: ImageFiles, wanted: Iterable[str]) -> Furniture:
+    """Return what the image's containers need: /etc, a /tmp open to all, and what is `wanted`.
 
-    Directories that the image has keep their owner, and their mode but for /tmp. Blocks.
+    Those are the working directory, and volumes, which elsewhere are mounted on directories made
+    for them. Directories that the image has keep their owner, and their mode but for /tmp. Blocks.
     """
     plan = _Plan(view)
     etc = plan.make("/etc")
     if not plan.has(TMP, TMP_MODE):
         plan.make(TMP, TMP_MODE)
-    if not plan.has(workdir):
-        plan.make(workdir)
+    for path in wanted:
+        if not plan.has(path):
+            plan.make(path)
     return Furniture(tuple(plan.found.values()), etc)
 
 

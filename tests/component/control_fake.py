@@ -129,8 +129,10 @@ class FakeNode:
         self.registries.append(registry)
         self.until = until
 
-    async def import_image(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
-        self._come("import_image", name)
+    async def import_image(
+        self, chunks: AsyncIterator[bytes], name: str, *, everything: bool = False
+    ) -> Sequence[ImageView]:
+        self._come("import_image", *([name] if name or not everything else ["all"]))
         async for chunk in chunks:
             self.imported += chunk
         return [IMAGE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -54,7 +55,11 @@ class Town(House):
         self.registry_down = False
         containerd: Any = SimpleNamespace(
             images=SimpleNamespace(
-                inspect=self._inspect, get=self._get, put=self._put, delete=self._delete
+                inspect=self._inspect,
+                get=self._get,
+                put=self._put,
+                delete=self._delete,
+                list=self._list,
             ),
             transfer=SimpleNamespace(pull=self._pull),
             keyring=self.keyring,
@@ -72,14 +77,22 @@ class Town(House):
 
     async def _inspect(self, name):
         await self.points.at("inspect")
+        if name not in self.records and not name.startswith("kindling.local/"):
+            raise NotFound(name)
+        return self._image(name)
+
+    def _image(self, name):
         if name not in self.images:
             raise NotFound(name)
+        facts = self.images[name]
+        if name in self.records:
+            facts = replace(facts, digest=self.records[name].target.digest)
         return SimpleNamespace(
             name=name,
-            digest=self.images[name].digest,
+            digest=facts.digest,
             manifest=self._manifest(),
             unpacked_bytes=self.unpacked,
-            facts=lambda: self.images[name],
+            facts=lambda: facts,
         )
 
     def _manifest(self):
@@ -95,7 +108,10 @@ class Town(House):
         if name in self.images:
             accept(SimpleNamespace(manifest=self._manifest()))
             self.records[name] = record(self.images[name].digest)
-        return await self._inspect(name)
+        return self._image(name)
+
+    async def _list(self):
+        return [SimpleNamespace(name=name, **vars(one)) for name, one in self.records.items()]
 
     async def _get(self, name):
         if name not in self.records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -508,3 +509,28 @@ def test_drain_and_undrain(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> Non
     assert agent.json("drain", "drain") == {"draining": True, "inflight": 0}
     assert agent.cli("drain").stdout.startswith("drained")
     assert agent.json("undrain", "undrain") == {"draining": False}
+
+
+def test_all_images_of_an_archive_or_one_by_name_are_asked_for(
+    agent: Agent, tmp_path: Path
+) -> None:
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(b"x")
+    assert agent.cli("image", "import", str(archive), "--all").exit_code == 0
+    assert asked(agent, "import_image") == ("all",)
+    done = agent.cli("image", "import", str(archive), "--all", "--name", "b:2")
+    assert done.exit_code == 1
+    assert "leave it out to import all of them" in done.stderr
+
+
+def test_a_layout_in_a_directory_is_packed_on_the_way(agent: Agent, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    (layout / "blobs").mkdir(parents=True)
+    (layout / "oci-layout").write_bytes(b"{}")
+    (layout / "blobs/a").write_bytes(b"x" * (3 << 20))
+    assert agent.cli("image", "import", str(layout)).exit_code == 0
+    with tarfile.open(fileobj=io.BytesIO(agent.node.imported)) as tar:
+        assert {"./oci-layout", "./blobs/a"} <= set(tar.getnames())
+    missing = agent.cli("image", "import", str(tmp_path / "nowhere"))
+    assert missing.exit_code == 2
+    assert "No such file" in missing.stderr

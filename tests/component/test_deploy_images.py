@@ -8,13 +8,13 @@ import pytest
 
 from agent.aio.tasks import spawn
 from agent.core import oci_image
-from agent.errors import (
-    InvalidSpec,
-)
+from agent.errors import InvalidSpec, NotFound
+from agent.model.image_ref import parse_image_ref
 from agent.model.limits import GB
 from tests.component.deploy_house import Town, record
 from tests.component.function_house import IMAGE
 
+DIGEST = "sha256:" + "d" * 64
 SCF = {"contract": "scf-web", "port": 9000}
 X = "docker.io/library/x:1"
 
@@ -120,3 +120,65 @@ async def test_what_is_on_the_node_is_measured_when_the_registry_is_down(town):
     with pytest.raises(InvalidSpec):
         await town.deploy()
     assert X in town.records
+
+
+# -- pull: what is here, what the registry is asked for
+
+
+@pytest.mark.parametrize("image", ["x:1", "docker.io/library/x:1", "index.docker.io/library/x:1"])
+@pytest.mark.parametrize("pull", [{}, {"pull": "missing"}, {"pull": "never"}])
+async def test_what_is_here_runs_under_its_name_and_no_registry_is_asked(town, image, pull):
+    town.records[X] = record(IMAGE.digest)
+    assert (await town.deploy(image=image, **pull)).created
+    assert town.pulls == []
+
+
+async def test_what_is_not_here_is_pulled_unless_it_never_may_be(town):
+    with pytest.raises(NotFound, match="not on this node, and pull is never: run 'kindling image"):
+        await town.deploy(pull="never")
+    assert town.pulls == []
+    assert (await town.deploy()).created
+    assert town.pulls == [X]
+
+
+async def test_always_asks_the_registry_for_what_is_here(town):
+    town.records[X] = record("sha256:old")
+    assert (await town.deploy(pull="always")).version.image.digest == IMAGE.digest
+    assert town.pulls == [X]
+
+
+@pytest.mark.parametrize("pull", ["missing", "always", "never"])
+async def test_what_was_imported_under_the_nodes_own_name_has_no_registry(town, pull):
+    outcome = await town.deploy(image="kindling.local/x:1", pull=pull)
+    assert (outcome.created, outcome.warnings, town.pulls) == (True, (), [])
+    with pytest.raises(NotFound, match="run 'kindling image import FILE'"):
+        await town.deploy("g", image="kindling.local/gone:1", pull=pull)
+
+
+async def test_what_is_here_in_part_is_pulled(town):
+    town.records[X] = record(IMAGE.digest)
+    town.unpacked = None
+    await town.deploy()
+    assert town.pulls == [X]
+
+
+@pytest.mark.parametrize("ref", [f"x@{DIGEST}", f"x:2@{DIGEST}", f"elsewhere.example/y@{DIGEST}"])
+async def test_a_digest_that_is_here_under_another_name_needs_no_registry(town, ref):
+    full = parse_image_ref(ref).full
+    town.records[X] = record(DIGEST)
+    town.images[full] = IMAGE  # what the store says once it has that name
+    assert (await town.deploy(image=ref)).created
+    assert (town.pulls, town.records[full].target.digest) == ([], DIGEST)
+
+
+async def test_how_a_deploy_pulls_makes_no_other_version(town):
+    assert (await town.deploy()).created
+    for pull in ("always", "missing", "never"):
+        assert not (await town.deploy(pull=pull)).created
+
+
+async def test_who_deploys_a_tag_again_is_told_that_its_registry_was_not_asked(town):
+    assert (await town.deploy()).warnings == ()
+    (warning,) = (await town.deploy(timeout_s=9)).warnings
+    assert "its registry was not asked: deploy with pull=always" in warning
+    assert (await town.deploy(pull="always")).warnings == ()

@@ -16,8 +16,10 @@ from agent.errors import (
     RuntimeUnavailable,
 )
 from agent.model.failure import FailureKind
-from tests.component.deploy_house import Town
+from tests.component.deploy_house import Town, record
 from tests.component.function_house import IMAGE, call, failing, turns, until
+
+X = "docker.io/library/x:1"
 
 
 @pytest.fixture
@@ -46,7 +48,8 @@ async def test_the_same_tag_with_other_content_is_another_version(town):
     town.images["docker.io/library/x:1"] = town.images["kindling.local/x:1"].__class__(
         **{**{f: getattr(IMAGE, f) for f in IMAGE.__slots__}, "digest": "sha256:9"}
     )
-    assert (await town.deploy()).version.version == 2
+    assert (await town.deploy()).version.version == 1  # what is here is what the name stands for
+    assert (await town.deploy(pull="always")).version.version == 2
 
 
 async def test_what_comes_after_a_hand_over_is_not_stored_behind_the_next_workers_back(town):
@@ -79,7 +82,11 @@ async def test_an_image_that_is_nowhere_is_not_found_and_nothing_is_left(town):
 
 async def test_a_registry_that_is_down_is_no_trouble_for_an_image_that_is_here(town):
     town.registry_down = True
-    assert (await town.deploy()).created
+    town.records[X] = record(IMAGE.digest)
+    outcome = await town.deploy(pull="always")
+    assert outcome.created
+    (warning,) = outcome.warnings
+    assert "the registry does not answer; x:1 is what was on this node already" in warning
     with pytest.raises(RuntimeUnavailable):
         await town.deploy(image="nope:1")
 
@@ -109,7 +116,7 @@ async def test_too_many_functions_are_refused(town):
 )
 async def test_a_field_that_is_not_used_yet_is_named_in_a_warning(town, field, given):
     for _ in range(2):  # an equal deploy, which changes nothing, is told as well
-        (warning,) = (await town.deploy(**given)).warnings
+        (warning,) = (await town.deploy(image="kindling.local/x:1", **given)).warnings
         assert warning.startswith(field)
         assert warning.endswith("is accepted, but this version does not use it yet")
         assert "s3cret" not in warning

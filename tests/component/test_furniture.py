@@ -70,7 +70,7 @@ def test_an_image(tmp_path, make, etc, modes):
     layer.mkdir(0o755)
     upper.mkdir(0o700)
     make(layer)
-    furniture_of(ImageFiles((layer,)), "/").place(upper, FILES)
+    furniture_of(ImageFiles((layer,)), ["/"]).place(upper, FILES)
     for name, text in FILES.items():
         file = upper / etc / name
         assert file.read_text() == text
@@ -95,5 +95,12 @@ def test_a_working_directory(tmp_path, workdir, made):
     (tmp_path / "srv").mkdir()
     (tmp_path / "link").symlink_to("/srv")
     (tmp_path / "file").touch()
-    furniture = furniture_of(ImageFiles((tmp_path,)), workdir)
+    furniture = furniture_of(ImageFiles((tmp_path,)), [workdir])
     assert {each.path for each in furniture.directories} == made
+
+
+def test_volumes_that_the_layers_lack_are_made_and_others_left_alone(tmp_path):
+    usual(tmp_path)
+    (tmp_path / "data" / "there").mkdir(parents=True)
+    furniture = furniture_of(ImageFiles((tmp_path,)), ["/", "/data/there", "/data/not", "/data"])
+    assert {each.path for each in furniture.directories} == {"", "etc", "data", "data/not"}

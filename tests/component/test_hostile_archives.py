@@ -144,7 +144,7 @@ def test_a_docker_manifest_that_repeats_a_layer_is_not_read_over_and_over(
 
     monkeypatch.setattr(files, "pieces", noted)
     with pytest.raises(InvalidSpec, match="layers"):
-        layout.read_layout(files)
+        layout.read_layouts(files)
     assert opened.count("layer.tar") == 0
 
 

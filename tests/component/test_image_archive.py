@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.containerd import archive
-from agent.containerd.layout import ImageLayout, read_layout
+from agent.containerd.layout import ImageLayout, read_layouts
 from agent.errors import InvalidSpec
 from tests import oci
 
@@ -27,7 +27,10 @@ def small() -> oci.OciImage:
 def read(path: Path) -> ImageLayout:
     files = archive.open_files(path, path.parent)
     try:
-        layout = read_layout(files)
+        found = read_layouts(files)
+        for failure in found.refused.values():
+            raise failure
+        (layout,) = found.images
         for blob in layout.blobs:
             assert oci.digest(b"".join(blob.pieces(files))) == blob.descriptor.digest
         return layout

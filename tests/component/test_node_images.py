@@ -58,10 +58,10 @@ class Store:
             await self.gate.wait()
         del self.here[name]
 
-    async def load(self, path, *, name, scratch, deadline):
+    async def load(self, path, *, name, everything, scratch, deadline):
         self.loaded = path.read_bytes()
         self.add(name)
-        return self.here[name]
+        return (self.here[name],)
 
     async def forget(self, chain_id):
         self.forgotten.append(chain_id)

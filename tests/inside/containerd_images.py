@@ -29,7 +29,7 @@ def scratch(place: Place) -> Path:
 
 
 async def load(ct: Containerd, path: Path, name: str = NAME) -> Any:
-    image = await ct.importer.load(path, name=name, scratch=path.parent, deadline=soon())
+    (image,) = await ct.importer.load(path, name=name, scratch=path.parent, deadline=soon())
     layers = await ct.snapshots.image_layers(image.chain_id)
     return {
         "name": image.name,

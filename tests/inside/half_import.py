@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.containerd.archive import open_files
 from agent.containerd.client import Containerd
-from agent.containerd.layout import read_layout
+from agent.containerd.layout import read_layouts
 
 # A lease ends a minute after the time it is held for: this one in five seconds.
 LEASE_S = -55.0
@@ -20,7 +20,7 @@ LEASE_S = -55.0
 
 async def main(socket: Path, archive: Path) -> None:
     files = open_files(archive, archive.parent)
-    whole, cut = read_layout(files).blobs[:2]
+    whole, cut = read_layouts(files).images[0].blobs[:2]
     ct = Containerd(socket)
     deadline = asyncio.get_running_loop().time() + 60
 

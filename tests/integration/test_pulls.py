@@ -95,6 +95,20 @@ def test_a_deploy_pulls_what_is_not_here(functions, agent, pushed):
     assert agent.http("GET", "/http/fetched/").body == b"hello\n"
 
 
+def test_a_tag_that_has_moved_is_taken_when_the_registry_is_asked(functions, agent, pushed):
+    name, first = pushed("moves")
+    functions.deploy("moves", name, memory_mb=128)
+    _, second = pushed("moves")
+    again = functions.deploy("moves", name, memory_mb=128)
+    assert (again.created, again.version.image_digest) == (False, first)
+    assert "its registry was not asked: deploy with pull=always" in "".join(again.warnings)
+    options = ("--name", "moves", "--image", name, "--contract", "fc", "--kind", "http")
+    done = agent.cli("deploy", *options, "--set", "memory_mb=128", "--set", "pull=always")
+    assert "warning" not in done.err
+    assert images(functions)[name].digest == second
+    assert agent.http("GET", "/http/moves/").body == b"hello\n"
+
+
 def test_an_unknown_tag_is_one_clear_error_and_deploys_nothing(functions, agent, address, pushed):
     pushed("known")
     unknown = f"{address}/known:2"

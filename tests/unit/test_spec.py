@@ -19,7 +19,16 @@ FIELDS = [
     *("name", "version", "image", "contract", "kind", "command", "args", "env", "secrets"),
     *("mounts", "port", "user", "memory_mb", "cpu_millis", "pids", "disk_mb", "timeout_s"),
     *("startup_timeout_s", "concurrency", "max_queue", "queue_timeout_s", "environment"),
-    *("scaling", "hooks", "health_check", "egress", "acceleration", "registry", "async_calls"),
+    *(
+        "scaling",
+        "hooks",
+        "health_check",
+        "egress",
+        "acceleration",
+        "pull",
+        "registry",
+        "async_calls",
+    ),
     *("on_client_cancel", "labels"),
 ]
 
@@ -202,6 +211,7 @@ def test_gpus_are_refused_in_words(field):
         ({"max_queue": 0}, "max_queue", "1 to"),
         ({"environment": "test"}, "environment", "'preview'"),
         ({"acceleration": "fast"}, "acceleration", "'lazy'"),
+        ({"pull": "sometimes"}, "pull", "'always'"),
         ({"on_client_cancel": "die"}, "on_client_cancel", "'recycle'"),
         ({"scaling": {"min": 5, "max": 4}}, "scaling.min", "raise max"),
         ({"scaling": {"standby": 5, "max": 4}}, "scaling.standby", "raise max"),
