@@ -26,6 +26,7 @@ from agent.config import NodeConfig
 from agent.containerd.client import Containerd
 from agent.contracts.base import NodeFacts
 from agent.contracts.bind import bind
+from agent.core import stop_signal
 from agent.core.deploy import decide
 from agent.deployments.catalog import Catalog
 from agent.deployments.image import ImageSource
@@ -325,7 +326,8 @@ def _identity(spec: FunctionSpec, image: ImageFacts | None) -> str:
 
 def _advice(spec: FunctionSpec, image: ImageFacts) -> tuple[str, ...]:
     """Return what a platform would advise against, and what is asked for in vain."""
-    return (*_memory_advice(spec, image), *_unused(spec))
+    signals = stop_signal.advice(image.stop_signal)
+    return (*_memory_advice(spec, image), *signals, *_unused(spec))
 
 
 def _memory_advice(spec: FunctionSpec, image: ImageFacts) -> tuple[str, ...]:

@@ -255,7 +255,7 @@ class Builder:
             output.open()
             anchor = (await rooms.containerd.containers.get(id)).sandbox
             rooms.shims.adopted(id, anchor, container.shim_died)
-            container.watch(record.pid)
+            container.watch(record.pid, adopted=True)
         except OSError as error:
             await self.destroy(container)
             raise RuntimeUnavailable(f"{id} cannot be watched: {error.strerror}") from error

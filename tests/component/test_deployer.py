@@ -138,6 +138,12 @@ async def test_a_spec_that_is_silent_or_says_the_default_gets_no_warning(town, c
     assert (await town.deploy("h", contract=contract, **used)).warnings == ()
 
 
+async def test_a_stop_signal_that_is_none_is_told(town):
+    town.images["docker.io/library/x:1"] = replace(IMAGE, stop_signal="SIGNONE")
+    (warning,) = (await town.deploy()).warnings
+    assert "STOPSIGNAL 'SIGNONE' is no signal" in warning
+
+
 async def test_deploys_at_once_do_not_get_past_the_limit_of_functions(town):
     object.__setattr__(town.deployer, "_max_functions", 1)
     gate = town.points.hang["check"] = asyncio.Event()
