@@ -47,3 +47,11 @@ def convert(error: grpc.aio.AioRpcError, what: str, socket: str) -> AgentError:
     if code is grpc.StatusCode.UNKNOWN and _WRONG_STATE.search(detail):
         return FailedPrecondition(f"{what}: {detail}")
     return _CLASSES.get(code, RuntimeUnavailable)(f"{what}: {detail}")
+
+
+def whole_detail(error: AgentError) -> str:
+    """Return all that containerd said, where only the end of it tells what went wrong."""
+    cause = error.__cause__
+    if isinstance(cause, grpc.aio.AioRpcError):
+        return cause.details() or error.message
+    return error.message

@@ -20,18 +20,18 @@ from agent._pb.containerd.types.transfer import imagestore_pb2, progress_pb2, re
 from agent.aio import tasks
 from agent.containerd import registry
 from agent.containerd.channel import Channel
+from agent.containerd.errors import whole_detail
 from agent.containerd.images import Image, Images, image_ref
 from agent.containerd.leases import Leases
 from agent.containerd.registry import Credentials, Resolved
 from agent.containerd.streams import Stream, open_stream, pack
 from agent.core.registry_hops import plain_http
+from agent.core.unpack_errors import unpack_error
 from agent.errors import AgentError, InvalidSpec, NotFound, Problem, RuntimeUnavailable
 from agent.model.image_ref import ImageRef
 
 LAST_STEPS_S = 1.0
 PLATFORM = platform_pb2.Platform(os="linux", architecture="amd64")
-# How containerd's unpacker words that the layers themselves are wrong; it gives no code for it.
-BAD_LAYER_WORDS = ("wrong diff id", "failed to extract layer", "layers and diffIDs don't match")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +146,13 @@ class Transfer:
                 self._rpc.Transfer, request, what, lease=lease, deadline=deadline
             )
         except RuntimeUnavailable as error:
-            if any(words in error.message for words in BAD_LAYER_WORDS):
-                raise InvalidSpec([Problem("image", error.message)]) from error
-            raise
+            found = unpack_error(whole_detail(error))
+            if found is None:
+                raise
+            text = f"{what}: {found.text}"
+            if found.full:
+                raise RuntimeUnavailable(text) from error
+            raise InvalidSpec([Problem("image", text)]) from error
 
 
 async def _follow(stream: Stream, told: Callable[[Progress], None]) -> None:
