@@ -49,10 +49,11 @@ def mounted_in_sys(mounts: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """One version, ready to be stamped out."""
+    """One version, ready to be stamped out; `env` is the image's, with the user's HOME."""
 
     template: SpecTemplate
     image: PreparedImage
+    env: tuple[str, ...]
     executable: str
     search: str
     workdir: str
@@ -95,6 +96,8 @@ def blueprint_of(
     return Blueprint(
         template=SpecTemplate(plan),
         image=image,
+        # Like runtimes of Docker and podman: an empty HOME is none.
+        env=(f"HOME={user.home}", *(line for line in facts.env if line != "HOME=")),
         executable=argv[0],
         search=spec.env.get("PATH", search),
         workdir=facts.workdir or "/",

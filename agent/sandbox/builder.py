@@ -141,7 +141,7 @@ class Builder:
                     netns=container.slot.netns_path,
                     cgroups_path=self._rooms.cgroups.path(order.id),
                     env=merged_env(
-                        blueprint.image.facts.env,
+                        blueprint.env,
                         order.environment,
                         await own_environment(order.version),
                     ),
