@@ -17,6 +17,7 @@ from agent.errors import (
     AlreadyExists,
     Bug,
     FailedPrecondition,
+    InvalidSpec,
     NotFound,
     RuntimeUnavailable,
 )
@@ -34,6 +35,10 @@ _CLASSES: dict[grpc.StatusCode, type[AgentError]] = {
 
 # What the shim says without a code when a verb does not fit the task's state.
 _WRONG_STATE = re.compile(r"cannot \w+ a (?:running|stopped|created|paused|deleted) ")
+
+
+class ForeignOwner(InvalidSpec):
+    """A layer has a file of an owner that no node has; `unpack` can give it another one."""
 
 
 def convert(error: grpc.aio.AioRpcError, what: str, socket: str) -> AgentError:

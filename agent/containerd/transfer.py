@@ -8,6 +8,8 @@ Everything is under a lease until the image record holds it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,18 +20,24 @@ from agent._pb.containerd.services.transfer.v1 import transfer_pb2_grpc as rpc
 from agent._pb.containerd.types import platform_pb2
 from agent._pb.containerd.types.transfer import imagestore_pb2, progress_pb2, registry_pb2
 from agent.aio import tasks
+from agent.aio.tasks import finish
 from agent.containerd import registry
 from agent.containerd.channel import Channel
-from agent.containerd.errors import whole_detail
-from agent.containerd.images import Image, Images, image_ref
+from agent.containerd.errors import ForeignOwner, whole_detail
+from agent.containerd.images import Image, ImageRecord, Images, image_ref
 from agent.containerd.leases import Leases
 from agent.containerd.registry import Credentials, Resolved
 from agent.containerd.streams import Stream, open_stream, pack
+from agent.containerd.unpack import Unpacker
+from agent.core.oci_image import ImageConfig, Manifest
 from agent.core.registry_hops import plain_http
 from agent.core.unpack_errors import unpack_error
 from agent.errors import AgentError, InvalidSpec, NotFound, Problem, RuntimeUnavailable
 from agent.model.image_ref import ImageRef
 
+log = logging.getLogger(__name__)
+
+UNDO_S = 30.0
 LAST_STEPS_S = 1.0
 PLATFORM = platform_pb2.Platform(os="linux", architecture="amd64")
 
@@ -47,11 +55,14 @@ class Progress:
 class Transfer:
     """Pulls, and the unpacking that `importer` shares."""
 
-    def __init__(self, channel: Channel, images: Images, leases: Leases) -> None:
+    def __init__(
+        self, channel: Channel, images: Images, leases: Leases, unpacker: Unpacker
+    ) -> None:
         self._channel = channel
         self._rpc = rpc.TransferStub(channel.grpc)
         self._images = images
         self._leases = leases
+        self._unpacker = unpacker
         self.snapshotter = images.snapshotter
 
     async def resolve(
@@ -89,7 +100,12 @@ class Transfer:
             source = _source(reference, found.target.digest)
             target = self.store(name)
             try:
-                await self._run(source, target, what, lease=lease, deadline=deadline, told=progress)
+                try:
+                    await self._run(
+                        source, target, what, lease=lease, deadline=deadline, told=progress
+                    )
+                except ForeignOwner as error:
+                    await self._pull_changed(source, name, what, lease, deadline, error)
             except NotFound as error:
                 text = f"{what}: {reference.host} lost a part of it meanwhile; try again"
                 raise NotFound(text) from error
@@ -103,10 +119,61 @@ class Transfer:
         same = image.digest == found.target.digest and image.unpacked_bytes is not None
         return image if same else None
 
-    def store(self, name: str) -> imagestore_pb2.ImageStore:
+    async def _pull_changed(
+        self,
+        source: Message,
+        name: str,
+        what: str,
+        lease: str,
+        deadline: float,
+        error: ForeignOwner,
+    ) -> None:
+        """Fetch what the failed pull left out, and unpack it with other owners."""
+        before: ImageRecord | None = None
+        with contextlib.suppress(NotFound):
+            before = await self._images.get(name, deadline=deadline)
+        await self._run(
+            source, self.store(name, unpack=False), what, lease=lease, deadline=deadline
+        )
+        image = await self._images.inspect(name, deadline=deadline)
+        whole = False
+        try:
+            await self.unpack_changed(
+                image.manifest, image.config, what, lease=lease, deadline=deadline, error=error
+            )
+            whole = True
+        finally:
+            if not whole:
+                await finish(f"take back {name}", self._restore(name, before), within_s=UNDO_S)
+
+    async def _restore(self, name: str, before: ImageRecord | None) -> None:
+        if before is None:
+            await self._images.delete(name)
+        else:
+            await self._images.put(name, before.target, before.labels)
+
+    async def unpack_changed(
+        self,
+        manifest: Manifest,
+        config: ImageConfig,
+        what: str,
+        *,
+        lease: str,
+        deadline: float,
+        error: ForeignOwner,
+    ) -> None:
+        """Unpack an image that is here after containerd did not for `error`; raises that again."""
+        try:
+            await self._unpacker.unpack(manifest, config, what, lease=lease, deadline=deadline)
+        except RuntimeUnavailable as again:
+            log.warning("%s: owners cannot be changed: %s", what, again)
+            raise error from again
+
+    def store(self, name: str, *, unpack: bool = True) -> imagestore_pb2.ImageStore:
         """Return the destination: a record called `name` ("" for none) and unpacked layers."""
-        unpack = imagestore_pb2.UnpackConfiguration(platform=PLATFORM, snapshotter=self.snapshotter)
-        return imagestore_pb2.ImageStore(name=name, platforms=[PLATFORM], unpacks=[unpack])
+        how = imagestore_pb2.UnpackConfiguration(platform=PLATFORM, snapshotter=self.snapshotter)
+        unpacks = [how] if unpack else []
+        return imagestore_pb2.ImageStore(name=name, platforms=[PLATFORM], unpacks=unpacks)
 
     async def run(
         self, source: Message, target: Message, what: str, *, lease: str, deadline: float
@@ -152,7 +219,8 @@ class Transfer:
             text = f"{what}: {found.text}"
             if found.full:
                 raise RuntimeUnavailable(text) from error
-            raise InvalidSpec([Problem("image", text)]) from error
+            kind = ForeignOwner if found.owner else InvalidSpec
+            raise kind([Problem("image", text)]) from error
 
 
 async def _follow(stream: Stream, told: Callable[[Progress], None]) -> None:

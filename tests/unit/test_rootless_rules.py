@@ -108,7 +108,10 @@ def test_a_shared_root_is_seen_in_its_optional_fields(line, shared):
 
 def test_containerds_configuration_is_toml_with_our_places_and_can_unpack():
     text = containerd_config.text(
-        root=Path('/data/a "b"'), state=Path("/run/c"), socket=Path("/run/c/s.sock")
+        root=Path('/data/a "b"'),
+        state=Path("/run/c"),
+        socket=Path("/run/c/s.sock"),
+        python=Path("/lib/python"),
     )
     data = tomllib.loads(text)
     assert data["version"] == 3

@@ -1,0 +1,145 @@
+"""Unpacks images with files of owners that no node has: shown as 65534, told in a warning.
+
+Only what containerd's own unpacker refused for an owner comes here. Each layer that is not unpacked
+yet goes through `owner_filter` on its way from the stored blob to containerd's unpacker. Verified
+are the tar as it was before the change, against the diff id, and that what was unpacked is what the
+filter wrote; the blob's own digest was checked when it was stored. So a layer keeps its chain id
+and is shared: whoever has the same layer has the same owners in it. What was changed stands in a
+label of the snapshot, for every image built on it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import any_pb2
+
+from agent._pb.containerd.services.diff.v1 import diff_pb2 as pb
+from agent._pb.containerd.services.diff.v1 import diff_pb2_grpc as rpc
+from agent._pb.containerd.types import descriptor_pb2
+from agent.aio.tasks import finish
+from agent.containerd.channel import Channel
+from agent.containerd.content import Content
+from agent.containerd.snapshots import SnapshotMount, Snapshots, mount_messages
+from agent.core import oci_image
+from agent.core.oci_image import Descriptor, ImageConfig, Manifest
+from agent.errors import AlreadyExists, InvalidSpec, Problem, RuntimeUnavailable
+from agent.rootless.containerd_config import OWNERS_MEDIA_TYPE, OWNERS_PROCESSOR
+
+LABEL = "kindling/owners"
+MAX_NAME = 200  # of the example; a label holds 4096 bytes
+UNDO_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """Files of one layer or image that were given to the overflow id, and one of them."""
+
+    files: int = 0
+    example: str = ""
+    id: int = 0
+
+    def warning(self) -> str:
+        """Word it for a deploy."""
+        others = f" and {self.files - 1} more" if self.files > 1 else ""
+        return (
+            f"{self.example} belongs to id {self.id}{others}, which no container has: shown as "
+            "65534; build the image with owners 0-65535 (chown, COPY --chown)"
+        )
+
+
+def owners_of(labels: Mapping[str, str]) -> Owners:
+    """Return what a snapshot's labels say."""
+    return Owners(**json.loads(labels[LABEL])) if LABEL in labels else Owners()
+
+
+class Unpacker:
+    """Unpacks layer by layer."""
+
+    def __init__(self, channel: Channel, content: Content, snapshots: Snapshots) -> None:
+        self._channel = channel
+        self._rpc = rpc.DiffStub(channel.grpc)
+        self._content = content
+        self._snapshots = snapshots
+
+    async def unpack(
+        self, manifest: Manifest, config: ImageConfig, what: str, *, lease: str, deadline: float
+    ) -> None:
+        """Unpack an image whose blobs are here, and have it keep its layers.
+
+        Raises InvalidSpec when a layer is not what the image's config says, or cannot be unpacked
+        either; RuntimeUnavailable when containerd has no such filter.
+        """
+        parent = ""
+        chains = oci_image.chain_ids(config.diff_ids)
+        for layer, diff_id, chain in zip(manifest.layers, config.diff_ids, chains, strict=True):
+            if not await self._snapshots.exists(chain, deadline=deadline):
+                labels = {"containerd.io/snapshot.ref": chain}
+                key = f"extract-{secrets.token_hex(6)} {chain}"
+                mounts = await self._snapshots.prepare(
+                    key, parent, labels, lease=lease, deadline=deadline
+                )
+                committed = False
+                try:
+                    owners = await self._apply(layer, diff_id, mounts, what, lease, deadline)
+                    labels[LABEL] = json.dumps(owners)
+                    committed = await self._commit(chain, key, labels, lease, deadline)
+                finally:
+                    if not committed:
+                        undo = self._snapshots.remove(key)
+                        await finish(f"remove snapshot {key}", undo, within_s=UNDO_S)
+            parent = chain
+        label = f"containerd.io/gc.ref.snapshot.{self._snapshots.snapshotter}"
+        await self._content.label(manifest.config.digest, label, parent, deadline=deadline)
+
+    async def _commit(
+        self, chain: str, key: str, labels: Mapping[str, str], lease: str, deadline: float
+    ) -> bool:
+        try:
+            await self._snapshots.commit(chain, key, labels, lease=lease, deadline=deadline)
+        except AlreadyExists:  # another import of the same layer was faster
+            return False
+        return True
+
+    async def _apply(
+        self,
+        layer: Descriptor,
+        diff_id: str,
+        mounts: tuple[SnapshotMount, ...],
+        what: str,
+        lease: str,
+        deadline: float,
+    ) -> dict[str, object]:
+        with tempfile.TemporaryDirectory(prefix="kindling-owners-") as scratch:
+            report = Path(scratch) / "report"
+            request = pb.ApplyRequest(
+                diff=descriptor_pb2.Descriptor(
+                    media_type=OWNERS_MEDIA_TYPE, digest=layer.digest, size=layer.size_bytes
+                ),
+                mounts=mount_messages(mounts),
+                payloads={
+                    OWNERS_PROCESSOR: any_pb2.Any(
+                        type_url=OWNERS_PROCESSOR,
+                        value=json.dumps({"report": str(report)}).encode(),
+                    )
+                },
+            )
+            reply = await self._channel.call(
+                self._rpc.Apply, request, what, lease=lease, deadline=deadline
+            )
+            try:
+                said = json.loads(report.read_text())
+            except (FileNotFoundError, ValueError) as error:
+                raise RuntimeUnavailable(f"{what}: {layer.digest} was not read whole") from error
+        if said["applied"] != reply.applied.digest:
+            raise RuntimeUnavailable(f"{what}: {layer.digest} was unpacked otherwise than filtered")
+        if said["diff_id"] != diff_id:
+            why = f"layer {layer.digest} unpacks to {said['diff_id']}, not to {diff_id}"
+            raise InvalidSpec([Problem("image", f"{what}: {why}")])
+        example = str(said["example"])[:MAX_NAME]
+        return {"files": said["files"], "example": example, "id": said["id"]}
