@@ -11,10 +11,11 @@ label of the snapshot, for every image built on it.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from google.protobuf import any_pb2
@@ -30,6 +31,8 @@ from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
 from agent.errors import AlreadyExists, InvalidSpec, Problem, RuntimeUnavailable
 from agent.rootless.containerd_config import OWNERS_MEDIA_TYPE, OWNERS_PROCESSOR
+
+log = logging.getLogger(__name__)
 
 LABEL = "kindling/owners"
 MAX_NAME = 200  # of the example; a label holds 4096 bytes
@@ -53,9 +56,13 @@ class Owners:
         )
 
 
-def owners_of(labels: Mapping[str, str]) -> Owners:
-    """Return what a snapshot's labels say."""
-    return Owners(**json.loads(labels[LABEL])) if LABEL in labels else Owners()
+def owners_in(labels: Iterable[Mapping[str, str]]) -> Owners:
+    """Return what the labels of an image's snapshots say together, lowest layer first."""
+    told = [Owners(**json.loads(each[LABEL])) for each in labels if LABEL in each]
+    changed = [owners for owners in told if owners.files]
+    if not changed:
+        return Owners()
+    return replace(changed[0], files=sum(owners.files for owners in changed))
 
 
 class Unpacker:
@@ -141,5 +148,7 @@ class Unpacker:
         if said["diff_id"] != diff_id:
             why = f"layer {layer.digest} unpacks to {said['diff_id']}, not to {diff_id}"
             raise InvalidSpec([Problem("image", f"{what}: {why}")])
-        example = str(said["example"])[:MAX_NAME]
-        return {"files": said["files"], "example": example, "id": said["id"]}
+        owners = Owners(said["files"], str(said["example"])[:MAX_NAME], said["id"])
+        if owners.files:
+            log.warning("%s: %s", what, owners.warning())
+        return asdict(owners)

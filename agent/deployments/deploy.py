@@ -171,7 +171,7 @@ class Deployer:
         facts = await self._images.fetch(spec)
         known = {n: _identity(v.spec, v.image) for n, v in existing.items()}
         decision = decide(known, latest, _identity(spec, facts), spec.version)
-        warnings = _advice(spec, facts)
+        warnings = (*_advice(spec, facts), *await self._images.advice(facts))
         if not decision.changed:
             target = self._catalog.find(spec.name, str(decision.version))
             if target.version.state != "Ready":  # its image had vanished, and is here again

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish
 from agent.containerd.client import Containerd
+from agent.containerd.unpack import owners_in
 from agent.core.image_size import check_image_size, packed_bytes
 from agent.deployments.catalog import Catalog
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
@@ -55,6 +56,15 @@ class ImageSource:
                 f"image {spec.image} is not on this node; run 'kindling image import FILE'"
             ) from None
         return _fitting(spec, image)
+
+    async def advice(self, image: ImageFacts) -> tuple[str, ...]:
+        """Return what was changed in an image that is here, for a deploy to warn of."""
+        try:
+            layers = await self._door.snapshots.chain(image.chain_id)
+        except NotFound:  # the builder says so, in better words
+            return ()
+        owners = owners_in(layer.labels for layer in reversed(layers))
+        return (owners.warning(),) if owners.files else ()
 
     async def _pulled(self, spec: FunctionSpec, name: str) -> ImageFacts:
         door = self._door

@@ -46,6 +46,7 @@ class Town(House):
         self.compressed, self.unpacked = [1], 1
         self.layer_type = oci_image.DOCKER_LAYER + ".gzip"
         self.records = {}
+        self.labels: list[dict[str, str]] = [{}]  # of the snapshots, topmost first
         self.pulls = []
         self.registry_down = False
         containerd: Any = SimpleNamespace(
@@ -53,6 +54,7 @@ class Town(House):
                 inspect=self._inspect, get=self._get, put=self._put, delete=self._delete
             ),
             transfer=SimpleNamespace(pull=self._pull),
+            snapshots=SimpleNamespace(chain=self._chain),
         )
         functions = cast(FunctionStore, FakeStore(self.store, self.points))
         calls: Any = None  # no deploy asks for a call
@@ -90,6 +92,9 @@ class Town(House):
             accept(SimpleNamespace(manifest=self._manifest()))
             self.records[name] = record(self.images[name].digest)
         return await self._inspect(name)
+
+    async def _chain(self, chain_id):
+        return [SimpleNamespace(labels=labels) for labels in self.labels]
 
     async def _get(self, name):
         if name not in self.records:

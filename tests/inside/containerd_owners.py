@@ -12,7 +12,7 @@ from agent.containerd import unpack
 from agent.containerd.client import Containerd
 from agent.containerd.images import Image
 from agent.containerd.snapshots import view_key
-from agent.containerd.unpack import owners_of
+from agent.containerd.unpack import owners_in
 from agent.errors import AgentError
 from tests import oci
 from tests.inside.containerd_base import Place, main, soon
@@ -47,8 +47,8 @@ async def seen(ct: Containerd, image: Image) -> dict[str, Any]:
                 path = str(Path(top, name).relative_to(layer))
                 found.setdefault(path, [status.st_uid, status.st_gid])
     chain = await ct.snapshots.chain(image.chain_id)
-    told = [owners_of(snapshot.labels) for snapshot in chain]
-    warnings = [owners.warning() for owners in told if owners.files]
+    owners = owners_in(snapshot.labels for snapshot in reversed(chain))
+    warnings = [owners.warning()] if owners.files else []
     return {"files": found, "warnings": warnings, "layers": len(chain)}
 
 
