@@ -5,7 +5,7 @@
 SUITE=forky
 HOST_PACKAGES=(
   crun runc slirp4netns uidmap nftables iproute2 catatonit
-  python3 python3-venv ca-certificates util-linux e2fsprogs kmod
+  python3 python3-venv ca-certificates util-linux e2fsprogs kmod zstd
 )
 DEV_PACKAGES=(gcc libc6-dev nginx-light wrk docker-registry busybox-static procps shellcheck systemd)
 # Services of DEV_PACKAGES as package:unit. Never started by us, and not left to start at boot.

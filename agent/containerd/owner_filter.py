@@ -2,7 +2,7 @@
 
 A program of its own, standard library only: containerd runs it as a stream processor between the
 stored blob and its unpacker (`containerd_config`), for layers that `owners` asks it to. Layer on
-stdin (gzip or plain), tar on stdout, on descriptor 3 what `owners` wants: where to write the
+stdin (gzip, zstd or plain), tar on stdout, on descriptor 3 what `owners` wants: where to write the
 report. Everything but ids passes byte for byte, in bounded memory. Headers are read as Go's
 archive/tar reads them; from the first one that it could not read the rest passes as it is, and the
 unpacker says what is wrong.
@@ -10,14 +10,19 @@ unpacker says what is wrong.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
@@ -257,24 +262,46 @@ def _pax(body: bytes, size: int, pending: _Pending) -> bytes:
     return bytes(changed)
 
 
+@contextlib.contextmanager
+def _unpacked(source: io.BufferedReader[io.FileIO]) -> Iterator[BinaryIO]:
+    """Give the tar in a layer; raises OSError or EOFError for what is packed wrongly."""
+    begins = source.peek(4)[:4]
+    if begins[:2] == GZIP:
+        yield gzip.GzipFile(fileobj=source)  # type: ignore[misc]
+    elif begins == ZSTD:
+        # Python reads zstd from 3.14 on.
+        with subprocess.Popen(["zstd", "-dcq"], stdin=-1, stdout=-1) as zstd:
+            assert zstd.stdin is not None
+            assert zstd.stdout is not None
+            feeder = threading.Thread(target=_feed, args=(source, zstd.stdin), daemon=True)
+            feeder.start()
+            yield zstd.stdout  # type: ignore[misc]
+            feeder.join()
+        if zstd.returncode:
+            raise OSError("zstd cannot read the layer")
+    else:
+        yield source
+
+
+def _feed(source: BinaryIO, into: BinaryIO) -> None:
+    with contextlib.suppress(BrokenPipeError), into:
+        shutil.copyfileobj(source, into, PIECE_BYTES)
+
+
 def main() -> int:
     """Filter as the module's docstring says; what goes wrong is told on stderr, with status 1."""
     with os.fdopen(PAYLOAD_FD, "rb") as payload:
         told = payload.read()  # an Any of protobuf around JSON
     wanted = json.loads(told[told.index(b"{") :])
     source = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False), PIECE_BYTES)
-    begins = source.peek(4)[:4]
-    if begins == ZSTD:
-        sys.stderr.write("owners in a layer packed with zstd cannot be changed")
-        return 1
-    stream: BinaryIO = gzip.GzipFile(fileobj=source) if begins[:2] == GZIP else source  # type: ignore[assignment]
     try:
-        report = OwnerFilter(stream, sys.stdout.buffer.write).run()
+        with _unpacked(source) as stream:
+            report = OwnerFilter(stream, sys.stdout.buffer.write).run()
         with open(wanted["report"], "w", encoding="utf-8") as file:
             json.dump(asdict(report), file)
         # Last: who sees the end of the stream finds the report.
         sys.stdout.buffer.flush()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         sys.stderr.write(f"owner filter: {error}")
         return 1
     return 0
