@@ -16,6 +16,10 @@ from agent.core.users import MAX_ID
 BAD_LAYER = ("wrong diff id", "failed to extract layer", "layers and diffIDs don't match")
 
 _PLACE = re.compile(r"\S*/containerd-mount\d+/?")
+_FRAME = re.compile(
+    r'failed to extract layer \(\S+ (?P<layer>\S+)\) to \S+ as ".*?": '
+    r"(?:mount callback failed on \S+: )?"
+)
 _OWNER = re.compile(
     r'failed to Lchown "(?P<file>.+?)" for UID (?P<uid>-?\d+), GID (?P<gid>-?\d+)', re.DOTALL
 )
@@ -67,9 +71,10 @@ def unpack_error(text: str) -> UnpackError | None:
         )
     if call := _CALL.search(text):
         return UnpackError(f"{_inside(call['file'])}: {call['why']}")
+    rest = _printable(_PLACE.sub("/", _FRAME.sub(r"layer \g<layer>: ", text)))
     if any(words in text for words in _BROKEN):
-        return UnpackError(f"a layer is damaged: {_PLACE.sub('/', text)}; build or save it again")
-    return UnpackError(_printable(_PLACE.sub("/", text)))
+        return UnpackError(f"a layer is damaged ({rest}); build or save it again")
+    return UnpackError(rest)
 
 
 def _printable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,28 @@ async def imported(ct: Containerd, place: Place) -> Any:
     return results
 
 
+async def sparse(ct: Containerd, place: Place) -> Any:
+    """A sparse file comes out whole, and what follows it is found; GNU tar's PAX form of it."""
+    folder = place.dir / "sparse"
+    folder.mkdir()
+    with (folder / "holes").open("wb") as file:
+        for n in range(60):
+            file.seek(n << 17)
+            file.write(b"%d" % n * 2000)
+    (folder / "zlast").write_bytes(b"last")
+    command = ["tar", "--format=pax", "-S", "--numeric-owner", f"--owner=:{HUGE}", "-c"]
+    packed = subprocess.run(
+        [*command, "-C", str(folder), "holes", "zlast"], capture_output=True, check=True
+    )
+    assert len(packed.stdout) < 2 << 20
+    image = await load(ct, archive(place, "sparse", [BASE, oci.Layer(packed.stdout)]))
+    top = (await ct.snapshots.image_layers(image.chain_id))[0]
+    whole = Path(top, "holes").read_bytes() == (folder / "holes").read_bytes()
+    results = {"whole": whole, **await seen(ct, image)}
+    await drop(ct, image)
+    return results
+
+
 async def refused(ct: Containerd, place: Place) -> Any:
     """What cannot be verified or filtered is refused by name, and leaves nothing."""
     results: dict[str, Any] = {}
@@ -124,4 +147,4 @@ async def pulled(ct: Containerd, place: Place) -> Any:
 
 
 if __name__ == "__main__":
-    main(imported, refused, pulled)
+    main(imported, sparse, refused, pulled)

@@ -115,6 +115,13 @@ def test_files_of_owners_no_node_has_run_with_the_overflow_owner(owners: Facts, 
     assert told["left"] == NOTHING
 
 
+def test_sparse_files_with_changed_owners_come_out_whole(owners: Facts) -> None:
+    told = owners["sparse"]
+    assert told["whole"]
+    assert [told["files"][name][0] for name in ("holes", "zlast")] == [65534, 65534]
+    assert "and 1 more" in told["warnings"][0]
+
+
 def test_layers_with_changed_owners_are_shared_and_tell_every_image_on_them(owners: Facts) -> None:
     told = owners["imported"]
     assert told["good"]["warnings"] == []

@@ -52,9 +52,14 @@ PLACE = "/run/kindling/containerd/tmp/containerd-mount3526912034"
             False,
         ),
         (f"mkdir {PLACE}/a: disk quota exceeded", "the image store is full (at /a)", True, False),
-        ("unexpected EOF", "a layer is damaged", False, False),
+        ("unexpected EOF", "a layer is damaged (layer sha256:5f: unexpected EOF)", False, False),
         ("archive/tar: invalid tar header", "a layer is damaged", False, False),
-        ("unhandled tar header type 86", "unhandled tar header type 86", False, False),
+        (
+            "mount callback failed on /tmp/containerd-mount12: unhandled tar header type 83",
+            "layer sha256:5f: unhandled tar header type 83",
+            False,
+            False,
+        ),
     ],
 )
 def test_what_is_wrong_with_a_layer_names_the_file(said, words, full, owner):
