@@ -41,6 +41,10 @@ class ForeignOwner(InvalidSpec):
     """A layer has a file of an owner that no node has; `unpack` can give it another one."""
 
 
+class NoFilter(RuntimeUnavailable):
+    """Owners cannot be changed here: containerd has no filter for it, or that one failed."""
+
+
 def convert(error: grpc.aio.AioRpcError, what: str, socket: str) -> AgentError:
     """Return the agent's error for a failed call; `what` says what was asked for."""
     code = error.code()

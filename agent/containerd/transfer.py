@@ -23,7 +23,7 @@ from agent.aio import tasks
 from agent.aio.tasks import finish
 from agent.containerd import registry
 from agent.containerd.channel import Channel
-from agent.containerd.errors import ForeignOwner, whole_detail
+from agent.containerd.errors import ForeignOwner, NoFilter, whole_detail
 from agent.containerd.images import Image, ImageRecord, Images, image_ref
 from agent.containerd.leases import Leases
 from agent.containerd.registry import Credentials, Resolved
@@ -165,7 +165,7 @@ class Transfer:
         """Unpack an image that is here after containerd did not for `error`; raises that again."""
         try:
             await self._unpacker.unpack(manifest, config, what, lease=lease, deadline=deadline)
-        except RuntimeUnavailable as again:
+        except NoFilter as again:
             log.warning("%s: owners cannot be changed: %s", what, again)
             raise error from again
 

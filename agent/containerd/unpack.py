@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import grpc
+import grpc.aio
 from google.protobuf import any_pb2
 
 from agent._pb.containerd.services.diff.v1 import diff_pb2 as pb
@@ -26,10 +28,12 @@ from agent._pb.containerd.types import descriptor_pb2
 from agent.aio.tasks import finish
 from agent.containerd.channel import Channel
 from agent.containerd.content import Content
+from agent.containerd.errors import NoFilter, whole_detail
 from agent.containerd.snapshots import SnapshotMount, Snapshots, mount_messages
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
-from agent.errors import AlreadyExists, InvalidSpec, Problem, RuntimeUnavailable
+from agent.core.unpack_errors import BAD_LAYER, unpack_error
+from agent.errors import AgentError, AlreadyExists, InvalidSpec, Problem, RuntimeUnavailable
 from agent.rootless.containerd_config import OWNERS_MEDIA_TYPE, OWNERS_PROCESSOR
 
 log = logging.getLogger(__name__)
@@ -80,7 +84,7 @@ class Unpacker:
         """Unpack an image whose blobs are here, and have it keep its layers.
 
         Raises InvalidSpec when a layer is not what the image's config says, or cannot be unpacked
-        either; RuntimeUnavailable when containerd has no such filter.
+        either; NoFilter when owners cannot be changed here; RuntimeUnavailable for a full disk.
         """
         parent = ""
         chains = oci_image.chain_ids(config.diff_ids)
@@ -136,15 +140,18 @@ class Unpacker:
                     )
                 },
             )
-            reply = await self._channel.call(
-                self._rpc.Apply, request, what, lease=lease, deadline=deadline
-            )
+            try:
+                reply = await self._channel.call(
+                    self._rpc.Apply, request, what, lease=lease, deadline=deadline
+                )
+            except RuntimeUnavailable as error:
+                raise _refusal(error, what) from error
             try:
                 said = json.loads(report.read_text())
             except (FileNotFoundError, ValueError) as error:
-                raise RuntimeUnavailable(f"{what}: {layer.digest} was not read whole") from error
+                raise NoFilter(f"{what}: {layer.digest} was not read whole") from error
         if said["applied"] != reply.applied.digest:
-            raise RuntimeUnavailable(f"{what}: {layer.digest} was unpacked otherwise than filtered")
+            raise NoFilter(f"{what}: {layer.digest} was unpacked otherwise than filtered")
         if said["diff_id"] != diff_id:
             why = f"layer {layer.digest} unpacks to {said['diff_id']}, not to {diff_id}"
             raise InvalidSpec([Problem("image", f"{what}: {why}")])
@@ -152,3 +159,18 @@ class Unpacker:
         if owners.files:
             log.warning("%s: %s", what, owners.warning())
         return asdict(owners)
+
+
+def _refusal(error: RuntimeUnavailable, what: str) -> AgentError:
+    """Return what a failed Apply means: the layer's fault, the disk's, or that of the filter."""
+    cause = error.__cause__
+    if not isinstance(cause, grpc.aio.AioRpcError) or cause.code() is not grpc.StatusCode.UNKNOWN:
+        return error
+    detail = whole_detail(error)
+    if "processor" in detail or "owner filter" in detail:
+        return NoFilter(error.message)
+    found = unpack_error(f"{BAD_LAYER}: {detail}")
+    if found is None:
+        return error
+    text = f"{what}: {found.text}"
+    return RuntimeUnavailable(text) if found.full else InvalidSpec([Problem("image", text)])

@@ -9,7 +9,7 @@ a server that dies with its child keeps its own code, and the kill is a line in 
 |---------------------------------------------------------------|------|-------|-------|--------|
 | the process was killed for memory, an init in front or not    | 137  | now   |       | yes    |
 | all processes were, as `memory.oom.group` has it              | 137  | now   |       | yes    |
-| `sh -c "app; true"`: the shell passes its child's end on      | 137  | now   |       | yes    |
+| a shell's child was, and the shell passes its end on          | 137  | now   |       | yes    |
 | it was, and nobody saw how it ended                           | ?    | now   |       | yes    |
 | a child was, its parent gives up at once, with a code         | 1    | now   |       |        |
 | a child was, its parent goes on and ends well or badly        | 0, 3 | once  |       |        |

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from agent.core.users import MAX_ID
 
 # How the unpacker begins when the layers themselves are wrong.
-BAD_LAYER = ("wrong diff id", "failed to extract layer", "layers and diffIDs don't match")
+BAD_LAYER = "failed to extract layer"
+_BAD_LAYERS = (BAD_LAYER, "wrong diff id", "layers and diffIDs don't match")
 
 _PLACE = re.compile(r"\S*/containerd-mount\d+/?")
 _FRAME = re.compile(
@@ -54,7 +55,7 @@ def unpack_error(text: str) -> UnpackError | None:
     if any(words in text for words in _FULL):
         why = f"the disk of the image store is full{_at(text)}"
         return UnpackError(f"{why}; remove images (kindling image rm) or give it space", full=True)
-    if not any(words in text for words in BAD_LAYER):
+    if not any(words in text for words in _BAD_LAYERS):
         return None
     if owner := _OWNER.search(text):
         file, uid, gid = _inside(owner["file"]), owner["uid"], owner["gid"]

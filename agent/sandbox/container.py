@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 OUTPUT_S = 1.0  # how long the last lines of a process that has exited may take to come
 STATUS_S = 5.0  # how long containerd may take to tell the status of a process that has exited
 LOOK_S = 1.0  # how often the counter of kills for memory is read
+STEP_S = 0.1
 SIGNALLED = 128  # a shell's and an init's way to say that a signal ended the process
 LAST_SIGNAL = 64
 
@@ -94,11 +95,16 @@ class Container:
             self._process.done.add_done_callback(lambda _: self._reap())
             if adopted:
                 self._kills.look(self.cgroup.oom_kills(), self._loop.time())
-            self._next_look = self._loop.call_later(LOOK_S, self._look)
+            self._look_later()
+
+    def _look_later(self) -> None:
+        # In step with other containers: hundreds of them wake the loop ten times a second at most.
+        at = self._loop.time() // STEP_S * STEP_S + LOOK_S
+        self._next_look = self._loop.call_at(at, self._look)
 
     def _look(self) -> None:
         self._look_for_kills()
-        self._next_look = self._loop.call_later(LOOK_S, self._look)
+        self._look_later()
 
     def _look_for_kills(self) -> None:
         new = self._kills.look(self.cgroup.oom_kills(), self._loop.time())

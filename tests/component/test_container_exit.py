@@ -85,7 +85,7 @@ async def test_an_exit_beside_a_kill_for_memory_keeps_its_own_code(
 async def test_a_childs_kill_is_told_while_the_instance_lives_and_explains_no_later_exit(
     house, process, monkeypatch
 ):
-    monkeypatch.setattr("agent.sandbox.container.LOOK_S", 0.01)
+    monkeypatch.setattr("agent.sandbox.container.LOOK_S", 0.1)
     monkeypatch.setattr("agent.core.memory_kills.RECENT_S", -1.0)
     container = await watched(house, process)
     container.cgroup.oom = 2

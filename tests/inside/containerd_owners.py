@@ -115,6 +115,9 @@ async def refused(ct: Containerd, place: Place) -> Any:
     path = place.dir / "lying.tar"
     oci.write_tar(path, oci.layout(oci.OciImage(blobs, at), "kindling.local/lying:1"))
     results["lying"] = await outcome(ct, path)
+    whole = oci.layer({"a": b"x", "b": b"y" * 5000}, {"a": (HUGE, 0)}).tar
+    cut = oci.Layer(whole[: whole.index(b"yyyy") + 1000])
+    results["cut"] = await outcome(ct, archive(place, "cut", [BASE, cut]))
     plain = archive(place, "plain", [BASE, FOREIGN])
     with mock.patch.object(unpack, "OWNERS_MEDIA_TYPE", "application/vnd.nobody.knows"):
         results["no_filter"] = await outcome(ct, plain)

@@ -129,10 +129,14 @@ def test_layers_with_changed_owners_are_shared_and_tell_every_image_on_them(owne
     assert told["on_top"]["warnings"] == told["image"]["warnings"]
 
 
-def test_a_foreign_layer_that_is_not_what_its_config_says_is_refused(owners: Facts) -> None:
+def test_a_foreign_layer_that_is_damaged_or_not_what_its_config_says_is_refused(
+    owners: Facts,
+) -> None:
     told = owners["refused"]
     assert told["lying"]["class"] == "InvalidSpec"
     assert "unpacks to sha256:" in told["lying"]["text"]
+    assert told["cut"]["class"] == "InvalidSpec"
+    assert "a layer is damaged" in told["cut"]["text"]
     assert told["left"] == NOTHING
 
 
