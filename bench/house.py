@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -93,7 +94,10 @@ def _furnish(root: Path) -> None:
     _unpack(ARCHIVE, bundle)
     (work / "config.toml").write_text(
         containerd_config.text(
-            root=work / "root", state=work / "state", socket=work / "containerd.sock"
+            root=work / "root",
+            state=work / "state",
+            socket=work / "containerd.sock",
+            python=Path(sys.executable),
         )
     )
     for path in (work, *work.rglob("*")):

@@ -64,8 +64,8 @@ def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def layer(files: Mapping[str, File]) -> Layer:
-    """Make a layer; parent directories are added by themselves."""
+def layer(files: Mapping[str, File], owners: Mapping[str, tuple[int, int]] | None = None) -> Layer:
+    """Make a layer; parent directories are added by themselves. All is root's but `owners`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         made: set[str] = set()
@@ -75,7 +75,7 @@ def layer(files: Mapping[str, File]) -> Layer:
             if name.endswith("/"):
                 _directory(tar, name.rstrip("/"), made)
                 continue
-            _add(tar, name, content)
+            _add(tar, name, content, (owners or {}).get(name, (0, 0)))
     return Layer(buffer.getvalue())
 
 
@@ -213,8 +213,9 @@ def _directory(tar: tarfile.TarFile, name: str, made: set[str]) -> None:
         tar.addfile(info)
 
 
-def _add(tar: tarfile.TarFile, name: str, content: File) -> None:
+def _add(tar: tarfile.TarFile, name: str, content: File, owner: tuple[int, int] = (0, 0)) -> None:
     info = tarfile.TarInfo(name)
+    info.uid, info.gid = owner
     if isinstance(content, str):
         info.type, info.linkname = tarfile.SYMTYPE, content.removeprefix("-> ")
         tar.addfile(info)

@@ -21,13 +21,13 @@ from agent.calls.run import JobTarget, Run
 from agent.contracts.base import Call, CallReport, Reply
 from agent.core.instance import LifecycleEvent, State
 from agent.core.job import JobState
+from agent.core.memory_kills import UNKNOWN
 from agent.errors import AgentError, AlreadyExists, FunctionFailed, NotFound, Overloaded
 from agent.instances.fleet import Fleet
 from agent.instances.instance import BROKEN_S, Instance
 from agent.model.failure import Failure, FailureKind
 from agent.model.limits import LOG_TAIL_BYTES
 from agent.model.records import CallRecord, Exit
-from agent.sandbox.container import UNKNOWN
 
 log = logging.getLogger(__name__)
 

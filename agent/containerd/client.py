@@ -27,6 +27,7 @@ from agent.containerd.sandboxes import Sandboxes
 from agent.containerd.snapshots import Snapshots
 from agent.containerd.tasks import Tasks
 from agent.containerd.transfer import Transfer
+from agent.containerd.unpack import Unpacker
 from agent.errors import AlreadyExists, RuntimeUnavailable
 
 NAMESPACE = "kindling"
@@ -50,7 +51,8 @@ class Containerd:
         self.tasks = Tasks(self.channel)
         self.sandboxes = Sandboxes(self.channel)
         self.leases = Leases(self.channel)
-        self.transfer = Transfer(self.channel, self.images, self.leases, self.hosts)
+        unpacker = Unpacker(self.channel, self.content, self.snapshots)
+        self.transfer = Transfer(self.channel, self.images, self.leases, self.hosts, unpacker)
         self.importer = Importer(
             self.channel, self.content, self.images, self.leases, self.transfer
         )

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 import grpc.aio
+from google.protobuf import field_mask_pb2
 
 from agent._pb.containerd.services.content.v1 import content_pb2 as pb
 from agent._pb.containerd.services.content.v1 import content_pb2_grpc as rpc
@@ -55,6 +56,16 @@ class Content:
                 raise RuntimeUnavailable(f"read {digest}: larger than {max_bytes} bytes")
             pieces.append(reply.data)
         return b"".join(pieces)
+
+    async def label(
+        self, digest: str, name: str, value: str, *, deadline: float | None = None
+    ) -> None:
+        """Set one label of a blob. Raises NotFound."""
+        mask = field_mask_pb2.FieldMask(paths=[f"labels.{name}"])
+        request = pb.UpdateRequest(
+            info=pb.Info(digest=digest, labels={name: value}), update_mask=mask
+        )
+        await self._channel.call(self._rpc.Update, request, f"label {digest}", deadline=deadline)
 
     async def write(
         self,

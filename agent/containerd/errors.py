@@ -17,6 +17,7 @@ from agent.errors import (
     AlreadyExists,
     Bug,
     FailedPrecondition,
+    InvalidSpec,
     NotFound,
     RuntimeUnavailable,
 )
@@ -36,6 +37,14 @@ _CLASSES: dict[grpc.StatusCode, type[AgentError]] = {
 _WRONG_STATE = re.compile(r"cannot \w+ a (?:running|stopped|created|paused|deleted) ")
 
 
+class ForeignOwner(InvalidSpec):
+    """A layer has a file of an owner that no node has; `unpack` can give it another one."""
+
+
+class NoFilter(RuntimeUnavailable):
+    """Owners cannot be changed here: containerd has no filter for it, or that one failed."""
+
+
 def convert(error: grpc.aio.AioRpcError, what: str, socket: str) -> AgentError:
     """Return the agent's error for a failed call; `what` says what was asked for."""
     code = error.code()
@@ -47,3 +56,11 @@ def convert(error: grpc.aio.AioRpcError, what: str, socket: str) -> AgentError:
     if code is grpc.StatusCode.UNKNOWN and _WRONG_STATE.search(detail):
         return FailedPrecondition(f"{what}: {detail}")
     return _CLASSES.get(code, RuntimeUnavailable)(f"{what}: {detail}")
+
+
+def whole_detail(error: AgentError) -> str:
+    """Return all that containerd said, where only the end of it tells what went wrong."""
+    cause = error.__cause__
+    if isinstance(cause, grpc.aio.AioRpcError):
+        return cause.details() or error.message
+    return error.message

@@ -21,6 +21,7 @@ from agent.containerd.archive import Files, open_files
 from agent.containerd.channel import Channel
 from agent.containerd.content import Content
 from agent.containerd.decompress import wrong
+from agent.containerd.errors import ForeignOwner
 from agent.containerd.images import Image, Images
 from agent.containerd.layout import Blob, ImageLayout, read_layouts
 from agent.containerd.leases import Leases
@@ -93,7 +94,19 @@ class Importer:
                 await self._write(files, blob, lease, deadline)
             what = f"unpack {files.path}"
             try:
-                await self._unpack(layout, what, lease, deadline)
+                try:
+                    await self._unpack(layout, what, lease, deadline)
+                except ForeignOwner as error:
+                    # Without unpacking containerd labels the blobs all the same.
+                    await self._unpack(layout, what, lease, deadline, unpack=False)
+                    await self._transfer.unpack_changed(
+                        layout.manifest,
+                        layout.config,
+                        what,
+                        lease=lease,
+                        deadline=deadline,
+                        error=error,
+                    )
             except InvalidSpec as error:
                 why = error.problems[0].message.removeprefix(f"{what}: ")
                 raise wrong(files.path, f"its layers cannot be unpacked ({why})") from error
@@ -107,15 +120,22 @@ class Importer:
             blob.descriptor.digest, size, pieces, lease=lease, deadline=deadline
         )
 
-    async def _unpack(self, layout: ImageLayout, what: str, lease: str, deadline: float) -> None:
+    async def _unpack(
+        self,
+        layout: ImageLayout,
+        what: str,
+        lease: str,
+        deadline: float,
+        *,
+        unpack: bool = True,
+    ) -> None:
         """Let containerd import an index over blobs it has already; no record is made by it."""
         async with open_stream(self._channel, "import", deadline) as stream:
             source = importexport_pb2.ImageImportStream(stream=stream.id, media_type=STREAM_TYPE)
             sender = tasks.spawn("index of an import", _send(stream, _index_archive(layout)))
             try:
-                await self._transfer.run(
-                    source, self._transfer.store(""), what, lease=lease, deadline=deadline
-                )
+                target = self._transfer.store("", unpack=unpack)
+                await self._transfer.run(source, target, what, lease=lease, deadline=deadline)
             finally:
                 await tasks.stop(sender)
 

@@ -102,6 +102,41 @@ class Snapshots:
             return await self.mounts(key, deadline=deadline)
         return _mounts(reply.mounts)
 
+    async def prepare(
+        self, key: str, parent: str, labels: Mapping[str, str], *, lease: str, deadline: float
+    ) -> tuple[SnapshotMount, ...]:
+        """Make a writable snapshot `key` on top of `parent` ("" for none), under a lease."""
+        request = pb.PrepareSnapshotRequest(
+            snapshotter=self.snapshotter, key=key, parent=parent, labels=dict(labels)
+        )
+        reply = await self._channel.call(
+            self._rpc.Prepare, request, f"prepare snapshot {key}", lease=lease, deadline=deadline
+        )
+        return _mounts(reply.mounts)
+
+    async def commit(
+        self, name: str, key: str, labels: Mapping[str, str], *, lease: str, deadline: float
+    ) -> None:
+        """Make what was written into `key` the snapshot `name`. Raises AlreadyExists."""
+        request = pb.CommitSnapshotRequest(
+            snapshotter=self.snapshotter, name=name, key=key, labels=dict(labels)
+        )
+        await self._channel.call(
+            self._rpc.Commit, request, f"commit snapshot {name}", lease=lease, deadline=deadline
+        )
+
+    async def chain(self, key: str, *, deadline: float | None = None) -> list[Snapshot]:
+        """Return a snapshot and all below it, topmost first. Raises NotFound."""
+        found: list[Snapshot] = []
+        while key:
+            request = pb.StatSnapshotRequest(snapshotter=self.snapshotter, key=key)
+            reply = await self._channel.call(
+                self._rpc.Stat, request, f"read snapshot {key}", deadline=deadline
+            )
+            found.append(_snapshot(reply.info))
+            key = reply.info.parent
+        return found
+
     async def image_layers(
         self, chain_id: str, *, deadline: float | None = None
     ) -> tuple[str, ...]:
@@ -156,11 +191,17 @@ class Snapshots:
         found: list[Snapshot] = []
         replies = self._channel.stream(self._rpc.List, request, "list snapshots", deadline=deadline)
         async for reply in replies:
-            found.extend(
-                Snapshot(info.name, info.parent, _KINDS.get(info.kind, ""), dict(info.labels))
-                for info in reply.info
-            )
+            found.extend(map(_snapshot, reply.info))
         return found
+
+
+def mount_messages(mounts: Sequence[SnapshotMount]) -> list[mount_pb2.Mount]:
+    """Return mounts as containerd's calls want them."""
+    return [mount_pb2.Mount(type=m.type, source=m.source, options=m.options) for m in mounts]
+
+
+def _snapshot(info: pb.Info) -> Snapshot:
+    return Snapshot(info.name, info.parent, _KINDS.get(info.kind, ""), dict(info.labels))
 
 
 def _mounts(mounts: Sequence[mount_pb2.Mount]) -> tuple[SnapshotMount, ...]:

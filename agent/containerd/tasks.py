@@ -14,10 +14,9 @@ from pathlib import Path
 
 from agent._pb.containerd.services.tasks.v1 import tasks_pb2 as pb
 from agent._pb.containerd.services.tasks.v1 import tasks_pb2_grpc as rpc
-from agent._pb.containerd.types import mount_pb2
 from agent._pb.containerd.types.task import task_pb2
 from agent.containerd.channel import Channel
-from agent.containerd.snapshots import SnapshotMount
+from agent.containerd.snapshots import SnapshotMount, mount_messages
 from agent.errors import NotFound
 
 
@@ -86,9 +85,7 @@ class Tasks:
             container_id=id,
             stdout=str(output.stdout) if output else "",
             stderr=str(output.stderr) if output else "",
-            rootfs=[
-                mount_pb2.Mount(type=m.type, source=m.source, options=m.options) for m in rootfs
-            ],
+            rootfs=mount_messages(rootfs),
         )
         reply = await self._channel.call(
             self._rpc.Create, request, f"create task {id}", deadline=deadline

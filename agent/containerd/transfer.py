@@ -8,6 +8,8 @@ Everything is under a lease until the image record holds it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable
 
 from google.protobuf.message import Message
@@ -18,17 +20,21 @@ from agent._pb.containerd.types import platform_pb2
 from agent._pb.containerd.types.transfer import imagestore_pb2, progress_pb2
 from agent.aio import tasks
 from agent.aio.shared import SharedRuns
+from agent.aio.tasks import finish
 from agent.containerd import registry
 from agent.containerd.access import Access
 from agent.containerd.channel import Channel
 from agent.containerd.download import Download
 from agent.containerd.endpoints import RegistryHosts
-from agent.containerd.images import Image, Images, image_ref
+from agent.containerd.errors import ForeignOwner, NoFilter, whole_detail
+from agent.containerd.images import Image, ImageRecord, Images, image_ref
 from agent.containerd.leases import Leases
 from agent.containerd.registry import Resolved
 from agent.containerd.silence import Progress, heard_from
 from agent.containerd.streams import Stream, open_stream, pack
-from agent.core.oci_image import MANIFEST_TYPES
+from agent.containerd.unpack import Unpacker
+from agent.core.oci_image import MANIFEST_TYPES, ImageConfig, Manifest
+from agent.core.unpack_errors import unpack_error
 from agent.errors import (
     AgentError,
     FailedPrecondition,
@@ -39,17 +45,23 @@ from agent.errors import (
 )
 from agent.model.image_ref import ImageRef
 
+log = logging.getLogger(__name__)
+
+UNDO_S = 30.0
 LAST_STEPS_S = 1.0
 PLATFORM = platform_pb2.Platform(os="linux", architecture="amd64")
-# How containerd's unpacker words that the layers themselves are wrong; it gives no code for it.
-BAD_LAYER_WORDS = ("wrong diff id", "failed to extract layer", "layers and diffIDs don't match")
 
 
 class Transfer:
     """Pulls, and the unpacking that `importer` shares."""
 
     def __init__(
-        self, channel: Channel, images: Images, leases: Leases, hosts: RegistryHosts
+        self,
+        channel: Channel,
+        images: Images,
+        leases: Leases,
+        hosts: RegistryHosts,
+        unpacker: Unpacker,
     ) -> None:
         self._channel = channel
         self._hosts = hosts
@@ -57,6 +69,7 @@ class Transfer:
         self._images = images
         self._leases = leases
         self._fetches: SharedRuns[Image, Progress] = SharedRuns(lambda step: step.name)
+        self._unpacker = unpacker
         self.snapshotter = images.snapshotter
 
     async def pull(
@@ -130,15 +143,18 @@ class Transfer:
 
             async def run(source: Message) -> None:
                 target, what = self.store(name), f"pull image {name}"
-                async with heard_from(what, lambda: len(self._fetches) == 1) as heard:
+                try:
+                    async with heard_from(what, lambda: len(self._fetches) == 1) as heard:
 
-                    def step_told(step: Progress) -> None:
-                        heard(step)
-                        told(step)
+                        def step_told(step: Progress) -> None:
+                            heard(step)
+                            told(step)
 
-                    await self._run(
-                        source, target, what, lease=lease, deadline=deadline, told=step_told
-                    )
+                        await self._run(
+                            source, target, what, lease=lease, deadline=deadline, told=step_told
+                        )
+                except ForeignOwner as error:
+                    await self._pull_changed(source, name, what, lease, deadline, error)
 
             await download.run(found, run, deadline)
             return await self._images.inspect(name, deadline=deadline)
@@ -151,10 +167,61 @@ class Transfer:
         same = image.digest == found.target.digest and image.unpacked_bytes is not None
         return image if same else None
 
-    def store(self, name: str) -> imagestore_pb2.ImageStore:
+    async def _pull_changed(
+        self,
+        source: Message,
+        name: str,
+        what: str,
+        lease: str,
+        deadline: float,
+        error: ForeignOwner,
+    ) -> None:
+        """Fetch what the failed pull left out, and unpack it with other owners."""
+        before: ImageRecord | None = None
+        with contextlib.suppress(NotFound):
+            before = await self._images.get(name, deadline=deadline)
+        await self._run(
+            source, self.store(name, unpack=False), what, lease=lease, deadline=deadline
+        )
+        image = await self._images.inspect(name, deadline=deadline)
+        whole = False
+        try:
+            await self.unpack_changed(
+                image.manifest, image.config, what, lease=lease, deadline=deadline, error=error
+            )
+            whole = True
+        finally:
+            if not whole:
+                await finish(f"take back {name}", self._restore(name, before), within_s=UNDO_S)
+
+    async def _restore(self, name: str, before: ImageRecord | None) -> None:
+        if before is None:
+            await self._images.delete(name)
+        else:
+            await self._images.put(name, before.target, before.labels)
+
+    async def unpack_changed(
+        self,
+        manifest: Manifest,
+        config: ImageConfig,
+        what: str,
+        *,
+        lease: str,
+        deadline: float,
+        error: ForeignOwner,
+    ) -> None:
+        """Unpack an image that is here after containerd did not for `error`; raises that again."""
+        try:
+            await self._unpacker.unpack(manifest, config, what, lease=lease, deadline=deadline)
+        except NoFilter as again:
+            log.warning("%s: owners cannot be changed: %s", what, again)
+            raise error from again
+
+    def store(self, name: str, *, unpack: bool = True) -> imagestore_pb2.ImageStore:
         """Return the destination: a record called `name` ("" for none) and unpacked layers."""
-        unpack = imagestore_pb2.UnpackConfiguration(platform=PLATFORM, snapshotter=self.snapshotter)
-        return imagestore_pb2.ImageStore(name=name, platforms=[PLATFORM], unpacks=[unpack])
+        how = imagestore_pb2.UnpackConfiguration(platform=PLATFORM, snapshotter=self.snapshotter)
+        unpacks = [how] if unpack else []
+        return imagestore_pb2.ImageStore(name=name, platforms=[PLATFORM], unpacks=unpacks)
 
     async def run(
         self, source: Message, target: Message, what: str, *, lease: str, deadline: float
@@ -194,9 +261,14 @@ class Transfer:
                 self._rpc.Transfer, request, what, lease=lease, deadline=deadline
             )
         except RuntimeUnavailable as error:
-            if any(words in error.message for words in BAD_LAYER_WORDS):
-                raise InvalidSpec([Problem("image", error.message)]) from error
-            raise
+            found = unpack_error(whole_detail(error))
+            if found is None:
+                raise
+            text = f"{what}: {found.text}"
+            if found.full:
+                raise RuntimeUnavailable(text) from error
+            kind = ForeignOwner if found.owner else InvalidSpec
+            raise kind([Problem("image", text)]) from error
 
 
 def _check_served(reference: ImageRef, found: Resolved) -> None:

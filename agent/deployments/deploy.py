@@ -26,6 +26,7 @@ from agent.config import NodeConfig
 from agent.containerd.client import Containerd
 from agent.contracts.base import NodeFacts
 from agent.contracts.bind import bind
+from agent.core import stop_signal
 from agent.core.deploy import decide
 from agent.deployments.catalog import Catalog
 from agent.deployments.image import LOCAL_HOST, Fetched, ImageSource
@@ -172,7 +173,11 @@ class Deployer:
         known = {n: _identity(v.spec, v.image) for n, v in existing.items()}
         decision = decide(known, latest, _identity(spec, facts), spec.version)
         before = existing[latest].spec if latest is not None else None
-        warnings = (*_pull_advice(spec, fetched, before), *_advice(spec, facts))
+        warnings = (
+            *_pull_advice(spec, fetched, before),
+            *_advice(spec, facts),
+            *await self._images.advice(facts),
+        )
         if not decision.changed:
             target = self._catalog.find(spec.name, str(decision.version))
             if target.version.state != "Ready":  # its image had vanished, and is here again
@@ -328,7 +333,8 @@ def _identity(spec: FunctionSpec, image: ImageFacts | None) -> str:
 
 def _advice(spec: FunctionSpec, image: ImageFacts) -> tuple[str, ...]:
     """Return what a platform would advise against, and what is asked for in vain."""
-    return (*_memory_advice(spec, image), *_unused(spec))
+    signals = stop_signal.advice(image.stop_signal)
+    return (*_memory_advice(spec, image), *signals, *_unused(spec))
 
 
 def _pull_advice(

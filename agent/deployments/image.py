@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish
 from agent.containerd.client import Containerd
+from agent.containerd.unpack import owners_in
 from agent.core.image_size import check_image_size, packed_bytes
 from agent.deployments.catalog import Catalog
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
@@ -96,6 +97,15 @@ class ImageSource:
         except NotFound:
             return None
         return image if image.unpacked_bytes is not None else None
+
+    async def advice(self, image: ImageFacts) -> tuple[str, ...]:
+        """Return what was changed in an image that is here, for a deploy to warn of."""
+        try:
+            layers = await self._door.snapshots.chain(image.chain_id)
+        except NotFound:  # the builder says so, in better words
+            return ()
+        owners = owners_in(layer.labels for layer in reversed(layers))
+        return (owners.warning(),) if owners.files else ()
 
     async def _pulled(self, spec: FunctionSpec, name: str) -> Fetched:
         door = self._door

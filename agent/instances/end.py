@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from agent.aio.deadline import ShrinkingDeadline
 from agent.aio.tasks import spawn, stop
 from agent.contracts.base import Contract
+from agent.core.stop_signal import stop_signal_or_term
 from agent.errors import AgentError
 from agent.instances.hooks import Hooks
 
@@ -50,7 +50,7 @@ class Ending:
         loop = asyncio.get_running_loop()
         if not (cutoff.over.done() or container.exited):
             with contextlib.suppress(AgentError):
-                number = signal_number(self.stop_signal)
+                number = stop_signal_or_term(self.stop_signal)
                 await container.signal(number, deadline=loop.time() + KILL_S)
             cutoff.at_most(grace)
             await cutoff.wait_for(container.exit)
@@ -68,12 +68,3 @@ class Ending:
         hooking = spawn(f"pre-stop hook of {self.container.id}", self.hooks.run(hook))
         await self.cutoff.wait_for(hooking, self.container.exit)
         await stop(hooking)
-
-
-def signal_number(name: str) -> int:
-    """Return the number of an image's STOPSIGNAL, TERM when it names none that exists."""
-    if name.isdecimal() and 0 < int(name) <= 64:
-        return int(name)
-    wanted = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
-    found = signal.Signals.__members__.get(wanted)
-    return int(found) if found is not None else int(signal.SIGTERM)

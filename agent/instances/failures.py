@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.contracts.base import Hook
+from agent.core.memory_kills import UNKNOWN
 from agent.instances.endpoint import Endpoint
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Exit
-from agent.sandbox.container import UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

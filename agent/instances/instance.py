@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 QUOTED_LINES = 20  # how much of its log a failed start quotes
 BROKEN_S = 60.0  # more than a kill and a teardown take
+STREAMS: Mapping[str, Stream] = {"stderr": "stderr", "platform": "platform"}
 EXIT_S = 0.5  # how long after its connection broke a process may take to be seen as ended
 
 
@@ -346,7 +348,7 @@ class Instance:
 
     def sink(self, line: OutputLine) -> None:
         """Put a line of the container's output into the function's log."""
-        stream: Stream = "stderr" if line.stream == "stderr" else "stdout"
+        stream = STREAMS.get(line.stream, "stdout")
         text = line.text.decode("utf-8", "replace")
         version = self.version.version
         self._log.append(LogLine(line.time_ns, stream, self.id, version, text, line.split))

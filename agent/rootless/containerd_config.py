@@ -35,8 +35,23 @@ DISABLED_PLUGINS = (
     "io.containerd.snapshotter.v1.zfs",
 )
 
+# Layers handed over as this type pass through agent/containerd/owner_filter.py.
+OWNERS_PROCESSOR = "kindling.owners"
+OWNERS_MEDIA_TYPE = "application/vnd.kindling.layer.owners"
 
-def text(*, root: Path, state: Path, socket: Path) -> str:
+
+def owners_processor(python: Path) -> str:
+    """Return the part that tells containerd of the filter; `python` has the agent's packages."""
+    return f"""\
+[stream_processors.{_quoted(OWNERS_PROCESSOR)}]
+  accepts = [{_quoted(OWNERS_MEDIA_TYPE)}]
+  returns = "application/vnd.oci.image.layer.v1.tar"
+  path = {_quoted(python)}
+  args = ["-m", "agent.containerd.owner_filter"]
+"""
+
+
+def text(*, root: Path, state: Path, socket: Path, python: Path) -> str:
     """Return the configuration for one private containerd."""
     disabled = "".join(f"  {_quoted(name)},\n" for name in DISABLED_PLUGINS)
     return f"""\
@@ -66,7 +81,8 @@ disabled_plugins = [
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux/amd64"
   snapshotter = "overlayfs"
-"""
+
+{owners_processor(python)}"""
 
 
 def _quoted(value: object) -> str:
@@ -80,7 +96,8 @@ def prepare(house: House) -> list[str]:
     (state / "tmp").mkdir(parents=True, exist_ok=True)
     config = state / "config.toml"
     root, sock = house.data / "containerd", house.containerd_socket
-    config.write_text(text(root=root, state=state, socket=sock))
+    python = house.lib / "venv" / "bin" / "python"
+    config.write_text(text(root=root, state=state, socket=sock, python=python))
     # A socket of a killed containerd would look like a living one that does not answer.
     sock.unlink(missing_ok=True)
     return [str(house.lib / "bin" / "containerd"), "--config", str(config), "--log-level=warn"]

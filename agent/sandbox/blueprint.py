@@ -52,11 +52,12 @@ def mounted_in_sys(mounts: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """One version, ready to be stamped out."""
+    """One version, ready to be stamped out; `env` is the image's, with the user's HOME."""
 
     template: SpecTemplate
     image: PreparedImage
     furniture: Furniture
+    env: tuple[str, ...]
     executable: str
     search: str
     workdir: str
@@ -104,6 +105,8 @@ def blueprint_of(
         template=SpecTemplate(plan),
         image=image,
         furniture=furniture_of(ImageFiles(image.layers), (facts.workdir or "/", *facts.volumes)),
+        # Like runtimes of Docker and podman: an empty HOME is none.
+        env=(f"HOME={user.home}", *(line for line in facts.env if line != "HOME=")),
         executable=argv[0],
         search=spec.env.get("PATH", search),
         workdir=facts.workdir or "/",

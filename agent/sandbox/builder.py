@@ -147,7 +147,7 @@ class Builder:
                     netns=container.slot.netns_path,
                     cgroups_path=self._rooms.cgroups.path(order.id),
                     env=merged_env(
-                        blueprint.image.facts.env,
+                        blueprint.env,
                         order.environment,
                         await own_environment(order.version),
                     ),
@@ -260,7 +260,7 @@ class Builder:
             output.open()
             anchor = (await rooms.containerd.containers.get(id)).sandbox
             rooms.shims.adopted(id, anchor, container.shim_died)
-            container.watch(record.pid)
+            container.watch(record.pid, adopted=True)
         except OSError as error:
             await self.destroy(container)
             raise RuntimeUnavailable(f"{id} cannot be watched: {error.strerror}") from error

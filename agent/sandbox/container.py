@@ -1,8 +1,10 @@
 """One running container of ours: its exit, its signals, and everything it holds.
 
-`exit` is resolved once, with the real exit status, whether the kernel killed it for memory, and its
-memory peak; both are read from the cgroup before the task is deleted, because tasks of anchored
-shims send no OOM event. `unread` is resolved when its shim has died: it runs on, but what it writes
+`exit` is resolved once, with the real exit status, whether the kernel killed it for memory
+(`agent/core/memory_kills.py`), and its memory peak; both are read from the cgroup before the task
+is deleted, because tasks of anchored shims send no OOM event. Kills of other processes are lines in
+its log: once a second a kept file is read, 0.6 us, which is less than any notification costs a
+start. `unread` is resolved when its shim has died: it runs on, but what it writes
 to its output fails from then on. Taking it apart is `agent/sandbox/teardown.py`'s business.
 """
 
@@ -11,10 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from signal import SIGKILL
 
 from agent.aio.tasks import launch
 from agent.cgroups.instance import InstanceCgroup
 from agent.containerd.client import Containerd
+from agent.core import memory_kills
+from agent.core.memory_kills import UNKNOWN, MemoryKills
 from agent.errors import AgentError
 from agent.model.records import Exit
 from agent.network.network import NetworkSlot
@@ -26,7 +31,8 @@ log = logging.getLogger(__name__)
 
 OUTPUT_S = 1.0  # how long the last lines of a process that has exited may take to come
 STATUS_S = 5.0  # how long containerd may take to tell the status of a process that has exited
-UNKNOWN = -1
+LOOK_S = 1.0  # how often the counter of kills for memory is read
+STEP_S = 0.1
 SIGNALLED = 128  # a shell's and an init's way to say that a signal ended the process
 LAST_SIGNAL = 64
 
@@ -52,10 +58,14 @@ class Container:
         self.ending = asyncio.Lock()
         self.gone = False
         """Whether everything it held has been given back."""
-        self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self.unread: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.exit: asyncio.Future[Exit] = self._loop.create_future()
+        self.unread: asyncio.Future[None] = self._loop.create_future()
         self._containerd = containerd
         self._process: ProcessExit | None = None
+        self._kills = MemoryKills()
+        self._killed = False
+        self._next_look: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         state = "exited" if self.exit.done() else "running"
@@ -71,8 +81,11 @@ class Container:
         """Whether its first process has ended."""
         return self.exit.done()
 
-    def watch(self, pid: int) -> None:
-        """Begin to watch the first process; a process already gone counts as an exit now."""
+    def watch(self, pid: int, *, adopted: bool = False) -> None:
+        """Begin to watch the first process; a process already gone counts as an exit now.
+
+        What was killed for memory in an adopted one before, the worker before has told.
+        """
         self.pid = pid
         try:
             self._process = ProcessExit(pid)
@@ -80,6 +93,27 @@ class Container:
             self._reap()
         else:
             self._process.done.add_done_callback(lambda _: self._reap())
+            if adopted:
+                self._kills.look(self.cgroup.oom_kills(), self._loop.time())
+            self._look_later()
+
+    def _look_later(self) -> None:
+        # In step with other containers: hundreds of them wake the loop ten times a second at most.
+        at = self._loop.time() // STEP_S * STEP_S + LOOK_S
+        self._next_look = self._loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        self._look_for_kills()
+        self._look_later()
+
+    def _look_for_kills(self) -> None:
+        new = self._kills.look(self.cgroup.oom_kills(), self._loop.time())
+        if new:
+            self.output.say(memory_kills.line(new, self._kills.count))
+
+    def _stop_looking(self) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
 
     def shim_died(self) -> None:
         """Note that its shim is gone, and with it the other end of its output."""
@@ -90,13 +124,16 @@ class Container:
         launch(f"exit of {self.id}", self._find_status())
 
     async def _find_status(self) -> None:
+        self._stop_looking()
         peak_bytes = self.cgroup.peak_bytes()
-        out_of_memory = self.cgroup.oom_kills() > 0
+        self._look_for_kills()
+        seen_at = self._loop.time()
         code = UNKNOWN
         try:
             code = await self._ask_status()
             await self.output.ended(OUTPUT_S)
         finally:
+            out_of_memory = self._kills.explain(code, seen_at, by_us=self._killed)
             self._ended(code, out_of_memory=out_of_memory, peak_bytes=peak_bytes)
 
     async def _ask_status(self) -> int:
@@ -109,8 +146,6 @@ class Container:
 
     def _ended(self, code: int, *, out_of_memory: bool = False, peak_bytes: int = 0) -> None:
         if not self.exit.done():
-            # Its children's deaths are its own affair as long as it ends well.
-            out_of_memory = out_of_memory and code != 0
             signal = code - SIGNALLED if SIGNALLED < code <= SIGNALLED + LAST_SIGNAL else None
             self.exit.set_result(Exit(code, signal, out_of_memory, time.time_ns(), peak_bytes))
 
@@ -121,6 +156,7 @@ class Container:
         """
         if self.exit.done():
             return
+        self._killed = self._killed or (number == SIGKILL and not self._has_exited())
         why: AgentError | None = None
         try:
             if await self._containerd.tasks.kill(self.id, number, deadline=deadline):
@@ -137,16 +173,22 @@ class Container:
         By its cgroup, not by its shim: hundreds at once would stand in line for a few shims, and
         the runtime's own kill of all freezes the cgroup first. The shim is asked where that fails.
         """
+        self._killed = self._killed or not self._has_exited()
         if not self.exit.done() and not self.cgroup.kill():
             await self._containerd.tasks.kill(self.id, 9, everyone=True, deadline=deadline)
         left_s = deadline - asyncio.get_running_loop().time()
         await asyncio.wait({self.exit}, timeout=max(0.0, left_s))
+
+    def _has_exited(self) -> bool:
+        """Say whether its process has ended, which is before `exit` tells how."""
+        return self._process is not None and self._process.exited
 
     def close(self) -> None:
         """Let go of its process, its output and its figures; they end with the container.
 
         Nobody waits for the exit any longer then: one that was not seen counts as unknown.
         """
+        self._stop_looking()
         if self._process is None or not self._process.done.done():
             self._ended(UNKNOWN)
         if self._process is not None:

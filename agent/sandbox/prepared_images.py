@@ -8,16 +8,16 @@ and group files. Nothing is pulled here: that is `agent/deployments/deploy.py` w
 from __future__ import annotations
 
 import asyncio
-import os
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.containerd.client import Containerd
 from agent.containerd.snapshots import view_key
+from agent.core.users import MAX_FILE_BYTES
 from agent.model.records import ImageFacts
+from agent.sandbox.image_files import ImageFiles
 
-ACCOUNTS_BYTES = 1 << 20  # no honest passwd or group file is larger
 MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
 
 
@@ -49,8 +49,9 @@ class PreparedImages:
             return replace(found, facts=facts), True
         dirs = await self._containerd.snapshots.image_layers(facts.chain_id, deadline=deadline)
         layers = tuple(Path(directory) for directory in dirs)
-        passwd = await asyncio.to_thread(_read, layers, "passwd")
-        group = await asyncio.to_thread(_read, layers, "group")
+        files = ImageFiles(layers)
+        passwd = await asyncio.to_thread(_read, files, "/etc/passwd")
+        group = await asyncio.to_thread(_read, files, "/etc/group")
         prepared = PreparedImage(facts, layers, passwd, group)
         self._prepared[facts.chain_id] = prepared
         return prepared, False
@@ -61,23 +62,12 @@ class PreparedImages:
         await self._containerd.snapshots.remove(view_key(chain_id))
 
 
-def _read(layers: tuple[Path, ...], name: str) -> bytes:
-    """Return the topmost `/etc/<name>` of the layers; a link in an image is never followed."""
-    for layer in layers:
-        folder = layer / "etc"
-        if folder.is_symlink():
-            return b""
-        try:
-            fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            continue
-        except OSError:  # a link, or a whiteout's character device
-            return b""
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return b""
-            return file.read(ACCOUNTS_BYTES)
-    return b""
+def _read(files: ImageFiles, path: str) -> bytes:
+    """Return a file of accounts as the container would see it; b"" where there is none to read."""
+    try:
+        return files.read(path, MAX_FILE_BYTES + 1)
+    except OSError:
+        return b""
 
 
 def find_executable(rootfs: Path, command: str, search: str, workdir: str) -> str | None:

@@ -49,6 +49,7 @@ class Town(House):
         self.compressed, self.unpacked = [1], 1
         self.layer_type = oci_image.DOCKER_LAYER + ".gzip"
         self.records = {}
+        self.labels: list[dict[str, str]] = [{}]  # of the snapshots, topmost first
         self.pulls = []
         self.shown = []
         self.keyring = Keyring()
@@ -63,6 +64,7 @@ class Town(House):
             ),
             transfer=SimpleNamespace(pull=self._pull),
             keyring=self.keyring,
+            snapshots=SimpleNamespace(chain=self._chain),
         )
         functions = cast(FunctionStore, FakeStore(self.store, self.points))
         calls: Any = None  # no deploy asks for a call
@@ -112,6 +114,9 @@ class Town(House):
 
     async def _list(self):
         return [SimpleNamespace(name=name, **vars(one)) for name, one in self.records.items()]
+
+    async def _chain(self, chain_id):
+        return [SimpleNamespace(labels=labels) for labels in self.labels]
 
     async def _get(self, name):
         if name not in self.records:

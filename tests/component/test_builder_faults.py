@@ -23,7 +23,7 @@ from agent.model.records import InstanceRecord
 from agent.sandbox.builder import own_environment
 from agent.sandbox.exits import ProcessExit
 from tests.component.function_house import until
-from tests.component.sandbox_house import House, record_of, unavailable, version
+from tests.component.sandbox_house import FakeCgroup, House, record_of, unavailable, version
 
 ID = "f-00000001"
 BUILD = (
@@ -308,6 +308,22 @@ async def test_adoption_takes_over_what_the_record_names(house):
     await outlived(house)
     container = await house.builder.adopt(RECORD, house.lines.append, "all")
     assert (container.address, container.pid) == ("172.30.0.7", os.getpid())
+    await house.builder.destroy(container)
+    assert house.held() == {}
+
+
+async def test_an_adopted_containers_earlier_kills_for_memory_are_not_told_again(
+    house, monkeypatch
+):
+    monkeypatch.setattr("agent.sandbox.container.LOOK_S", 0.1)
+    count = [3]
+    monkeypatch.setattr(FakeCgroup, "oom_kills", lambda _: count[0])
+    await outlived(house)
+    container = await house.builder.adopt(RECORD, house.lines.append, "all")
+    count[0] = 4
+    await until(lambda: house.lines)
+    (line,) = house.lines
+    assert line.text.startswith(b"1 process was killed for memory (4 since the start)")
     await house.builder.destroy(container)
     assert house.held() == {}
 

@@ -11,6 +11,7 @@ import pytest
 
 from agent.errors import RuntimeUnavailable
 from agent.sandbox.exits import ProcessExit
+from tests.component.function_house import until
 from tests.component.sandbox_house import House, unavailable
 
 
@@ -59,21 +60,50 @@ async def test_an_exit_carries_status_peak_and_signal(house, process, code, numb
     assert container.exit.result() is how
 
 
-async def test_the_kernels_kill_for_memory_is_told_apart(house, process):
-    container = await watched(house, process)
-    container.cgroup.oom = 1
-    house.tasks.exit_code = 137
-    process.kill()
-    assert (await seen(container)).out_of_memory
-    await house.builder.destroy(container)
+def spoken(house):
+    return [line.text.decode() for line in house.lines if line.stream == "platform"]
 
 
-async def test_who_outlives_the_kill_of_a_child_and_ends_well_did_not_run_out_of_memory(
-    house, process
+@pytest.mark.parametrize(
+    ("code", "out_of_memory"), [(137, True), (0, False), (1, False), (3, False), (143, False)]
+)
+async def test_an_exit_beside_a_kill_for_memory_keeps_its_own_code(
+    house, process, code, out_of_memory
 ):
     container = await watched(house, process)
     container.cgroup.oom = 1
-    house.tasks.exit_code = 0
+    house.tasks.exit_code = code
+    process.kill()
+    how = await seen(container)
+    assert (how.exit_code, how.out_of_memory) == (code, out_of_memory)
+    assert spoken(house) == [
+        "1 process was killed for memory (1 since the start); memory_mb is the limit"
+    ]
+    await house.builder.destroy(container)
+
+
+async def test_a_childs_kill_is_told_while_the_instance_lives_and_explains_no_later_exit(
+    house, process, monkeypatch
+):
+    monkeypatch.setattr("agent.sandbox.container.LOOK_S", 0.1)
+    monkeypatch.setattr("agent.core.memory_kills.RECENT_S", -1.0)
+    container = await watched(house, process)
+    container.cgroup.oom = 2
+    await until(lambda: spoken(house))
+    assert not container.exited
+    house.tasks.exit_code = 137
+    process.kill()
+    assert not (await seen(container)).out_of_memory
+    assert len(spoken(house)) == 1
+    await house.builder.destroy(container)
+
+
+async def test_what_we_kill_has_not_run_out_of_memory(house, process):
+    container = await watched(house, process)
+    container.cgroup.oom = 1
+    house.tasks.exit_code = 137
+    loop = asyncio.get_running_loop()
+    await container.signal(signal.SIGKILL, deadline=loop.time() + 5)
     process.kill()
     assert not (await seen(container)).out_of_memory
     await house.builder.destroy(container)

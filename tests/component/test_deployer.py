@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from agent.aio.tasks import spawn
+from agent.containerd.unpack import LABEL
 from agent.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -139,6 +140,23 @@ async def test_a_spec_that_is_silent_or_says_the_default_gets_no_warning(town, c
     assert (await town.deploy("g", **spelt)).warnings == ()
     used = {"acceleration": "eager", "scaling": {"max": 3, "idle_s": 9}, "labels": {"team": "a"}}
     assert (await town.deploy("h", contract=contract, **used)).warnings == ()
+
+
+async def test_a_stop_signal_that_is_none_is_told(town):
+    town.images["docker.io/library/x:1"] = replace(IMAGE, stop_signal="SIGNONE")
+    (warning,) = (await town.deploy()).warnings
+    assert "STOPSIGNAL 'SIGNONE' is no signal" in warning
+
+
+async def test_files_of_owners_no_node_has_are_told(town):
+    lower = {LABEL: '{"files": 2, "example": "app/x.md", "id": 1516583083}'}
+    upper = {LABEL: '{"files": 1, "example": "y", "id": 70000}'}
+    plain = {LABEL: '{"files": 0, "example": "", "id": 0}'}
+    town.labels = [upper, plain, {}, lower]
+    for _ in range(2):
+        warnings = (await town.deploy()).warnings
+        # The last one: that a tag deployed again was not asked for is told before.
+        assert warnings[-1].startswith("app/x.md belongs to id 1516583083 and 2 more")
 
 
 async def test_deploys_at_once_do_not_get_past_the_limit_of_functions(town):

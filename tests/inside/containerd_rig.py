@@ -19,12 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.rootless.containerd_config import owners_processor
+
 LIB = Path("/usr/lib/kindling")
 USER = "kindling"
 CGROUPS = Path("/sys/fs/cgroup")
 PARENT = "kindling-test"
 DATA = Path("/var/lib/kindling-test")
 REPO = Path(__file__).resolve().parents[2]
+PYTHON = LIB / "venv/bin/python"
 LIMIT_S = 300
 
 CONFIG = """\
@@ -71,7 +74,7 @@ class Rig:
             *("--disable-host-loopback", "--copy-up=/etc", "--copy-up=/run"),
             *("--propagation=rslave", f"--state-dir={self.run_dir}/rootlesskit"),
             *(str(self.code / "tests/inside/containerd_up.sh"), str(self.run_dir)),
-            *(str(LIB / "venv/bin/python"), "-m", program, *scenarios),
+            *(str(PYTHON), "-m", program, *scenarios),
         ]
         ended = subprocess.run(
             command, env=self._env() | env, cwd="/", capture_output=True, timeout=LIMIT_S, text=True
@@ -140,7 +143,7 @@ def rig(name: str) -> Iterator[Rig]:
         group.mkdir(exist_ok=True)
         for path in (group, *group.iterdir()):
             os.chown(path, user.pw_uid, user.pw_gid)
-    config = CONFIG.format(data=made.data_dir, run=made.run_dir)
+    config = CONFIG.format(data=made.data_dir, run=made.run_dir) + owners_processor(PYTHON)
     (made.run_dir / "config.toml").write_text(config)
     try:
         yield made

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests import misbehaving, oci, registry
+from tests.inside import containerd_owners
 from tests.inside.containerd_rig import Rig, rig
 
 pytestmark = pytest.mark.integration
@@ -91,6 +92,70 @@ def pulls(place: Rig, tmp_path_factory: pytest.TempPathFactory) -> Facts:
             )
             ranges = silent.ranges()
     return facts | {"address": address, "expected": plain.digest, "ranges": ranges}
+
+
+@pytest.fixture(scope="module")
+def owners(place: Rig, tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    foreign = oci.image([containerd_owners.BASE, containerd_owners.FOREIGN])
+    with registry.registry(tmp_path_factory.mktemp("owners")) as address:
+        registry.push(address, "foreign", "1", foreign)
+        return facts_of(place, "containerd_owners", PULL_REGISTRY=address)
+
+
+FOREIGN_FILES = {
+    "etc/passwd": [5, 6],
+    "app/x.md": [65534, 65534],
+    "app/y": [1000, 65534],
+    "app/mine": [1000, 1000],
+    "app/gone": [0, 0],
+    "app/l": [0, 0],
+}
+FOREIGN_TOLD = "app/x.md belongs to id 1516583083 and 1 more, which no container has"
+FOREIGN_REFUSED = "/app/x.md belongs to user 1516583083 and group 1516583083"
+
+
+@pytest.mark.parametrize("how", ["imported", "pulled"])
+def test_files_of_owners_no_node_has_run_with_the_overflow_owner(owners: Facts, how: str) -> None:
+    told = owners[how]
+    assert told["image"]["files"] == FOREIGN_FILES
+    (warning,) = told["image"]["warnings"]
+    assert warning.startswith(FOREIGN_TOLD)
+    assert told["same"]
+    assert told["left"] == NOTHING
+
+
+def test_sparse_files_with_changed_owners_come_out_whole(owners: Facts) -> None:
+    told = owners["sparse"]
+    assert told["whole"]
+    assert [told["files"][name][0] for name in ("holes", "zlast")] == [65534, 65534]
+    assert "and 1 more" in told["warnings"][0]
+
+
+def test_layers_with_changed_owners_are_shared_and_tell_every_image_on_them(owners: Facts) -> None:
+    told = owners["imported"]
+    assert told["good"]["warnings"] == []
+    assert told["on_top"]["files"] == FOREIGN_FILES | {"app/upper": [7, 8]}
+    assert told["on_top"]["warnings"] == told["image"]["warnings"]
+
+
+def test_a_foreign_layer_that_is_damaged_or_not_what_its_config_says_is_refused(
+    owners: Facts,
+) -> None:
+    told = owners["refused"]
+    assert told["lying"]["class"] == "InvalidSpec"
+    assert "unpacks to sha256:" in told["lying"]["text"]
+    assert told["cut"]["class"] == "InvalidSpec"
+    assert "a layer is damaged" in told["cut"]["text"]
+    assert told["left"] == NOTHING
+
+
+@pytest.mark.parametrize("how", ["refused", "pulled"])
+def test_without_the_filter_the_refusal_names_file_id_and_way_out(owners: Facts, how: str) -> None:
+    told = owners[how]["no_filter"]
+    assert told["class"] in ("InvalidSpec", "ForeignOwner")
+    assert FOREIGN_REFUSED in told["text"]
+    assert "COPY --chown" in told["text"]
+    assert owners[how]["left"] == NOTHING
 
 
 def artifact(image: oci.OciImage) -> oci.OciImage:

@@ -19,6 +19,23 @@ from tests.integration.running import RunningAgent
 MB = 1 << 20
 MEMORY = {"memory_mb": 128}
 MUCH_MB = 400
+# A server whose children take memory, and which ends as it is told.
+PARENT = """
+import os, signal, subprocess, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+hungry = [sys.executable, "-c", "x = bytearray(1 << 30)"]
+class Parent(BaseHTTPRequestHandler):
+    def do_GET(self):
+        what = self.path.strip("/").split("/")[-1]
+        code = subprocess.run(hungry).returncode if "child" in what else 0
+        if "exit" in what: os._exit(int(what.rpartition("-")[2]))
+        if "kill" in what: os.kill(os.getpid(), signal.SIGKILL)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(str(code).encode())
+    def log_message(self, *_): pass
+HTTPServer(("0.0.0.0", 9000), Parent).serve_forever()
+"""
 # /bin/sh is not in the images; this takes memory as fast as Python can.
 HUNGRY = "a = []\nwhile True: a.append(bytearray(1 << 20))"
 
@@ -82,6 +99,49 @@ def test_within_its_memory_nothing_happens_and_the_peak_is_told(functions, agent
     assert reply.json() == {"taken_mb": 64, "held_mb": 64}
     said = agent.cli("invoke", "hungry", "--path", "/echo", "--json").json()
     assert 64 * MB < said["meters"]["peak_memory_bytes"] < 128 * MB
+
+
+def memory_lines(agent, name):
+    lines = agent.cli("logs", name, "--json").out.splitlines()
+    return [line for line in lines if "killed for memory" in line]
+
+
+def test_a_child_killed_for_memory_is_a_line_in_the_log_and_the_server_lives(functions, agent):
+    functions.deploy("parent", command=["/usr/bin/python3", "-c", PARENT], **MEMORY)
+    assert agent.http("GET", "/http/parent/child").body == b"-9"
+    agent.wait_until(lambda: len(memory_lines(agent, "parent")) == 1, 10, "the line")
+    assert agent.http("GET", "/http/parent/").status == 200
+    (instance,) = functions.ready("parent")
+    reply = agent.http("GET", "/http/parent/exit-3")
+    assert (reply.status, reply.json()["Code"]) == (502, "FunctionUnhandledError")
+    assert "code 3" in reply.json()["Message"]
+    assert "emory" not in reply.json()["Message"]
+    assert len(memory_lines(agent, "parent")) == 1
+    assert instance.id not in {ready.id for ready in functions.instances("parent")}
+
+
+@pytest.mark.parametrize("code", [1, 3])
+def test_who_gives_up_because_its_child_was_killed_keeps_its_own_code(functions, agent, code):
+    functions.deploy("parent", command=["/usr/bin/python3", "-c", PARENT], **MEMORY)
+    reply = agent.http("GET", f"/http/parent/child-exit-{code}")
+    assert (reply.status, reply.json()["Code"]) == (502, "FunctionUnhandledError")
+    assert f"code {code}" in reply.json()["Message"]
+    assert "emory" not in reply.json()["Message"]
+    assert len(memory_lines(agent, "parent")) == 1
+
+
+def test_a_job_whose_child_was_killed_for_memory_keeps_its_own_end(functions, agent):
+    program = (
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'x = bytearray(1 << 30)'])"
+    )
+    for name, code in (("well", 0), ("badly", 3)):
+        command = ["/usr/bin/python3", "-c", f"{program}\nsys.exit({code})"]
+        functions.deploy(name, "hello-job", "fc2", "job", command=command, **MEMORY)
+        reply = agent.http("POST", f"/invoke/{name}", "x")
+        record = functions.call(reply.headers["x-kindling-request-id"])
+        assert record.exit_code == code
+        assert "emory" not in record.error
+        assert len(memory_lines(agent, name)) == 1
 
 
 def test_killed_by_its_own_hand_is_not_out_of_memory(functions, agent):

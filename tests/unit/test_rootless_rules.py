@@ -108,7 +108,10 @@ def test_a_shared_root_is_seen_in_its_optional_fields(line, shared):
 
 def test_containerds_configuration_is_toml_with_our_places_and_can_unpack():
     text = containerd_config.text(
-        root=Path('/data/a "b"'), state=Path("/run/c"), socket=Path("/run/c/s.sock")
+        root=Path('/data/a "b"'),
+        state=Path("/run/c"),
+        socket=Path("/run/c/s.sock"),
+        python=Path("/lib/python"),
     )
     data = tomllib.loads(text)
     assert data["version"] == 3
@@ -117,6 +120,9 @@ def test_containerds_configuration_is_toml_with_our_places_and_can_unpack():
     assert "io.containerd.grpc.v1.cri" in data["disabled_plugins"]
     unpack = data["plugins"]["io.containerd.transfer.v1.local"]["unpack_config"]
     assert unpack == [{"platform": "linux/amd64", "snapshotter": "overlayfs"}]
+    processor = data["stream_processors"][containerd_config.OWNERS_PROCESSOR]
+    assert processor["path"] == "/lib/python"
+    assert processor["accepts"] == [containerd_config.OWNERS_MEDIA_TYPE]
 
 
 @pytest.mark.parametrize(
