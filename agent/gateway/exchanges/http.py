@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from agent.contracts.base import CallReport
+from agent.contracts.headers import chosen_protocol
 from agent.errors import FunctionFailed
 from agent.gateway.exchanges.answer import response_too_large
 from agent.gateway.exchanges.exchange import NO_METERS, Exchange
@@ -94,6 +95,10 @@ class HttpExchange(Exchange):
         asked = self.head is not None and self.head.upgrade and self.call.kind == "http"
         if not asked or conn is None or lease is None:
             super().switched_protocols(head, data)
+            return
+        if chosen_protocol(head.headers) != b"websocket":
+            message = "it answered 101 with another protocol than websocket, which was asked for"
+            self.end(Failure(FailureKind.BAD_RESPONSE, message))
             return
         if caller is None:
             self.end(self.failure or Failure(FailureKind.CLIENT_CANCELLED))
