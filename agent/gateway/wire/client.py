@@ -14,6 +14,7 @@ import socket
 from typing import Final, Generic, cast
 
 from agent.gateway.wire.closing import LINGER_S, Closing
+from agent.gateway.wire.date import framed_head
 from agent.gateway.wire.dechunk import BadChunk
 from agent.gateway.wire.flow import ReadFlow
 from agent.gateway.wire.head import KEPT_HEAD_BYTES, BadHead, HeadTemplate, R, RequestHead
@@ -23,7 +24,6 @@ from agent.gateway.wire.http1 import (
     LAST_CHUNK,
     Fields,
     chunk,
-    framed_head,
     reply_head,
 )
 from agent.gateway.wire.passing import Passed, as_sent, send
@@ -390,7 +390,7 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
         self._mode = RAW
         self._keep_alive = False
         self._replied = True
-        self._transport.write(reply_head(101, headers, b"", b"") + data)
+        self._transport.write(reply_head(101, headers) + data)
         self._flow.resume()
         self._next()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 import httptools
+
 from agent.gateway.wire.http1 import (
     MAX_HEADERS,
     MAX_REQUEST_HEAD_BYTES,
