@@ -423,7 +423,7 @@ class Exchange:
         self.conn = None
         if conn is None:
             return
-        if self.request_done and lease is not None:
+        if self.request_done and lease is not None and (self.length == 0 or not conn.unsent):
             conn.rest(lease.endpoint.idle)
         else:
             conn.drop()

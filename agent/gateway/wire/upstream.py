@@ -20,6 +20,7 @@ from agent.errors import FunctionFailed
 from agent.gateway.wire.flow import ReadFlow
 from agent.gateway.wire.head import KEPT_HEAD_BYTES, HeadCache, ReplyHead
 from agent.gateway.wire.http1 import HEAD_END, MAX_HEADERS, MAX_REPLY_HEAD_BYTES, Fields
+from agent.gateway.wire.last_words import last_words
 from agent.gateway.wire.ports import ReplySink
 from agent.gateway.wire.roundtrip import RoundTrip
 from agent.model.failure import Failure, FailureKind
@@ -29,6 +30,8 @@ IDLE_S: Final = 14 * 60.0
 MIN_STATUS: Final = 100
 MAX_STATUS: Final = 599
 """RFC 9110, section 15: another status is invalid, and who gets one takes it for a 5xx."""
+REFUSALS: Final = 300
+"""From here on a reply is none to the request's body, which may stay unread."""
 QUOTED_BYTES: Final = 64
 """How much of what an instance sent is repeated in a failure's words."""
 
@@ -67,6 +70,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_raw",
         "_reusable",
         "_sink",
+        "_sock",
         "_transport",
         "closed",
         "flow",
@@ -77,9 +81,11 @@ class UpstreamConnection(asyncio.Protocol):
         "write",
     )
 
-    def __init__(self, connector: UpstreamConnector) -> None:
+    def __init__(self, connector: UpstreamConnector, sock: socket.socket) -> None:
         # of the connection
         self._connector = connector
+        self._sock = sock
+        """The transport's; looked at, never closed here."""
         self._known_head = connector.heads.get
         self._loop = connector.loop
         self._transport: asyncio.Transport
@@ -126,6 +132,11 @@ class UpstreamConnection(asyncio.Protocol):
     def silent(self) -> bool:
         """True while nothing of the present reply has come."""
         return not self._bytes_came
+
+    @property
+    def unsent(self) -> bool:
+        """True while some of the request has not gone out."""
+        return self._transport.get_write_buffer_size() > 0
 
     def close(self) -> None:
         """Close it; safe to call twice."""
@@ -223,15 +234,26 @@ class UpstreamConnection(asyncio.Protocol):
         """Tell the sink; a body without a length ends here, if it ended in order."""
         if not self.closed:
             self._leave()
+        if exc is not None and self._sink is not None:
+            for data in last_words(self._sock):
+                self.data_received(data)
+                if self._sink is None:  # the reply is whole
+                    return
         sink, self._sink = self._sink, None
         if sink is None:
             return
         self._reusable = False
-        until_close = self._head_told and self._head.length is None and not self._head.coding
-        if self._raw or (until_close and exc is None):
+        if self._raw or (self._ends_by_closing() and (exc is None or self._refused())):
             sink.reply_went_on(b"", True)
         else:
             sink.upstream_ended(self._bytes_came > 0, "")
+
+    def _ends_by_closing(self) -> bool:
+        return self._head_told and self._head.length is None and not self._head.coding
+
+    def _refused(self) -> bool:
+        """Say whether a reset at the reply's end means only that our body was not wanted."""
+        return self._head.status >= REFUSALS
 
     def eof_received(self) -> None:
         """The instance closed: an idle connection is gone for good from this moment."""
@@ -427,7 +449,9 @@ class UpstreamConnector:
 
     async def adopt(self, sock: socket.socket) -> UpstreamConnection:
         """Take over a connected, non-blocking socket."""
-        _, conn = await self.loop.create_connection(lambda: UpstreamConnection(self), sock=sock)
+        _, conn = await self.loop.create_connection(
+            lambda: UpstreamConnection(self, sock), sock=sock
+        )
         return conn
 
     async def open(self, address: str, port: int, deadline: float) -> UpstreamConnection:
