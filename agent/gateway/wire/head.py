@@ -86,6 +86,8 @@ class ReplyHead:
     coding = b""
     """Of its Transfer-Encoding; the parser takes off `chunked` only."""
     keep_alive = False
+    keeps_s = 0.0
+    """For how long it says connections are kept, seconds; 0 if it does not."""
     # what follows from it
     kept = False
     made_for: object = None
