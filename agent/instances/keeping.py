@@ -18,19 +18,23 @@ MARGIN_SHARE: Final = 0.125
 """... and by what share of the time: servers look at their idle connections now and then."""
 ANNOUNCED_MOST_S: Final = 3600.0
 FORGIVEN_AFTER: Final = 100
-"""Once so many connections in a row were found open, a close is not held against it any more."""
+"""Once so many connections in a row were found open, a close is not held against it any more ..."""
+LONGER: Final = 10
+"""... of which one that has rested for longer than that close counts for so many."""
 
 
 class Keeping:
     """What is known of one instance."""
 
-    __slots__ = ("_closed_s", "_found_open", "_kept_s", "hot_s")
+    __slots__ = ("_announced_s", "_closed_s", "_found_open", "_kept_s", "_longest_s", "hot_s")
 
     def __init__(self) -> None:
+        self._announced_s = 0.0
+        self._longest_s = 0.0
         self._kept_s = 0.0
-        """The longest rest that was seen, or announced."""
+        """The longest rest but one: on a busy machine even a closing server is late sometimes."""
         self._closed_s = math.inf
-        """The shortest after which it closed one, unless it has kept one for longer since."""
+        """The shortest rest after which it closed one, unless that is forgiven."""
         self._found_open = 0
         """How many were found open since."""
         self.hot_s = HOT_S
@@ -41,19 +45,23 @@ class Keeping:
 
     def announced(self, timeout_s: float) -> None:
         """Note what it says in Keep-Alive."""
-        self._kept_s = max(self._kept_s, min(timeout_s, ANNOUNCED_MOST_S))
+        self._announced_s = min(timeout_s, ANNOUNCED_MOST_S)
 
     def kept(self, rested_s: float) -> None:
         """Note that a connection is still open."""
-        self._kept_s = max(self._kept_s, rested_s)
-        self._found_open += 1
-        if rested_s > self._closed_s + MARGIN_S or self._found_open > FORGIVEN_AFTER:
+        if rested_s > self._kept_s:
+            self._kept_s = min(rested_s, self._longest_s)
+            self._longest_s = max(rested_s, self._longest_s)
+        self._found_open += LONGER if rested_s > self._closed_s + MARGIN_S else 1
+        if self._found_open > FORGIVEN_AFTER:
             self._closed_s = math.inf
             self.hot_s = HOT_S
 
     def closed(self, rested_s: float) -> None:
         """Note that it has closed one, at the latest after so long a rest."""
         self._closed_s = min(self._closed_s, rested_s)
+        self._longest_s = min(self._longest_s, rested_s)
+        self._kept_s = min(self._kept_s, rested_s)
         self._found_open = 0
         if self._closed_s < HOT_S + MARGIN_S:
             self.hot_s = -1.0
@@ -63,4 +71,4 @@ class Keeping:
         longer_s = rested_s + max(MARGIN_S, rested_s * MARGIN_SHARE)
         if longer_s > self._closed_s:
             return False
-        return rested_s <= self.hot_s or longer_s <= self._kept_s
+        return rested_s <= self.hot_s or longer_s <= max(self._kept_s, self._announced_s)

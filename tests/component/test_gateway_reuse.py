@@ -352,7 +352,7 @@ def keeps(server, sock, _):
     ("turn", "seen", "raw", "connections"),
     [
         (closes_when_idle(None), [], request(b"POST"), 2),
-        (closes_when_idle(None), [("kept", 3600.0)], request(b"POST"), 1),
+        (closes_when_idle(None), [("kept", 3600.0)] * 2, request(b"POST"), 1),
         (closes_when_idle(None), [], GET, 1),
         (closes_when_idle(None), [], request(b"DELETE", size=0), 2),
         (closes_when_idle(None), [], GET.replace(b"GET", b"OPTIONS"), 1),
