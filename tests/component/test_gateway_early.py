@@ -24,6 +24,7 @@ from agent.model.failure import Failure, FailureKind
 from tests.component.function_house import until
 from tests.component.gateway_house import (
     FakeTarget,
+    apart,
     failure_kinds,
     house,
     read_reply,
@@ -286,8 +287,7 @@ async def test_who_got_an_early_head_may_stop_sending_and_read_the_rest():
         writer.write(COUNTED + PIECE)
         assert (await within(reader.readuntil(b"half"), 5)).startswith(b"HTTP/1.1 413 ")
         writer.write_eof()
-        (client,) = door.gateway._connections
-        await until(lambda: client._transport.get_extra_info("socket").fileno() >= 0)
+        await apart()  # the end of the upload is seen before the rest of the reply
         gate.set()
         assert await within(reader.read(), 5) == b"rest"
         await door.settled()
