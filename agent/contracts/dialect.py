@@ -84,7 +84,8 @@ class Dialect(Contract):
         out = [method, b" ", target, b" HTTP/1.1\r\nHost: ", host, h.CRLF]
         out += identity
         request_id = call.request_id.encode()
-        upgrades = call.kind == "http"
+        # A WebSocket begins with a GET (RFC 6455 section 4.1); nothing says what a body would be.
+        upgrades = call.kind == "http" and method == b"GET" and length == 0
         h.copy_request(
             out, call.headers, request_id, self.special, self.prefixes, upgrades=upgrades
         )

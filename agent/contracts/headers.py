@@ -41,10 +41,12 @@ HOP_BY_HOP = frozenset(
     }
 )
 # Host and length are written by us; the gateway itself answers Expect. Traces are looked at.
+# HTTP2-Settings belongs to an upgrade that never passes (RFC 7540 section 3.2.1).
 REQUEST_SPECIAL = HOP_BY_HOP | {
     b"host",
     b"content-length",
     b"expect",
+    b"http2-settings",
     b"traceparent",
     b"tracestate",
 }
@@ -67,11 +69,13 @@ def copy_request(
     """Append the caller's headers that may pass to `out`, with trace headers, made when absent.
 
     `special` must hold REQUEST_SPECIAL; names in it are dropped, and so are those that start with
-    one of `prefixes`. With `upgrades` one that the caller asks for passes (RFC 9110 section 7.8).
+    one of `prefixes`. With `upgrades` that to a WebSocket passes; every other is ignored, as any
+    server may (RFC 9110 section 7.8): behind it nobody would look at headers any more.
     """
     start = len(out)
     connection: list[bytes] = []
-    upgrade = parent = b""
+    websocket = False
+    parent = b""
     state: list[bytes] = []
     for name, value in headers:
         key = name.translate(FOLD)
@@ -79,7 +83,7 @@ def copy_request(
             if key == b"connection":
                 connection.append(value)
             elif key == b"upgrade":
-                upgrade = value
+                websocket = websocket or names_websocket(value)
             elif key == b"traceparent":
                 parent = parent or value
             elif key == b"tracestate":
@@ -94,8 +98,8 @@ def copy_request(
             dropped = special | named
             copy_request(out, headers, request_id, dropped, prefixes, upgrades=upgrades)
             return
-        if upgrades and upgrade and b"upgrade" in options:
-            out += (b"Connection: Upgrade\r\nUpgrade: ", upgrade, CRLF)
+        if upgrades and websocket and b"upgrade" in options:
+            out.append(b"Connection: Upgrade\r\nUpgrade: websocket\r\n")
     _append_trace(out, parent, state, request_id)
 
 
@@ -206,6 +210,17 @@ def connection_options(values: Iterable[bytes]) -> frozenset[bytes]:
         option.strip(b" \t").translate(FOLD) for value in values for option in value.split(b",")
     }
     return frozenset(options - {b"close", b""})
+
+
+def names_websocket(upgrade: bytes) -> bool:
+    """Say whether a caller's Upgrade names WebSocket among its protocols, in any case."""
+    return b"websocket" in [name.strip(b" \t") for name in upgrade.lower().split(b",")]
+
+
+def chosen_protocol(headers: Pairs) -> bytes:
+    """Return what the Upgrade of a 101 says was chosen, lower-cased; several stay a list."""
+    values = [value for name, value in headers if name.translate(FOLD) == b"upgrade"]
+    return b", ".join(values).strip(b" \t").lower()
 
 
 def find(headers: Pairs, folded_name: bytes) -> bytes:

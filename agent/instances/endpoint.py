@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent.contracts.base import Headers
+from agent.instances.keeping import Keeping
 
 
 class Connection(Protocol):
@@ -48,3 +49,4 @@ class Endpoint:
     address: str
     port: int
     idle: list[Connection] = field(default_factory=list)
+    keeping: Keeping = field(default_factory=Keeping)

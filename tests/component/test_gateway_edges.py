@@ -108,7 +108,7 @@ async def test_connect_is_no_door():
 async def test_an_upgrade_over_http_1_0_is_not_passed_on():
     one = await served(echo)
     async with house(FakeTarget(one.port)) as door:
-        raw = b"GET /http/f/ HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+        raw = b"GET /http/f/ HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
         answer = await door.ask(raw)
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert b"keep-alive" not in answer.lower()
@@ -119,7 +119,8 @@ async def test_close_beside_an_upgrade_that_is_refused_is_honoured():
     one = await served(echo)
     async with house(FakeTarget(one.port)) as door:
         raw = (
-            b"GET /http/f/ HTTP/1.1\r\nHost: h\r\nConnection: close, Upgrade\r\nUpgrade: x\r\n\r\n"
+            b"GET /http/f/ HTTP/1.1\r\nHost: h\r\nConnection: close, Upgrade\r\n"
+            b"Upgrade: websocket\r\n\r\n"
         )
         assert b"\r\nConnection: close\r\n" in await door.ask(raw)
 
@@ -211,12 +212,12 @@ async def test_a_status_that_is_none_is_named():
         assert b"status is 000; HTTP has 100 to 599" in body
 
 
-@pytest.mark.parametrize("lines", [b"", b"Upgrade: x\r\n", b"Connection: Upgrade\r\n"])
+@pytest.mark.parametrize("lines", [b"", b"Upgrade: websocket\r\n", b"Connection: Upgrade\r\n"])
 @pytest.mark.parametrize("asked", [True, False])
 async def test_a_101_that_names_no_protocol_is_a_bad_response(lines, asked):
     one = await served(says(b"HTTP/1.1 101 Switching Protocols\r\n" + lines + b"\r\n"))
     async with house(FakeTarget(one.port)) as door:
-        ask = b"Connection: Upgrade\r\nUpgrade: x\r\n" if asked else b""
+        ask = b"Connection: Upgrade\r\nUpgrade: websocket\r\n" if asked else b""
         reader, writer = await door.connect()
         writer.write(GET[:-2] + ask + b"\r\n")
         status, _, _ = await read_reply(reader)
@@ -226,32 +227,33 @@ async def test_a_101_that_names_no_protocol_is_a_bad_response(lines, asked):
 
 async def test_a_101_with_too_large_a_head_is_answered():
     large = b"X: %b\r\n" % (b"y" * 9000)
-    answer = b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: x\r\n" + large + b"\r\n"
+    answer = b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + large + b"\r\n"
     one = await served(says(answer))
     async with house(FakeTarget(one.port)) as door:
         reader, writer = await door.connect()
-        writer.write(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        writer.write(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         assert (await read_reply(reader))[0] == 502
         assert failure_kinds(door) == [FailureKind.RESPONSE_HEADERS_TOO_LARGE]
 
 
 async def test_an_event_call_never_switches():
-    answer = b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nraw"
+    answer = b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nraw"
     one = await served(says(answer))
     async with house(FakeTarget(one.port, kind="event")) as door:
         reader, writer = await door.connect()
         writer.write(
-            b"POST /invoke/f HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+            b"POST /invoke/f HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\n\r\n"
         )
         assert (await read_reply(reader))[0] == 502
 
 
 async def test_the_cold_start_is_told_on_a_switch_too():
-    answer = b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+    answer = b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     one = await served(says(answer))
     async with house(FakeTarget(one.port, cold=ColdStart(total_ms=7.0))) as door:
         reader, writer = await door.connect()
-        writer.write(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        writer.write(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         status, headers, _ = await read_reply(reader)
         assert status == 101
         assert b"x-kindling-cold-start" in headers
@@ -427,7 +429,7 @@ async def test_the_beginning_of_a_second_reply_spoils_the_connection(more):
             assert not door.target.endpoint.idle
 
 
-UPGRADE = b"Connection: Upgrade\r\nUpgrade: x\r\n"
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 
 
 async def test_an_event_passed_on_as_http_asks_for_no_upgrade():

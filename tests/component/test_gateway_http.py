@@ -248,10 +248,11 @@ async def test_a_refused_call_is_not_told_to_continue(instance):
 async def test_upgrade_passes_bytes_both_ways():
     async def serve(reader, writer):
         _, headers, _ = await read_request(reader)
-        assert headers[b"upgrade"] == b"echo"
+        assert headers[b"upgrade"] == b"websocket"
         assert headers[b"connection"] == b"Upgrade"
         writer.write(
-            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nhi"
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\n\r\nhi"
         )
         while data := await reader.read(65536):
             writer.write(data.upper())
@@ -260,11 +261,12 @@ async def test_upgrade_passes_bytes_both_ways():
     async with house(FakeTarget(one.port)) as door:
         reader, writer = await door.connect()
         writer.write(
-            b"GET /http/f/ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+            b"GET /http/f/ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\n\r\n"
         )
         status, headers, _ = await read_reply(reader)
         assert status == 101
-        assert headers[b"upgrade"] == b"echo"
+        assert headers[b"upgrade"] == b"websocket"
         assert headers[b"connection"].lower() == b"upgrade"
         assert await reader.readexactly(2) == b"hi"
         for text in (b"abc", b"x" * 300_000):
@@ -280,7 +282,8 @@ async def test_upgrade_refused_by_the_instance_is_an_ordinary_reply(instance):
         reader, writer = await door.connect()
         for _ in range(2):
             writer.write(
-                b"GET /http/f/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+                b"GET /http/f/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\n"
+                b"Upgrade: websocket\r\n\r\n"
             )
             assert (await read_reply(reader))[0] == 200
         writer.close()
@@ -289,7 +292,7 @@ async def test_upgrade_refused_by_the_instance_is_an_ordinary_reply(instance):
 async def test_upgrade_nobody_asked_for_is_a_bad_response():
     async def serve(reader, writer):
         await read_request(reader)
-        writer.write(b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         await reader.read()
 
     one = await served(serve)

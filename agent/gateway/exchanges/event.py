@@ -47,6 +47,8 @@ class EventExchange(Exchange):
     def reply_began(self, head: ReplyHead, body: bytes, ended: bool) -> None:
         """Take the head and what came of the body; mostly all of it."""
         self._reply_head = head
+        if head.keeps_s:
+            self.callee.keeps_s = head.keeps_s
         if not self._too_large(head.length or 0):
             self.reply_went_on(body, ended)
 

@@ -20,6 +20,7 @@ from agent.errors import AgentError
 from agent.gateway.exchanges.answer import failure_reply, mark, server_timing
 from agent.gateway.exchanges.background import ask_why, open_connection
 from agent.gateway.exchanges.buffer import BodyBuffer
+from agent.gateway.exchanges.reuse import SMALL_BYTES, repeatable, rested
 from agent.gateway.exchanges.shared import Callee, DeadlineQueue, SharedState
 from agent.gateway.exchanges.stage import (
     COLLECTING,
@@ -73,7 +74,6 @@ class Exchange:
     job_report: CallReport | None = None
     _granted_at = 0.0
     _reused = False
-    _retried = False
     # the reply
     _replied = False
     _reply_bytes = 0
@@ -117,8 +117,8 @@ class Exchange:
         return self.job_report
 
     @property
-    def repeatable(self) -> bool:
-        """True if the request may go out once more after its pooled connection was dead."""
+    def safe(self) -> bool:
+        """True if making the request twice is as good as once."""
         return False
 
     # -- from the caller
@@ -197,20 +197,22 @@ class Exchange:
         self.call.instance = endpoint.id
         if shared.waiting:
             shared.waiting.discard(self)
-        self.deadline = shared.time() + callee.call_s
+        now = shared.time()
+        self.deadline = now + callee.call_s
         self.deadlines[self] = None
         if self.traced:
             self._granted_at = perf_counter()
         try:
-            # Every connection here came from our own connector: `ports` knows no HTTP.
+            # All of them came from our own connector: `ports` knows no HTTP.
             idle: list[UpstreamConnection] = endpoint.idle  # type: ignore[assignment]
-            while idle:
-                conn = idle.pop()
-                if not conn.closed:
-                    self._reused = True
-                    self.send_request(conn)
-                    return
-            self._connect()
+            conn, hot_s = idle.pop() if idle else None, endpoint.keeping.hot_s
+            if conn is not None and (conn.closed or now - conn.rested_at > hot_s):
+                conn = rested(self, conn, idle, endpoint.keeping, now)
+            if conn is not None:
+                self._reused = True
+                self.send_request(conn)
+            else:
+                self._connect()
         except Exception:  # called from inside the pool, which must not see our faults
             log.exception("call %s of %s", self.call.request_id, callee.target.version.name)
             self.end(Failure(FailureKind.INTERNAL))
@@ -236,13 +238,13 @@ class Exchange:
 
     def upstream_ended(self, reply_came: bool, malformed: str) -> None:
         """The connection ended before the reply did; `malformed` says what came that is no HTTP."""
-        self.conn = None
+        conn, self.conn = self.conn, None
+        again = self._reused and not reply_came and self.caller is not None
         if self._switched:
             self.end(None)
         elif malformed:
             self.end(Failure(FailureKind.BAD_RESPONSE, malformed), recycle=self.callee.single)
-        elif not reply_came and self.repeatable:
-            self._retried = True
+        elif again and conn is not None and repeatable(self, conn, self.shared.time()):
             self.shared.counters.upstream_retries += 1
             self._connect()
         else:
@@ -332,8 +334,7 @@ class Exchange:
     def send_request(self, conn: UpstreamConnection) -> None:
         """Write the head and what there is of the body in one go."""
         call, callee, length, head = self.call, self.callee, self.length, self.head
-        self.conn = conn
-        self.stage = RUNNING
+        self.conn, self.stage = conn, RUNNING
         if head is None or not head.kept or head.made_for is not callee or head.length != length:
             data = callee.request_head(call, length)
         else:
@@ -345,6 +346,8 @@ class Exchange:
         if conn.instance != call.instance:
             conn.instance = call.instance
             conn.report = CallReport(NO_METERS, None, b"", call.instance)
+            if self.lease is not None:
+                conn.keeping = self.lease.endpoint.keeping
         conn.begin(self, call.method == b"HEAD" and call.kind == "http")
         if length == 0:
             conn.write(data)
@@ -354,7 +357,9 @@ class Exchange:
     def _send_with_body(self, conn: UpstreamConnection, data: bytes) -> None:
         length = self.length
         if self.buffer is None:
-            body, self.first = self.first, b""
+            body = self.first
+            if not self.request_done or len(body) > SMALL_BYTES:
+                self.first = b""
         else:
             body = b"".join(self._held_back())
         if body:
@@ -419,14 +424,14 @@ class Exchange:
         self.callee.counters.ended(status, perf_counter() - self.started_at)
 
     def _leave_connection(self) -> None:
-        conn, lease = self.conn, self.lease
-        self.conn = None
+        conn, lease, self.conn = self.conn, self.lease, None
         if conn is None:
             return
-        if self.request_done and lease is not None:
-            conn.rest(lease.endpoint.idle)
-        else:
+        left = not self.request_done or (self.body_bytes > SMALL_BYTES and conn.unsent)
+        if lease is None or left:
             conn.drop()
+        else:
+            conn.rest(lease.endpoint.idle)
 
     def _give_up(self, failure: Failure) -> None:
         """End it on our side of the target, which must not grant it an instance any more."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from agent.contracts.base import CallReport
+from agent.contracts.headers import chosen_protocol
 from agent.errors import FunctionFailed
 from agent.gateway.exchanges.answer import response_too_large
 from agent.gateway.exchanges.exchange import NO_METERS, Exchange
@@ -15,24 +16,18 @@ from agent.gateway.exchanges.template import reply_template
 from agent.gateway.wire.head import ReplyHead
 from agent.model.failure import Failure, FailureKind
 
-REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
-"""Methods sent again when a pooled connection was dead: the safe ones (RFC 9110, 9.2.1)."""
+SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
+"""Methods sent again when a pooled connection was dead (RFC 9110, 9.2.1)."""
 
 
 class HttpExchange(Exchange):
     """One HTTP call."""
 
     @property
-    def repeatable(self) -> bool:
-        """True if the request may go out once more after its pooled connection was dead."""
-        return (
-            self._reused
-            and not self._retried
-            and self.length == 0
-            and not (self.head is not None and self.head.upgrade)
-            and self.call.method in REPEATABLE
-            and self.caller is not None
-        )
+    def safe(self) -> bool:
+        """True if making the request twice is as good as once."""
+        upgrade = self.head is not None and self.head.upgrade
+        return self.length == 0 and not upgrade and self.call.method in SAFE
 
     def reply_began(self, head: ReplyHead, body: bytes, ended: bool) -> None:
         """Take the head of the instance's reply and what came of the body with it."""
@@ -51,6 +46,8 @@ class HttpExchange(Exchange):
             if ready is not None and caller.ready_reply(ready, self.request_id_bytes, body):
                 self._done(head.status)
                 return
+        if head.keeps_s:
+            callee.keeps_s = head.keeps_s
         length = head.length
         limit = callee.response_bytes
         if (length or len(body)) > limit > 0 and self.call.method != b"HEAD":
@@ -94,6 +91,10 @@ class HttpExchange(Exchange):
         asked = self.head is not None and self.head.upgrade and self.call.kind == "http"
         if not asked or conn is None or lease is None:
             super().switched_protocols(head, data)
+            return
+        if chosen_protocol(head.headers) != b"websocket":
+            message = "it answered 101 with another protocol than websocket, which was asked for"
+            self.end(Failure(FailureKind.BAD_RESPONSE, message))
             return
         if caller is None:
             self.end(self.failure or Failure(FailureKind.CLIENT_CANCELLED))

@@ -56,6 +56,7 @@ class Callee:
         "counters",
         "deadlines",
         "http_reply",
+        "keeps_s",
         "kind",
         "kinds",
         "new_request_id",
@@ -94,6 +95,8 @@ class Callee:
         self.cancel = spec.on_client_cancel
         self.counters = counters
         self.deadlines = deadlines
+        self.keeps_s = 0.0
+        """For how long the function says that it keeps connections; 0 if it does not."""
 
 
 def _randoms() -> Iterator[bytes]:

@@ -17,6 +17,7 @@ from agent.contracts.headers import made_trace, trace_maker
 from agent.errors import FunctionFailed
 from agent.gateway.exchanges.answer import mark
 from agent.gateway.exchanges.shared import Callee
+from agent.gateway.wire.date import date_line, with_one_date
 from agent.gateway.wire.head import HeadTemplate, ReplyHead, RequestHead
 from agent.gateway.wire.http1 import content_length, reply_head
 from agent.model.records import Meters
@@ -48,8 +49,22 @@ def _filler(form: bytes, ids: int, trace_at: int, trace: Callable[[bytes], bytes
     return fill
 
 
-def template(first: bytes, first_id: str, second: bytes, second_id: str) -> HeadTemplate | None:
-    """Return the template of two heads of different calls, or None if more than the id varies."""
+def _dated(ids: int, form: bytes) -> HeadTemplate:
+    """Return what fills a form with our Date behind its first line, the status line."""
+    line, end, rest = form.partition(b"\r\n")
+    form = line + end + b"%b" + rest
+    if ids == 2:
+        return lambda request_id: form % (date_line(), request_id, request_id)
+    return lambda request_id: form % (date_line(), *(request_id,) * ids)
+
+
+def template(
+    first: bytes, first_id: str, second: bytes, second_id: str, *, dated: bool = True
+) -> HeadTemplate | None:
+    """Return the template of two heads of different calls, or None if more than the id varies.
+
+    Replies that are not `dated` get our own Date each time.
+    """
     gap = first_id.encode()
     before, trace, after = first.partition(made_trace(gap))
     ids = before.count(gap)
@@ -57,8 +72,13 @@ def template(first: bytes, first_id: str, second: bytes, second_id: str) -> Head
     if trace:
         form += b"%b" + _gapped(after, gap)
     trace_at = ids if trace else -1
-    made = _filler(form, ids + after.count(gap), trace_at, trace_maker(gap))
-    return made if made(second_id.encode()) == second else None
+    ids += after.count(gap)
+    made = _filler(form, ids, trace_at, trace_maker(gap))
+    if made(second_id.encode()) != second:
+        return None
+    if dated:
+        return made
+    return _dated(ids, form) if not trace else None
 
 
 def _gapped(text: bytes, gap: bytes) -> bytes:
@@ -92,14 +112,16 @@ def reply_template(
     one = replace(call, request_id=callee.new_request_id(random()))
     other = Call(callee.new_request_id(random()), call.kind, b"POST", b"/another", [], "192.0.2.1")
     try:
-        return template(
-            _reply(callee, head, one), one.request_id, _reply(callee, head, other), other.request_id
-        )
+        first, dated = _reply(callee, head, one)
+        second, _ = _reply(callee, head, other)
     except FunctionFailed:
         return None
+    return template(first, one.request_id, second, other.request_id, dated=dated)
 
 
-def _reply(callee: Callee, head: ReplyHead, call: Call) -> bytes:
+def _reply(callee: Callee, head: ReplyHead, call: Call) -> tuple[bytes, bool]:
+    """Return a reply's head, and whether it has a Date."""
     headers = callee.http_reply(call, head.status, head.headers, _NO_REPORT)
     mark(headers, call.request_id, None)
-    return reply_head(head.status, headers, content_length(head.length or 0), b"")
+    headers, dated = with_one_date(headers)
+    return reply_head(head.status, headers, content_length(head.length or 0)), dated

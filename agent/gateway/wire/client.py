@@ -13,7 +13,8 @@ import logging
 import socket
 from typing import Final, Generic, cast
 
-from agent.gateway.wire.closing import LINGER_S, Closing
+from agent.gateway.wire.closing import Closing
+from agent.gateway.wire.date import framed_head
 from agent.gateway.wire.dechunk import BadChunk
 from agent.gateway.wire.flow import ReadFlow
 from agent.gateway.wire.head import KEPT_HEAD_BYTES, BadHead, HeadTemplate, R, RequestHead
@@ -23,7 +24,6 @@ from agent.gateway.wire.http1 import (
     LAST_CHUNK,
     Fields,
     chunk,
-    framed_head,
     reply_head,
 )
 from agent.gateway.wire.passing import Passed, as_sent, send
@@ -136,13 +136,14 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
         if sink is not None:
             sink.caller_gone()
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:
         """The caller sends no more: as a cancelled call looks the same, the call is over."""
         if self._mode == HEAD and self._requests.tail:
             self.head = NO_HEAD
             self._refuse_junk("the request ends in the middle of its head")
         elif self._mode == RAW and self.sink is not None:
             self.sink.request_body(b"", True)
+        return self._mode == BODY and self._replied  # it stops, and reads an early reply on
 
     def pause_writing(self) -> None:
         """The caller reads slowly: its call reads no more, no next request is begun."""
@@ -367,8 +368,7 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
             self._since = 0.0
             self._next()
         elif self._mode in (REPLY, RAW):
-            self._mode = CLOSED
-            self._transport.close()
+            self.close_now()
         elif self._mode != CLOSED:
             self._linger()
 
@@ -377,20 +377,23 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
         self._mode = LINGER
         self._since = self._server.loop.time()
         self._flow.resume()
-        self._closing.close_ours()
+        self._closing.close_ours(self._since)
 
     def abort(self) -> None:
         """Break the reply off: chunks stay open, a length is not reached, or the peer is reset."""
         self.sink = None
-        self._mode = CLOSED
-        self._closing.break_off(old=self.head.old)
+        if self._mode == BODY and not self.head.old:
+            self._linger()  # what came of the reply is to be read
+        else:
+            self._mode = CLOSED
+            self._closing.break_off(old=self.head.old)
 
     def switch(self, headers: Fields, data: bytes) -> None:
         """Write the 101; from here on bytes pass as they are."""
         self._mode = RAW
         self._keep_alive = False
         self._replied = True
-        self._transport.write(reply_head(101, headers, b"", b"") + data)
+        self._transport.write(reply_head(101, headers) + data)
         self._flow.resume()
         self._next()
 
@@ -433,8 +436,8 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
             if waited_s > idle_s and not limited:
                 self._give_up_on(f"the body stopped for {idle_s:g} s", 408, "RequestTimeout")
         elif mode == LINGER:
-            if waited_s > LINGER_S:
-                self.cut()
+            if self._closing.lingers_too_long(now, waited_s):
+                self._close_when_sent(now)
         elif mode == CLOSED and waited_s > idle_s:
             self._close_when_sent(now)
 

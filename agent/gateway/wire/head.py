@@ -62,6 +62,7 @@ class RequestHead:
     old = False
     keep_alive = True
     upgrade = False
+    """True if it asks for a WebSocket: no other upgrade is passed on."""
     traced = False
     expects = False
     # what follows from it
@@ -85,6 +86,8 @@ class ReplyHead:
     coding = b""
     """Of its Transfer-Encoding; the parser takes off `chunked` only."""
     keep_alive = False
+    keeps_s = 0.0
+    """For how long it says connections are kept, seconds; 0 if it does not."""
     # what follows from it
     kept = False
     made_for: object = None
@@ -135,7 +138,17 @@ class HeadCache(Generic[H]):
 class HeadReader(Generic[R]):
     """Parses the heads of one connection, one at a time, in as many pieces as they come."""
 
-    __slots__ = ("_coding", "_done", "_head", "_hosts", "_new_head", "_parser", "_upgrade", "size")
+    __slots__ = (
+        "_coding",
+        "_done",
+        "_head",
+        "_hosts",
+        "_new_head",
+        "_parser",
+        "_upgrade",
+        "_websocket",
+        "size",
+    )
 
     def __init__(self, new_head: Callable[[], R]) -> None:
         self._new_head = new_head
@@ -157,9 +170,12 @@ class HeadReader(Generic[R]):
         try:
             self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
-            self._head.upgrade = self._upgrade and self._head.method != b"CONNECT"
-            self._head.keep_alive &= self._head.upgrade
+            head = self._head  # the contracts pass the same ones on (`Dialect._http_head`)
+            head.upgrade = self._websocket and head.method == b"GET" and head.length == 0
+            head.keep_alive &= head.method != b"CONNECT"
         except httptools.HttpParserError as error:
+            if self._parser.get_method() == b"PRI":  # RFC 9113 section 3.4
+                raise _not_spoken("2") from error
             raise BadHead(400, "BadRequest", f"this is not HTTP/1.1: {error}") from error
         if not self._done:
             return None
@@ -174,7 +190,7 @@ class HeadReader(Generic[R]):
         self._done = False
         self._hosts = 0
         self._coding = b""
-        self._upgrade = False
+        self._upgrade = self._websocket = False
         self.size = 0
 
     def _checked(self, head: R) -> R:
@@ -183,7 +199,7 @@ class HeadReader(Generic[R]):
         head.size = self.size
         if version != "1.1":
             if version != "1.0":
-                raise BadHead(400, "BadRequest", f"HTTP/{version} is not spoken: use HTTP/1.1")
+                raise _not_spoken(version)
             head.old = True
             head.upgrade = head.expects = False
             if self._upgrade:  # RFC 9110 section 7.8: ignored, so the instance must not see it
@@ -231,6 +247,7 @@ class HeadReader(Generic[R]):
             head.expects = value.strip().lower() == b"100-continue"
         elif field is Steering.UPGRADE:
             self._upgrade = True
+            self._websocket = self._websocket or _names_websocket(value)
         else:
             head.traced = value.strip() == b"1"
 
@@ -239,6 +256,15 @@ class HeadReader(Generic[R]):
         self._done = True
         self._head.method = self._parser.get_method()
         self._head.keep_alive = self._parser.should_keep_alive()
+
+
+def _names_websocket(upgrade: bytes) -> bool:
+    """Say whether an Upgrade names WebSocket (RFC 9110 section 7.8); contracts ask the same."""
+    return b"websocket" in [name.strip(b" \t") for name in upgrade.lower().split(b",")]
+
+
+def _not_spoken(version: str) -> BadHead:
+    return BadHead(400, "BadRequest", f"HTTP/{version} is not spoken: use HTTP/1.1")
 
 
 def _too_large(message: str) -> BadHead:

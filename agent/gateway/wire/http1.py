@@ -69,10 +69,10 @@ def content_length(length: int) -> bytes:
     return _DIGITS[length] if length < 4096 else b"Content-Length: %d\r\n" % length
 
 
-def reply_head(status: int, headers: Fields, framing: bytes, connection: bytes) -> bytes:
-    """Return a reply's head; `framing` and `connection` are whole lines or empty."""
-    lines = [b"%b: %b\r\n" % field for field in headers]
-    return b"%b%b%b%b\r\n" % (STATUS_LINES[status], b"".join(lines), framing, connection)
+def reply_head(status: int, headers: Fields, *lines: bytes) -> bytes:
+    """Return a reply's head; `lines` are whole ones or empty."""
+    fields = [b"%b: %b\r\n" % field for field in headers]
+    return b"".join((STATUS_LINES[status], *fields, *lines, b"\r\n"))
 
 
 def connection_line(*, keep: bool, old: bool) -> bytes:
@@ -80,17 +80,11 @@ def connection_line(*, keep: bool, old: bool) -> bytes:
     return (_KEEP if old else b"") if keep else _CLOSE
 
 
-def framed_head(
-    status: int, headers: Fields, length: int | None, chunked: bool, keep: bool, old: bool
-) -> bytes:
-    """Return a reply's head with its framing: a length if it is known, else chunks, or nothing."""
-    framing = b""
-    if length is not None:
-        if status != 204 and (length or status != 304):
-            framing = content_length(length)
-    elif chunked:
-        framing = _CHUNKED
-    return reply_head(status, headers, framing, connection_line(keep=keep, old=old))
+def framing_line(status: int, length: int | None, chunked: bool) -> bytes:
+    """Return the line that frames a reply's body: a length if it is known, chunks, or nothing."""
+    if length is None:
+        return _CHUNKED if chunked else b""
+    return content_length(length) if status != 204 and (length or status != 304) else b""
 
 
 def chunk(data: bytes) -> bytes:

@@ -19,18 +19,18 @@ import httptools
 from agent.errors import FunctionFailed
 from agent.gateway.wire.flow import ReadFlow
 from agent.gateway.wire.head import KEPT_HEAD_BYTES, HeadCache, ReplyHead
-from agent.gateway.wire.http1 import HEAD_END, MAX_HEADERS, MAX_REPLY_HEAD_BYTES, Fields
+from agent.gateway.wire.http1 import HEAD_END, Fields
+from agent.gateway.wire.last_words import last_words
 from agent.gateway.wire.ports import ReplySink
+from agent.gateway.wire.reply_rules import keeps_s, unfinished, wrong
 from agent.gateway.wire.roundtrip import RoundTrip
+from agent.gateway.wire.unread import is_open, was_unread
 from agent.model.failure import Failure, FailureKind
 
 IDLE_S: Final = 14 * 60.0
 """The clouds close an idle connection at 15 minutes at the latest; sweeps are a minute apart."""
-MIN_STATUS: Final = 100
-MAX_STATUS: Final = 599
-"""RFC 9110, section 15: another status is invalid, and who gets one takes it for a 5xx."""
-QUOTED_BYTES: Final = 64
-"""How much of what an instance sent is repeated in a failure's words."""
+REFUSALS: Final = 300
+"""From here on a reply is none to the request's body, which may stay unread."""
 
 TakeSocket = Callable[[], socket.socket | None]
 MakeSocket = Callable[[], Awaitable[socket.socket]]
@@ -46,6 +46,13 @@ class IdleList(Protocol):
         """Let one go; raises ValueError when it is not there."""
 
 
+class CloseNotes(Protocol):
+    """Who notes when an instance closes what is at rest."""
+
+    def closed(self, rested_s: float) -> None:
+        """Note that it closed one after so long a rest."""
+
+
 class UpstreamConnection(asyncio.Protocol):
     """One connection to one instance."""
 
@@ -55,6 +62,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_bytes_came",
         "_complete",
         "_connector",
+        "_fin_came",
         "_head",
         "_head_done",
         "_head_told",
@@ -67,19 +75,23 @@ class UpstreamConnection(asyncio.Protocol):
         "_raw",
         "_reusable",
         "_sink",
+        "_sock",
         "_transport",
         "closed",
         "flow",
         "full",
         "instance",
+        "keeping",
         "report",
         "rested_at",
         "write",
     )
 
-    def __init__(self, connector: UpstreamConnector) -> None:
+    def __init__(self, connector: UpstreamConnector, sock: socket.socket) -> None:
         # of the connection
         self._connector = connector
+        self._sock = sock
+        """The transport's; looked at, never closed here."""
         self._known_head = connector.heads.get
         self._loop = connector.loop
         self._transport: asyncio.Transport
@@ -88,11 +100,14 @@ class UpstreamConnection(asyncio.Protocol):
         self.closed = False
         """By either side; a closed one may still lie in somebody's list of idle ones."""
         self._at_rest_in: IdleList | None = None
+        self._fin_came = False
         self.rested_at = self._loop.time()
         self.full = False
         """True while request bytes should wait."""
         self.write: Callable[[bytes], None]
         self.instance = ""
+        self.keeping: CloseNotes | None = None
+        """Its instance's, from its first call on."""
         self.report: Any = None
         """What its users say of a call to this instance. Theirs; nothing here looks at it."""
         # of the call
@@ -126,6 +141,19 @@ class UpstreamConnection(asyncio.Protocol):
     def silent(self) -> bool:
         """True while nothing of the present reply has come."""
         return not self._bytes_came
+
+    def found_open(self) -> bool:
+        """Ask the kernel whether this connection at rest is open and silent."""
+        return is_open(self._sock)
+
+    def has_not_read(self, request_bytes: int) -> bool:
+        """Say whether the instance surely read nothing of a request; it closed and said nothing."""
+        return self._fin_came and was_unread(self._sock, request_bytes)
+
+    @property
+    def unsent(self) -> bool:
+        """True while some of the request has not gone out."""
+        return self._transport.get_write_buffer_size() > 0
 
     def close(self) -> None:
         """Close it; safe to call twice."""
@@ -223,19 +251,33 @@ class UpstreamConnection(asyncio.Protocol):
         """Tell the sink; a body without a length ends here, if it ended in order."""
         if not self.closed:
             self._leave()
+        if exc is not None and self._sink is not None:
+            for data in last_words(self._sock):
+                self.data_received(data)
+                if self._sink is None:  # the reply is whole
+                    return
         sink, self._sink = self._sink, None
         if sink is None:
             return
         self._reusable = False
-        until_close = self._head_told and self._head.length is None and not self._head.coding
-        if self._raw or (until_close and exc is None):
+        if self._raw or (self._ends_by_closing() and (exc is None or self._refused())):
             sink.reply_went_on(b"", True)
         else:
             sink.upstream_ended(self._bytes_came > 0, "")
 
+    def _ends_by_closing(self) -> bool:
+        return self._head_told and self._head.length is None and not self._head.coding
+
+    def _refused(self) -> bool:
+        """Say whether a reset at the reply's end means only that our body was not wanted."""
+        return self._head.status >= REFUSALS
+
     def eof_received(self) -> None:
         """The instance closed: an idle connection is gone for good from this moment."""
-        if self._sink is None:
+        self._fin_came = True
+        if self._sink is None and not self.closed:
+            if self.keeping is not None:
+                self.keeping.closed(self._loop.time() - self.rested_at)
             self.close()
 
     def pause_writing(self) -> None:
@@ -297,7 +339,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _parse(self, sink: ReplySink, data: bytes) -> None:
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
-        wrong = ""
+        broken = ""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -307,11 +349,11 @@ class UpstreamConnection(asyncio.Protocol):
             return
         except httptools.HttpParserError as error:
             if not self._complete:
-                wrong = f"the answer is not HTTP: {error}"
+                broken = f"the answer is not HTTP: {error}"
             self._reusable = False  # more came than one reply
-        wrong = wrong or self._wrong()
-        if wrong:
-            self._break_off(sink, wrong)
+        broken = broken or self._wrong()
+        if broken:
+            self._break_off(sink, broken)
             return
         body, ended = self._body, self._complete
         if body:
@@ -329,16 +371,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _wrong(self) -> str:
         """Return what makes a reply that is HTTP so far one that cannot pass, if anything."""
         head = self._head
-        if not self._head_done:
-            if self._bytes_came > MAX_REPLY_HEAD_BYTES or len(head.headers) > MAX_HEADERS:
-                return "the answer's head does not end"
-        elif not MIN_STATUS <= head.status <= MAX_STATUS:
-            return f"the answer's status is {head.status:03}; HTTP has {MIN_STATUS} to {MAX_STATUS}"
-        elif head.status == 101:  # a whole one is told by the parser as an upgrade
-            return "it answered 101 and names no protocol"
-        elif head.coding not in (b"", b"chunked"):
-            return f"the answer's transfer coding is {_quoted(head.coding)}, not chunked"
-        return ""
+        return wrong(head) if self._head_done else unfinished(head, self._bytes_came)
 
     def _learn(self, data: bytes) -> None:
         """Offer a head to the cache: it must be alone in front of a body that can be counted."""
@@ -371,6 +404,8 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if size == 17 and name.lower() == b"transfer-encoding":
             self._head.coding += value.strip().lower()
+        elif size == 10 and name.lower() == b"keep-alive":
+            self._head.keeps_s = keeps_s(value)
         self._head.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -405,12 +440,6 @@ class UpstreamConnection(asyncio.Protocol):
             self._complete = True
 
 
-def _quoted(value: bytes) -> str:
-    """Return a value as words repeat it: those go into logs and answers."""
-    cut = "..." if len(value) > QUOTED_BYTES else ""
-    return value[:QUOTED_BYTES].decode("latin-1") + cut
-
-
 class UpstreamConnector:
     """Makes connections to instances out of sockets made elsewhere.
 
@@ -427,7 +456,9 @@ class UpstreamConnector:
 
     async def adopt(self, sock: socket.socket) -> UpstreamConnection:
         """Take over a connected, non-blocking socket."""
-        _, conn = await self.loop.create_connection(lambda: UpstreamConnection(self), sock=sock)
+        _, conn = await self.loop.create_connection(
+            lambda: UpstreamConnection(self, sock), sock=sock
+        )
         return conn
 
     async def open(self, address: str, port: int, deadline: float) -> UpstreamConnection:
