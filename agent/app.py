@@ -66,6 +66,7 @@ from agent.sandbox.blueprint import INIT
 from agent.sandbox.builder import Builder
 from agent.sandbox.prepared_images import PreparedImages
 from agent.sandbox.shims import Shims
+from agent.storage import sysfs
 from agent.storage.rootfs import RootFilesystems
 from agent.storage.slots import WritableLayers
 from agent.store.calls import CallStore
@@ -270,6 +271,7 @@ class App:
         undo.push_async_callback(layers.close)
         await layers.open()
         rootfs = RootFilesystems(run)
+        await sysfs.provide(run)
         cgroups = CgroupTree.load(run, config.node.name)
         runtime = _runtime(config.runtime.binary)
         options = RuntimeOptions(binary=runtime, root=run / "runtime")

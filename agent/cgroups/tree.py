@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.cgroups.instance import InstanceCgroup
+from agent.cgroups.shown import NAMES, NOTHING, show
+from agent.core.oci import ShownCgroups
 from agent.errors import RuntimeUnavailable
 from agent.rootless import cgroup, settings
 
@@ -17,16 +19,21 @@ from agent.rootless import cgroup, settings
 class CgroupTree:
     """All instance groups of one node."""
 
-    def __init__(self, layout: cgroup.CgroupLayout, node: str) -> None:
+    def __init__(
+        self, layout: cgroup.CgroupLayout, node: str, shown: ShownCgroups = NOTHING
+    ) -> None:
         self._layout = layout
         self._node = node
+        self.shown = shown
+        """What instances see of their own groups."""
 
     @classmethod
     def load(cls, run: Path, node: str) -> CgroupTree:
         """Read the layout from a run directory; raises RuntimeUnavailable if it is not there."""
         path = run / settings.CGROUP_NAME
         try:
-            return cls(cgroup.load(path), node)
+            layout = cgroup.load(path)
+            return cls(layout, node, show(layout, run / NAMES))
         except (OSError, ValueError, KeyError) as error:
             raise RuntimeUnavailable(
                 f"{path} cannot be read ({error}): start the agent with 'kindling run'"

@@ -5,8 +5,9 @@ what differs per container by joining bytes: a seccomp profile encoded for every
 the loop. Follows the OCI runtime specification 1.0.2 (crun 1.8 refuses newer numbers).
 
 Isolation in short: all namespaces, a user namespace split at the parent's extents, the small
-capability set, no_new_privs, the seccomp profile, /proc masked, /sys read-only with nothing under
-cgroup. Whose figures these are and where the paths come from is decided by `agent/sandbox`.
+capability set, the seccomp profile, /proc masked, /sys read-only with the container's own group
+under cgroup and nothing else. Whose figures these are and where the paths come from is decided by
+`agent/sandbox`.
 """
 
 from __future__ import annotations
@@ -23,21 +24,33 @@ from agent.errors import Bug, InvalidSpec, Problem
 OCI_VERSION = "1.0.2"
 CPU_PERIOD_US = 100_000
 INIT_TARGET = "/dev/init"
+CGROUP_ROOT = "/sys/fs/cgroup"
 DEV_BYTES = 64 << 10  # device nodes and links only; the init is bound over a name in it
 MAX_SHM_BYTES = 64 << 20
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# containerd's default less what a function in a user namespace cannot use or does not need:
-# MKNOD, NET_RAW, NET_BIND_SERVICE (its network belongs to a namespace above it; ports and ping are
-# opened by sysctl), SYS_CHROOT, SETFCAP, SETPCAP and AUDIT_WRITE.
+# Docker's and containerd's default set. A file that carries a capability outside of this set cannot
+# be executed at all, void or not, and images carry the lot: web servers NET_BIND_SERVICE, ping
+# NET_RAW. In the nested user namespace each counts for the container's own ids and files only.
+# Void are NET_RAW and NET_BIND_SERVICE (its network belongs to a namespace above; ports and ping
+# are opened by sysctl), MKNOD (no device can be made in a user namespace) and AUDIT_WRITE (the
+# audit log is the first namespace's). Not in it is what reaches the kernel as a whole: SYS_ADMIN,
+# SYS_PTRACE, SYS_MODULE, NET_ADMIN, DAC_READ_SEARCH and the like.
 CAPABILITIES = (
+    "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_FOWNER",
     "CAP_FSETID",
     "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
     "CAP_SETGID",
+    "CAP_SETPCAP",
     "CAP_SETUID",
+    "CAP_SYS_CHROOT",
 )
 
 # The agent's own namespace maps 0 (the agent's user) and 1-65535 (its subids) apart; one line over
@@ -68,7 +81,6 @@ READONLY_PATHS = (
     "/proc/sys",
     "/proc/sysrq-trigger",
 )
-ETC_FILES = ("resolv.conf", "hosts", "hostname")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +92,27 @@ class Bind:
     read_only: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ShownCgroups:
+    """How containers see their own control groups: read-only below /sys/fs/cgroup.
+
+    `hierarchies` are mount points of cgroup file systems below CGROUP_ROOT; the container's own
+    group in each is bound at that place. On v1 they need `names`, a directory of the host with an
+    empty directory (or a link between two of them) per hierarchy; "" on v2, where CGROUP_ROOT is
+    the only one.
+    """
+
+    hierarchies: tuple[str, ...]
+    names: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionPlan:
     """What all containers of a version share.
 
     `argv` is the program's own command line, without the init. `limit_swap` says that the kernel
-    counts swap (always on cgroup v2; on v1 where memory.memsw.* exists). `masked` are paths that
-    only this host has: they are hidden beside MASKED_PATHS.
+    counts swap (always on cgroup v2; on v1 where memory.memsw.* exists). `sysfs` is what containers
+    get at /sys. `masked` are paths that only this host has: they are hidden beside MASKED_PATHS.
     """
 
     argv: tuple[str, ...]
@@ -103,23 +129,21 @@ class VersionPlan:
     oom_score_adj: int = 500
     binds: tuple[Bind, ...] = ()
     limit_swap: bool = True
+    sysfs: str = "/sys"
+    cgroups: ShownCgroups = ShownCgroups(())
     masked: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstancePlan:
-    """What differs per instance; the paths are the host's.
-
-    `etc_dir` holds resolv.conf, hosts and hostname. `env` is the whole environment.
-    """
+    """What differs per instance; the paths are the host's. `env` is the whole environment."""
 
     hostname: str
     rootfs: str
     netns: str
     cgroups_path: str
     env: Mapping[str, str]
-    etc_dir: str
 
 
 def oci_spec(version: VersionPlan, instance: InstancePlan) -> dict[str, Any]:
@@ -129,7 +153,11 @@ def oci_spec(version: VersionPlan, instance: InstancePlan) -> dict[str, Any]:
         "hostname": instance.hostname,
         "root": {"path": instance.rootfs, "readonly": False},
         "process": _process(version, [f"{k}={v}" for k, v in instance.env.items()]),
-        "mounts": [*_kernel_mounts(version), *_binds(version), *_etc_binds(instance.etc_dir)],
+        "mounts": [
+            *_kernel_mounts(version),
+            *_cgroup_binds(version.cgroups, instance.cgroups_path),
+            *_binds(version),
+        ],
         "annotations": dict(version.annotations),
         "linux": _linux(version, instance.cgroups_path, instance.netns),
     }
@@ -149,7 +177,9 @@ def _process(version: VersionPlan, env: Sequence[str]) -> dict[str, Any]:
             {"type": "RLIMIT_NOFILE", "soft": version.fds, "hard": version.fds},
             {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
         ],
-        "noNewPrivileges": True,
+        # setuid programs (sudo, su) and capabilities in files count, as elsewhere: all they lead to
+        # is the container's own root, whose rights CAPABILITIES bounds.
+        "noNewPrivileges": False,
         "oomScoreAdj": version.oom_score_adj,
     }
 
@@ -182,10 +212,22 @@ def _kernel_mounts(version: VersionPlan) -> list[dict[str, Any]]:
         _mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
         # A fresh sysfs needs the network namespace to be the container's own; it is not. `rro` is
         # read-only for what is mounted below, too (crun and runc 1.1 by mount_setattr(2)).
-        _bind("/sys", "/sys", "rbind", "rro", *quiet),
-        _mount("/sys/fs/cgroup", "tmpfs", "tmpfs", "ro", *quiet, "mode=555", "size=4k"),
+        _bind("/sys", version.sysfs, "rbind", "rro", *quiet),
         _bind(INIT_TARGET, version.init_path, "bind", "ro", "nosuid", "nodev"),
     ]
+
+
+def _cgroup_binds(shown: ShownCgroups, cgroups_path: str) -> list[dict[str, Any]]:
+    """Return binds of the container's own groups: programs ask them for their limits.
+
+    A fresh cgroup mount would do the same, but waits for RCU grace periods (11 ms). Inside the
+    cgroup namespace nothing above the group has a name. Without any the place is empty.
+    """
+    options = ("bind", "ro", "nosuid", "noexec", "nodev")
+    if not shown.hierarchies:
+        return [_mount(CGROUP_ROOT, "tmpfs", "tmpfs", *options[1:], "mode=555", "size=4k")]
+    names = [_bind(CGROUP_ROOT, shown.names, *options)] if shown.names else []
+    return names + [_bind(at, at + cgroups_path, *options) for at in shown.hierarchies]
 
 
 def _binds(version: VersionPlan) -> list[dict[str, Any]]:
@@ -198,11 +240,6 @@ def _binds(version: VersionPlan) -> list[dict[str, Any]]:
         )
         for bind in version.binds
     ]
-
-
-def _etc_binds(etc_dir: str) -> list[dict[str, Any]]:
-    options = ("bind", "ro", "nosuid", "noexec", "nodev")
-    return [_bind(f"/etc/{name}", f"{etc_dir}/{name}", *options) for name in ETC_FILES]
 
 
 def _linux(version: VersionPlan, cgroups_path: str, netns: str) -> dict[str, Any]:
@@ -239,7 +276,6 @@ _HOLES = InstancePlan(
     rootfs="\0rootfs\0",
     netns="\0netns\0",
     cgroups_path="\0cgroups_path\0",
-    etc_dir="\0etc_dir\0",
 )
 _ENV_HOLE = '"\0env=\0"'
 # An escaped NUL, and not an escaped backslash before the four zeros of somebody's text.
@@ -268,7 +304,6 @@ class SpecTemplate:
             "rootfs": _inner(instance.rootfs, "rootfs"),
             "netns": _inner(instance.netns, "netns"),
             "cgroups_path": _inner(instance.cgroups_path, "cgroups_path"),
-            "etc_dir": _inner(instance.etc_dir, "etc_dir"),
         }
         out = [self._pieces[0]]
         for hole, piece in zip(self._holes, self._pieces[1:], strict=True):

@@ -13,12 +13,16 @@ from pathlib import Path
 
 from agent.config import NodeConfig
 from agent.core.job import check_exec_sizes
-from agent.core.oci import SpecTemplate, VersionPlan, argv_of
+from agent.core.oci import ShownCgroups, SpecTemplate, VersionPlan, argv_of
 from agent.core.users import resolve_user
 from agent.linux import mountinfo
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion
+from agent.sandbox.furniture import Furniture, furniture_of
+from agent.sandbox.image_files import ImageFiles
 from agent.sandbox.prepared_images import PreparedImage
+from agent.storage.sysfs import HOST as HOST_SYSFS
+from agent.storage.sysfs import source as sysfs_for
 from agent.storage.volumes import resolve
 
 INIT = "/usr/bin/catatonit"
@@ -53,6 +57,7 @@ class Blueprint:
 
     template: SpecTemplate
     image: PreparedImage
+    furniture: Furniture
     executable: str
     search: str
     workdir: str
@@ -63,6 +68,7 @@ def blueprint_of(
     image: PreparedImage,
     config: NodeConfig,
     annotations: Mapping[str, str],
+    cgroups: ShownCgroups,
 ) -> Blueprint:
     """Work out a version's blueprint.
 
@@ -72,6 +78,7 @@ def blueprint_of(
     spec, facts = version.spec, image.facts
     argv = argv_of(facts.entrypoint, facts.cmd, spec.command, spec.args)
     check_exec_sizes(argv, spec.env)
+    sysfs = sysfs_for(config.paths.run)
     user = resolve_user(spec.user or facts.user, image.passwd, image.group)
     plan = VersionPlan(
         argv=argv,
@@ -88,13 +95,16 @@ def blueprint_of(
         oom_score_adj=FUNCTION_OOM_SCORE,
         binds=resolve(spec.mounts, config.volumes),
         limit_swap=limits_swap(),
-        masked=mounted_in_sys(mountinfo.text()),
+        sysfs=sysfs,
+        cgroups=cgroups,
+        masked=mounted_in_sys(mountinfo.text()) if sysfs == HOST_SYSFS else (),
         annotations=annotations,
     )
     search = next((e[5:] for e in facts.env if e.startswith("PATH=")), DEFAULT_PATH)
     return Blueprint(
         template=SpecTemplate(plan),
         image=image,
+        furniture=furniture_of(ImageFiles(image.layers), facts.workdir or "/"),
         executable=argv[0],
         search=spec.env.get("PATH", search),
         workdir=facts.workdir or "/",

@@ -31,6 +31,7 @@ from agent.network.network import Egress
 from agent.sandbox.backends import Backends
 from agent.sandbox.blueprint import Blueprint, blueprint_of
 from agent.sandbox.container import Container
+from agent.sandbox.furniture import HOSTNAME, HOSTS, RESOLV_CONF
 from agent.sandbox.order import Order, Timings
 from agent.sandbox.output import Output, Sink, held_open
 from agent.sandbox.prepared_images import find_executable
@@ -41,6 +42,11 @@ INSTANCE_KIND = "instance"
 FUNCTION_LABEL = "kindling.function"
 VERSION_LABEL = "kindling.version"
 CREATE_SLACK_S = 2.0
+HOSTS_TEXT = """\
+127.0.0.1 localhost
+::1 localhost ip6-localhost ip6-loopback
+{address} {name}
+"""
 
 
 log = logging.getLogger(__name__)
@@ -95,11 +101,11 @@ class Builder:
         image, cached = await self._rooms.images.prepare(version.image, deadline=deadline)
         if cached:
             timings.cached.append("image")
-        annotations = self._rooms.shims.annotations
+        annotations, shown = self._rooms.shims.annotations, self._rooms.cgroups.shown
         try:
             async with asyncio.timeout_at(deadline):  # it looks at volumes, on any file system
                 blueprint = await asyncio.to_thread(
-                    blueprint_of, version, image, self._config, annotations
+                    blueprint_of, version, image, self._config, annotations, shown
                 )
         except TimeoutError as error:
             raise RuntimeUnavailable(f"the volumes of {version.name} do not answer") from error
@@ -145,7 +151,6 @@ class Builder:
                         order.environment,
                         await own_environment(order.version),
                     ),
-                    etc_dir=str(self._etc(container)),
                 )
             )
             await self._create(container, order.version, spec, deadline)
@@ -168,9 +173,12 @@ class Builder:
         return Container(id, rooms.containerd, rooms.cgroups.instance(id), output, slot, layer)
 
     async def _furnish(self, container: Container, blueprint: Blueprint) -> Path:
-        """Mount the root, make sure that there is something to execute, open the FIFOs."""
+        """Mount the root with its own files, look for the program in it, open the FIFOs."""
         rootfs = await self._rooms.rootfs.prepare(
-            container.id, blueprint.image.layers, container.layer
+            container.id,
+            blueprint.image.layers,
+            container.layer,
+            lambda upper: blueprint.furniture.place(upper, self._files(container)),
         )
         why = find_executable(rootfs, blueprint.executable, blueprint.search, blueprint.workdir)
         if why is not None:
@@ -178,16 +186,13 @@ class Builder:
         container.output.open()
         return rootfs
 
-    def _etc(self, container: Container) -> Path:
-        """Write hosts, hostname and resolv.conf of the instance beside its FIFOs, on tmpfs."""
-        id, directory = container.id, container.output.directory
-        (directory / "hostname").write_text(f"{id}\n")
-        (directory / "hosts").write_text(
-            f"127.0.0.1 localhost\n::1 localhost\n{container.address} {id}\n"
-        )
-        with contextlib.suppress(FileExistsError):
-            (directory / "resolv.conf").symlink_to(self._rooms.network.resolv_conf)
-        return directory
+    def _files(self, container: Container) -> dict[str, str]:
+        """Return the texts of the files of /etc that are the instance's own. Blocks."""
+        return {
+            HOSTNAME: f"{container.id}\n",
+            HOSTS: HOSTS_TEXT.format(address=container.address, name=container.id),
+            RESOLV_CONF: self._rooms.network.resolv_conf.read_text(),
+        }
 
     async def _create(
         self, container: Container, version: FunctionVersion, spec: bytes, deadline: float

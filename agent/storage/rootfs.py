@@ -7,7 +7,7 @@ come in as directories. After a worker's death `sweep` finds what nobody has.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from agent.errors import Bug, RuntimeUnavailable
@@ -26,17 +26,23 @@ class RootFilesystems:
         """Return where an instance's root is, or would be."""
         return self._root / instance
 
-    async def prepare(self, instance: str, lowerdirs: Sequence[Path], layer: WritableLayer) -> Path:
+    async def prepare(
+        self,
+        instance: str,
+        lowerdirs: Sequence[Path],
+        layer: WritableLayer,
+        furnish: Callable[[Path], None] | None = None,
+    ) -> Path:
         """Mount `lowerdirs` (topmost first) under `layer` and return the absolute path.
 
-        Raises RuntimeUnavailable naming path and cause. Nothing is left when it raises or is
-        cancelled.
+        `furnish` is called before, on a thread, with the directory that writes go to. Raises
+        RuntimeUnavailable naming path and cause. Nothing is left when it raises or is cancelled.
         """
         place = self.path(instance)
         lowers = tuple(lowerdirs)
         return await done_or_undone(
             f"mount {instance}",
-            lambda: _mount(place, lowers, layer),
+            lambda: _mount(place, lowers, layer, furnish),
             lambda: tmpfs.remove(place),
         )
 
@@ -49,7 +55,12 @@ class RootFilesystems:
         await asyncio.to_thread(tmpfs.sweep, self._root, frozenset(keep))
 
 
-def _mount(place: Path, lowerdirs: tuple[Path, ...], layer: WritableLayer) -> Path:
+def _mount(
+    place: Path,
+    lowerdirs: tuple[Path, ...],
+    layer: WritableLayer,
+    furnish: Callable[[Path], None] | None,
+) -> Path:
     if not lowerdirs:
         raise Bug(f"{place.name} has no image layers")
     try:
@@ -59,7 +70,12 @@ def _mount(place: Path, lowerdirs: tuple[Path, ...], layer: WritableLayer) -> Pa
     except OSError as error:
         raise RuntimeUnavailable(f"{place} cannot be made: {error.strerror}") from error
     try:
+        if furnish is not None:
+            furnish(layer.upper)
         mounts.overlay(place, lowerdirs, layer.upper, layer.work)
+    except OSError as error:
+        tmpfs.remove(place)
+        raise RuntimeUnavailable(f"{layer.upper} cannot be filled: {error}") from error
     except RuntimeUnavailable:
         tmpfs.remove(place)
         raise

@@ -3,7 +3,8 @@
 /facts describes its cage. /memory?mb= takes memory; /disk?mb=&path= writes until it may not;
 /connect?host=&port=&timeout_s= tries to reach something; /resolve?name= asks DNS; /spawn?n=&s=
 starts processes; /open?n= opens files; /sleep?s= waits; /exit?code= and /kill?signal= end it;
-/log?lines=&bytes=&stream= writes lines; /write?path= tries to write; /echo returns the body.
+/log?lines=&bytes=&stream= writes lines; /write?path= tries to write; /read?path= returns a file;
+/run?sh= runs a shell command, if the image has a shell; /echo returns the body.
 
 Variables: PROBE_LISTEN (address, default 0.0.0.0), PROBE_CRASH (exit code, at once, after a line
 on stderr), PROBE_DELAY_S (before listening), PROBE_IGNORE_TERM=1.
@@ -13,10 +14,11 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 
-from facts import facts, named
+from facts import facts, named, text
 from httpd import serve
 
 hoard: list[bytearray] = []
@@ -161,6 +163,17 @@ def write(request):
     return {"written": True}
 
 
+def read(request):
+    """Return what a file holds, or why it cannot be read."""
+    return {"text": text(request.query["path"])}
+
+
+def run(request):
+    """Run a shell command; tells its exit code and output."""
+    done = subprocess.run(["sh", "-c", request.query["sh"]], capture_output=True, text=True)
+    return {"code": done.returncode, "out": done.stdout, "err": done.stderr}
+
+
 def echo(request):
     """Return the body."""
     return request.body
@@ -179,6 +192,8 @@ ROUTES = {
     "/kill": kill,
     "/log": log,
     "/write": write,
+    "/read": read,
+    "/run": run,
     "/echo": echo,
 }
 

@@ -19,6 +19,7 @@ from agent.config import NodeConfig, PathsSettings
 from agent.containerd.client import NAMESPACE
 from agent.containerd.containers import ContainerRecord, RuntimeOptions
 from agent.containerd.tasks import Task, TaskExit, TaskStatus
+from agent.core.oci import ShownCgroups
 from agent.errors import Bug, FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec_parse import parse_spec
@@ -132,7 +133,7 @@ class FakeRootfs:
         (self.root / "bin").mkdir(parents=True)
         (self.root / "bin" / "app").touch(mode=0o755)
 
-    async def prepare(self, id, layers, layer):
+    async def prepare(self, id, layers, layer, furnish=None):
         await self.points.at("rootfs.prepare")
         self.mounted.add(id)
         return self.root
@@ -167,6 +168,8 @@ class FakeCgroup:
 
 class FakeCgroups:
     """`stuck` groups cannot be removed: something in them cannot be ended."""
+
+    shown = ShownCgroups(())
 
     def __init__(self):
         self.groups = set()
@@ -286,12 +289,14 @@ class FakeSandboxes:
 
 
 class FakeImages:
-    def __init__(self, points):
+    def __init__(self, points, layer):
         self.points = points
+        self.layer = layer
+        layer.mkdir()
 
     async def prepare(self, facts, *, deadline):
         await self.points.at("images.prepare")
-        return PreparedImage(facts, (Path("/layer"),), b"", b""), False
+        return PreparedImage(facts, (self.layer,), b"", b""), False
 
 
 class House:
@@ -323,7 +328,7 @@ class House:
             cast(WritableLayers, self.layers),
             cast(RootFilesystems, self.rootfs),
             cgroups,
-            cast(PreparedImages, FakeImages(points)),
+            cast(PreparedImages, FakeImages(points, run / "layer")),
             self.shims,
             self.forgotten.append,
         )

@@ -1,0 +1,131 @@
+"""What every container finds in its root, whatever its image has there: /etc/hosts, /tmp and more.
+
+`furniture_of` looks once per version at what the image has, and says what must lie in the writable
+layer; `Furniture.place` puts it there for one instance, before the root is mounted. So these files
+are the instance's own, as real and as writable as any other, and count as what it writes. What the
+image has in their place, be it a link, a directory or a device, is not seen.
+
+It never writes outside the writable layer, and follows no link in it: it is empty.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agent.sandbox.image_files import ImageFile, ImageFiles
+
+HOSTS, HOSTNAME, RESOLV_CONF = "hosts", "hostname", "resolv.conf"
+"""The files of /etc that are written per instance."""
+
+TMP = "/tmp"  # the container's
+TMP_MODE = 0o1777
+DIRECTORY_MODE = 0o755
+FILE_MODE = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class LaidDirectory:
+    """A directory of the writable layer: its path below the root, and what it must look like."""
+
+    path: str
+    mode: int
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Furniture:
+    """What to lay into a writable layer: directories, parents first, and files into `etc`."""
+
+    directories: tuple[LaidDirectory, ...]
+    etc: str
+
+    def place(self, upper: Path, files: Mapping[str, str]) -> None:
+        """Write it into an empty `upper`; `files` are texts by their name in /etc.
+
+        Raises OSError.
+        """
+        for each in self.directories:
+            path = upper / each.path
+            if each.path:
+                path.mkdir()
+            if each.uid or each.gid:
+                os.chown(path, each.uid, each.gid)
+            path.chmod(each.mode)  # whatever the umask, and after chown, which clears bits
+        for name, text in files.items():
+            path = upper / self.etc / name
+            path.write_text(text)
+            path.chmod(FILE_MODE)
+
+
+def furniture_of(view: ImageFiles, workdir: str) -> Furniture:
+    """Return what the image's containers need: /etc, a /tmp open to all, and `workdir`.
+
+    Directories that the image has keep their owner, and their mode but for /tmp. Blocks.
+    """
+    plan = _Plan(view)
+    etc = plan.make("/etc")
+    if not plan.has(TMP, TMP_MODE):
+        plan.make(TMP, TMP_MODE)
+    if not plan.has(workdir):
+        plan.make(workdir)
+    return Furniture(tuple(plan.found.values()), etc)
+
+
+class _Plan:
+    """Directories that must lie in the writable layer, by path below the root."""
+
+    def __init__(self, view: ImageFiles) -> None:
+        self._view = view
+        self.found = {"": _as_it_is(view.find("/"))}
+
+    def has(self, path: str, mode: int = 0) -> bool:
+        """Say whether the image has such a directory, with at least the bits of `mode`."""
+        here, missing = self._walk(path)
+        return not missing and here.stat.st_mode & mode == mode
+
+    def make(self, path: str, mode: int = 0) -> str:
+        """Have the directory that `path` leads to, with its parents; return where it is."""
+        here, missing = self._walk(path)
+        self._add(here)
+        place = here.path[1:]
+        for name in missing:
+            place = posixpath.join(place, name)
+            self.found[place] = LaidDirectory(place, DIRECTORY_MODE)
+        made = self.found[place]
+        self.found[place] = replace(made, mode=made.mode | mode)
+        return place
+
+    def _walk(self, path: str) -> tuple[ImageFile, list[str]]:
+        """Return the last directory on the way that there is, and the names it lacks.
+
+        A name that stands for something else, or leads nowhere, is lacking, too.
+        """
+        names = [name for name in posixpath.normpath(f"/{path}").split("/") if name]
+        here = self._view.find("/")
+        for count, name in enumerate(names):
+            try:
+                below = self._view.find(posixpath.join(here.path, name))
+            except OSError:
+                return here, names[count:]
+            if not below.is_directory:
+                return here, names[count:]
+            here = below
+        return here, []
+
+    def _add(self, found: ImageFile) -> None:
+        """Have a directory of the image, after its parents, in the writable layer as it is."""
+        parent = posixpath.dirname(found.path)
+        if parent != found.path:
+            self._add(self._view.find(parent))
+        self.found.setdefault(found.path[1:], _as_it_is(found))
+
+
+def _as_it_is(found: ImageFile) -> LaidDirectory:
+    status = found.stat
+    return LaidDirectory(found.path[1:], stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)

@@ -1,0 +1,188 @@
+"""Files of an image as a container would see them, read from its layers without mounting them.
+
+A path is walked as the kernel walks it inside the container's root (path_resolution(7)): links
+lead to places inside, ".." stops at the root, forty links are the most. What a name stands for in
+several layers is what overlay makes of it (fs/overlayfs/namei.c): whiteouts hide, opaque
+directories end the search below them, directories of one name are one. Redirects and metacopies
+are refused as our mounts refuse them (`userxattr`). Errors are the kernel's, as OSError.
+
+Layers must be at rest: whoever may change one during a walk could lead it outside.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_LINKS = 40
+MAX_PATH_BYTES = 4095  # PATH_MAX without the byte that ends it
+_XATTR = "user.overlay."
+_NONE = {errno.ENODATA, errno.EOPNOTSUPP}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """What a path stands for: its place in the image without links, and what is there.
+
+    `places` are those on the host, topmost first; only directories have more than one.
+    """
+
+    path: str
+    places: tuple[Path, ...]
+    stat: os.stat_result
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether names can be looked up in it."""
+        return stat.S_ISDIR(self.stat.st_mode)
+
+
+class ImageFiles:
+    """The files of layer directories, topmost first. Calls block for a few system calls each."""
+
+    def __init__(self, layers: Sequence[Path]) -> None:
+        self._layers = tuple(layers)
+
+    def find(self, path: str, *, follow: bool = True) -> ImageFile:
+        """Walk `path` from the root; a last link is followed unless told otherwise.
+
+        Raises FileNotFoundError, NotADirectoryError, or OSError with ELOOP, ENAMETOOLONG, or EPERM
+        for a layer that says it wants to redirect.
+        """
+        todo = _pieces(path)[::-1]
+        here = [self._root()]
+        links = 0
+        while todo:
+            if not here[-1].is_directory:
+                raise _error(errno.ENOTDIR, path)
+            name = todo.pop()
+            if name == ".":
+                continue
+            if name == "..":
+                del here[max(1, len(here) - 1) :]
+                continue
+            found = self._child(here[-1], name)
+            if not stat.S_ISLNK(found.stat.st_mode) or not (follow or todo):
+                here.append(found)
+                continue
+            links += 1
+            if links > MAX_LINKS:
+                raise _error(errno.ELOOP, path)
+            target = os.readlink(found.places[0])  # a Path would lose a slash at its end
+            if target.startswith("/"):
+                del here[1:]
+            todo += _pieces(target)[::-1]
+        return here[-1]
+
+    def resolve(self, path: str, *, follow: bool = True) -> str:
+        """Return where in the image `path` leads, without links. Raises as `find` does."""
+        return self.find(path, follow=follow).path
+
+    def stat(self, path: str) -> os.stat_result:
+        """Return what stat(2) would say. Raises as `find` does."""
+        return self.find(path).stat
+
+    def lstat(self, path: str) -> os.stat_result:
+        """Return what lstat(2) would say: a last link is not followed. Raises as `find` does."""
+        return self.find(path, follow=False).stat
+
+    def readlink(self, path: str) -> str:
+        """Return the text of a link. Raises as `find` does, and EINVAL for what is none."""
+        found = self.find(path, follow=False)
+        if not stat.S_ISLNK(found.stat.st_mode):
+            raise _error(errno.EINVAL, path)
+        return os.readlink(found.places[0])
+
+    def read(self, path: str, max_bytes: int) -> bytes:
+        """Return the first `max_bytes` of a regular file, links followed.
+
+        Raises as `find` does, IsADirectoryError, and EINVAL for a fifo, socket or device, which is
+        never opened.
+        """
+        found = self.find(path)
+        if found.is_directory:
+            raise _error(errno.EISDIR, path)
+        if not stat.S_ISREG(found.stat.st_mode):
+            raise _error(errno.EINVAL, path)
+        fd = os.open(found.places[0], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            return file.read(max_bytes)
+
+    def _root(self) -> ImageFile:
+        return ImageFile("/", self._layers, self._layers[0].lstat())
+
+    def _child(self, parent: ImageFile, name: str) -> ImageFile:
+        """Return what `name` is in the merged directory `parent`."""
+        path = f"{parent.path.rstrip('/')}/{name}"
+        places: list[Path] = []
+        top: os.stat_result | None = None
+        for directory in parent.places:
+            place = directory / name
+            try:
+                status = place.lstat()
+            except FileNotFoundError:
+                continue
+            last = directory == parent.places[-1]
+            if _is_whiteout(place, status):
+                break
+            if not stat.S_ISDIR(status.st_mode):
+                if top is None:
+                    _refuse(place, status, "metacopy", path)
+                    top, places = status, [place]
+                break
+            top = top or status
+            places.append(place)
+            if last or _xattr(place, "opaque") == b"y":
+                break
+            _refuse(place, status, "redirect", path)
+        if top is None:
+            raise _error(errno.ENOENT, path)
+        return ImageFile(path, tuple(places), top)
+
+
+def _pieces(path: str) -> list[str]:
+    """Split a path into names; a slash at its end is a ".", for it asks for a directory."""
+    try:
+        size_bytes = len(os.fsencode(path))
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can say and no file be called
+        size_bytes = 0
+    if size_bytes == 0 or "\0" in path:
+        raise _error(errno.ENOENT, path)
+    if size_bytes > MAX_PATH_BYTES:
+        raise _error(errno.ENAMETOOLONG, path[:64])
+    return [name for name in path.split("/") if name] + (["."] if path.endswith("/") else [])
+
+
+def _is_whiteout(place: Path, status: os.stat_result) -> bool:
+    if stat.S_ISCHR(status.st_mode):
+        return status.st_rdev == 0
+    # Linux 6.7 has these besides, for layers that cannot hold devices.
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_size == 0
+        and _xattr(place, "whiteout") is not None
+    )
+
+
+def _refuse(place: Path, status: os.stat_result, attribute: str, path: str) -> None:
+    if stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR) and (
+        _xattr(place, attribute) is not None
+    ):
+        raise _error(errno.EPERM, path)
+
+
+def _xattr(place: Path, name: str) -> bytes | None:
+    try:
+        return os.getxattr(place, _XATTR + name, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NONE:
+            return None
+        raise
+
+
+def _error(number: int, path: str) -> OSError:
+    return OSError(number, os.strerror(number), path)
