@@ -98,8 +98,8 @@ class FunctionSpec(_Table):
     """A function as deployed. Made by `parse_spec` only: it fills defaults and checks the rules.
 
     `version` is None unless the deploy names one. `port` is 0 for jobs. `command` and `args`
-    override the image's ENTRYPOINT and CMD when not None. `init` says whether the node's init is the
-    first process, "auto" that the command decides (`agent/core/init.py`).
+    override the image's ENTRYPOINT and CMD when not None. `init` says whether the node's init is
+    the first process, "auto" that the command decides (`agent/core/init.py`).
     """
 
     name: str

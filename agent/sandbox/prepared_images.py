@@ -18,7 +18,6 @@ from agent.containerd.snapshots import view_key
 from agent.model.records import ImageFacts
 
 ACCOUNTS_BYTES = 1 << 20  # no honest passwd or group file is larger
-MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,52 +77,3 @@ def _read(layers: tuple[Path, ...], name: str) -> bytes:
                 return b""
             return file.read(ACCOUNTS_BYTES)
     return b""
-
-
-def find_executable(rootfs: Path, command: str, search: str, workdir: str) -> str | None:
-    """Say why the container could not execute `command`: "missing", "permission" or None.
-
-    `rootfs` is the mounted root; links are resolved inside of it. `search` is the container's PATH.
-    """
-    if "/" in command:
-        candidates = [command if command.startswith("/") else f"{workdir}/{command}"]
-    else:
-        candidates = [f"{folder}/{command}" for folder in search.split(":") if folder]
-    why: str | None = "missing"
-    for candidate in candidates:
-        found = _inside(rootfs, candidate)
-        if found is None:
-            continue
-        mode = found.stat().st_mode
-        if stat.S_ISREG(mode) and mode & 0o111:
-            return None
-        why = "permission"
-    return why
-
-
-def _inside(rootfs: Path, path: str) -> Path | None:
-    """Resolve a path of the container to one of the host, links included; None if it is missing."""
-    todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-    here: list[str] = []
-    links = 0
-    while todo:
-        part = todo.pop()
-        if part == "..":
-            here = here[:-1]
-            continue
-        full = rootfs.joinpath(*here, part)
-        try:
-            mode = full.lstat().st_mode
-        except OSError:
-            return None
-        if not stat.S_ISLNK(mode):
-            here.append(part)
-            continue
-        links += 1
-        if links > MAX_LINKS:
-            return None
-        target = str(full.readlink())
-        if target.startswith("/"):
-            here = []
-        todo += [piece for piece in reversed(target.split("/")) if piece not in ("", ".")]
-    return rootfs.joinpath(*here)

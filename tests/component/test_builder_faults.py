@@ -13,7 +13,6 @@ import pytest
 from agent.aio.tasks import spawn
 from agent.errors import (
     FailedPrecondition,
-    FunctionFailed,
     NotFound,
     Overloaded,
     RuntimeUnavailable,
@@ -170,9 +169,14 @@ async def test_a_create_cancelled_half_way_is_found_and_undone(house):
 
 
 async def test_an_image_without_the_program_is_the_functions_failure(house):
-    with pytest.raises(FunctionFailed) as failed:
-        await house.builder.build(house.order(command=["/bin/other"]))
-    assert failed.value.kind is FailureKind.FILE_NOT_FOUND
+    order = house.order(command=["/bin/other"])
+    assert await house.builder.why_not_executed(order.version) is None  # nothing is known of it
+    house.points.fail["tasks.create"] = unavailable("tasks.create")
+    with pytest.raises(RuntimeUnavailable):
+        await house.builder.build(order)
+    why = await house.builder.why_not_executed(order.version)
+    assert why.kind is FailureKind.FILE_NOT_FOUND
+    assert why.message == "/bin/other is not in the image"
     assert house.held() == {}
 
 
