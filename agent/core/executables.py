@@ -15,7 +15,9 @@ SCRIPT_BYTES = 256  # BINPRM_BUF_SIZE: all that the kernel reads of a first line
 MAX_SEGMENTS = 128
 FORMAT = "exec format error"
 NOT_EXECUTED = (126, 127)
-"""What the init, a shell and a runtime exit with when there is nothing to execute."""
+"""What the init ends with when there is nothing to execute, as shells do."""
+FIRST_NOT_EXECUTED = (1, 126, 127, 255)
+"""What runtimes end with, whose exec comes last; crun with 1."""
 
 _MACHINES = {
     2: "sparc",

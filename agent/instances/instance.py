@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from agent.aio.deadline import ShrinkingDeadline
 from agent.aio.tasks import finish, spawn
 from agent.contracts.base import Contract
-from agent.core.executables import NOT_EXECUTED
 from agent.core.instance import BEFORE_READY, Lifecycle, LifecycleEvent, State
 from agent.core.logtail import OutputLine
 from agent.core.metering import InstanceMeter
@@ -334,9 +333,7 @@ class Instance:
 
     async def not_executed(self, how: Exit) -> Failure | None:
         """Say why the program could not be executed, when the exit looks as if it was not."""
-        if how.exit_code not in NOT_EXECUTED:
-            return None
-        return await self._ports.builder.why_not_executed(self.version)
+        return await self._ports.builder.why_not_executed(self.version, how.exit_code)
 
     def scene(self, waited_s: float) -> failures.Scene:
         """Return what a failure of this instance tells of it."""

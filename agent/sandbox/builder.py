@@ -22,6 +22,7 @@ from agent.config import NodeConfig
 from agent.containerd.client import NAMESPACE
 from agent.containerd.containers import ContainerRecord, RuntimeOptions
 from agent.containerd.tasks import TaskOutput
+from agent.core.executables import FIRST_NOT_EXECUTED, NOT_EXECUTED
 from agent.core.oci import InstancePlan, merged_env
 from agent.errors import AgentError, FailedPrecondition, RuntimeUnavailable
 from agent.model.failure import Failure
@@ -113,14 +114,21 @@ class Builder:
         self._blueprints[_identity(version)] = blueprint
         return blueprint
 
-    async def why_not_executed(self, version: FunctionVersion) -> Failure | None:
+    async def why_not_executed(
+        self, version: FunctionVersion, exit_code: int | None = None
+    ) -> Failure | None:
         """Say what keeps a version's program from being executed; None when nothing is seen.
 
-        To be asked when a start has failed or its process has ended as if it had never begun.
+        To be asked when the runtime has refused it, or with the status it has ended with: nothing
+        is looked for when that is a program's own.
         """
         blueprint = self._blueprints.get(_identity(version))
         if blueprint is None:
             return None
+        if exit_code is not None:
+            first = not blueprint.template.version.init_path
+            if exit_code not in (FIRST_NOT_EXECUTED if first else NOT_EXECUTED):
+                return None
         files = ImageFiles(blueprint.image.layers)
         return await asyncio.to_thread(why_not, files, blueprint.program)
 

@@ -180,6 +180,20 @@ async def test_an_image_without_the_program_is_the_functions_failure(house):
     assert house.held() == {}
 
 
+@pytest.mark.parametrize(
+    ("init", "code", "asked"),
+    [
+        *(("true", 127, True), ("true", 126, True), ("true", 1, False), ("true", 0, False)),
+        *(("false", 127, True), ("false", 1, True), ("false", 0, False), ("false", 137, False)),
+    ],
+)
+async def test_an_exit_that_is_the_programs_own_is_not_explained(house, init, code, asked):
+    order = house.order(command=["/bin/other"], init=init)
+    await house.builder.check(order.version)
+    why = await house.builder.why_not_executed(order.version, code)
+    assert (why is not None) is asked
+
+
 async def test_no_free_layer_gives_the_network_slot_back(house):
     house.points.fail["layers.lease"] = Overloaded("all taken", reason="slots")
     with pytest.raises(Overloaded):
