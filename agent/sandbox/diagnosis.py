@@ -14,9 +14,10 @@ import posixpath
 import stat
 from dataclasses import dataclass
 
-from agent.core import executables
+from agent.core import executables, file_rights
 from agent.core.executables import HEADER_BYTES, Script
 from agent.core.init import program_of
+from agent.core.oci import CAPABILITIES
 from agent.model.failure import Failure, FailureKind
 from agent.sandbox.image_files import ImageFile, ImageFiles
 
@@ -233,6 +234,12 @@ class _Look:
         for folder in reversed(folders):
             self._may_pass(path, self._files.find(folder))
         self._may_pass(path, found)
+        lacks = file_rights.out_of_reach(_attribute(found, file_rights.ATTRIBUTE), CAPABILITIES)
+        if lacks:
+            raise _Wrong(
+                f"{path} carries {', '.join(lacks)}, which no function can have: "
+                "take it from the file (setcap -r)"
+            )
 
     def _may_pass(self, path: str, place: ImageFile) -> None:
         """Raise _Wrong when the bits keep the user from executing or searching `place`."""
@@ -246,7 +253,7 @@ class _Look:
             allowed = mode & 0o010
         else:
             allowed = mode & 0o001
-        if allowed or _has_list(place):
+        if allowed or _attribute(place, _ACCESS_LIST):  # which may give more than the bits do
             return
         where = "" if stat.S_ISREG(status.st_mode) else f", for {place.path} may not be entered"
         owner = f"{status.st_uid}:{status.st_gid}"
@@ -262,9 +269,9 @@ def _shown(words: str) -> str:
     return text[:MAX_WORDS]
 
 
-def _has_list(place: ImageFile) -> bool:
-    """Say whether an access control list may give more than the bits do."""
+def _attribute(place: ImageFile, name: str) -> bytes:
+    """Return an extended attribute, empty where there is none."""
     try:
-        return bool(os.getxattr(place.places[0], _ACCESS_LIST, follow_symlinks=False))
+        return os.getxattr(place.places[0], name, follow_symlinks=False)
     except OSError:
-        return False
+        return b""

@@ -19,7 +19,7 @@ from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.errors import AgentError
 from tests import strangers
 from tests.integration.functions import ASK_S, HOST, Functions, archives
-from tests.strangers import Base, Entry, link, shell
+from tests.strangers import BUSYBOX, Base, Entry, link, shell
 
 Deploy = Callable[..., str]
 
@@ -137,6 +137,9 @@ def test_an_exit_keeps_its_code_whoever_is_first(functions, put, init):
     assert b"code 5" in reply.body, reply
 
 
+# VFS_CAP_REVISION_2 with the effective bit (capability.h).
+_VALUE = bytes.fromhex("01000002") + (1 << 21).to_bytes(4, "little") + bytes(12)
+SYS_ADMIN = {"SCHILY.xattr.security.capability": _VALUE.decode("latin-1")}
 WRONG = {
     "missing": (["/app/none"], [], "/app/none is not in the image"),
     "missing in PATH": (["node"], [], "node is not in the image"),
@@ -146,6 +149,11 @@ WRONG = {
         "/app/run starts with #!/bin/bash, and /bin/bash is not in the image",
     ),
     "no format": (["/app/run"], [Entry("app/run", b"echo hello\n")], "exec format error"),
+    "a capability out of reach": (
+        ["/app/program"],
+        [Entry("app/program", BUSYBOX.read_bytes(), pax=SYS_ADMIN)],
+        "/app/program carries CAP_SYS_ADMIN",
+    ),
     "not executable": (["/app/server.py"], [Entry("app/server.py", b"x", 0o644)], "chmod"),
 }
 
