@@ -189,9 +189,9 @@ class _Look:
                 above = posixpath.dirname(above)
             words = f"{path} is not in the image: {above} is no directory"
             return _Wrong(words, missing=True)
-        if lost == posixpath.normpath(full):
-            return _Wrong(f"{path} is not in the image", missing=True)
-        return _Wrong(f"{path} leads to {lost}, which is not in the image", missing=True)
+        if self._is_link(full):
+            return _Wrong(f"{path} leads to {lost}, which is not in the image", missing=True)
+        return _Wrong(f"{path} is not in the image", missing=True)
 
     def _lost_at(self, path: str) -> str:
         """Return what the path leads to that is not there, links followed."""
@@ -210,6 +210,12 @@ class _Look:
                 break
             path, rest = posixpath.join(parent, target, rest), ""
         return posixpath.normpath(posixpath.join(path, rest))
+
+    def _is_link(self, path: str) -> bool:
+        try:
+            return stat.S_ISLNK(self._files.lstat(path).st_mode)
+        except OSError:
+            return False
 
     def _is_file(self, path: str) -> bool:
         try:

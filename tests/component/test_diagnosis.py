@@ -67,6 +67,12 @@ ROWS = {
         MISSING,
         "run is not in the image",
     ),
+    "below a link": refused(
+        "/run",
+        {"run": "#!/bin/bash\n", "bin": "-> usr/bin", "usr/bin/sh": BUSYBOX},
+        MISSING,
+        "and /bin/bash is not in the image",
+    ),
     "a link to itself": refused("/run", {"run": "-> run"}, MISSING, "leads to itself"),
     "below a file": refused("/app/run", {"app": "x"}, MISSING, "/app is no directory"),
     "a directory": refused("/app", {"app": None}, DENIED, "/app is a directory"),
