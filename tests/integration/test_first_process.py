@@ -137,6 +137,32 @@ def test_an_exit_keeps_its_code_whoever_is_first(functions, put, init):
     assert b"code 5" in reply.body, reply
 
 
+@pytest.mark.parametrize("init", [True, False])
+def test_a_kill_for_memory_is_told_whoever_is_first(functions, init):
+    functions.deploy("hungry", memory_mb=128, init=init)
+    reply = functions.agent.http("GET", "/http/hungry/memory?mb=300")
+    assert (reply.status, reply.json()["Code"]) == (502, "FunctionOOMError")
+
+
+JOBS = {
+    "ends well": (["/usr/bin/python3", "-c", "exit(0)"], 0, ""),
+    "exits": (["/usr/bin/python3", "-c", "exit(3)"], 3, "the job exited with code 3"),
+    "missing": (["/usr/bin/none"], None, "/usr/bin/none is not in the image"),
+}
+
+
+@pytest.mark.parametrize("init", [True, False])
+@pytest.mark.parametrize("case", JOBS)
+def test_a_job_ends_as_its_program_does_whoever_is_first(functions, case, init):
+    program, code, error = JOBS[case]
+    functions.deploy("job", "hello-job", "fc2", "job", command=program, init=init)
+    reply = functions.agent.http("POST", "/invoke/job", "x")
+    record = functions.call(reply.headers["x-kindling-request-id"])
+    assert error in record.error
+    if code is not None:
+        assert record.exit_code == code
+
+
 # VFS_CAP_REVISION_2 with the effective bit (capability.h).
 _VALUE = bytes.fromhex("01000002") + (1 << 21).to_bytes(4, "little") + bytes(12)
 SYS_ADMIN = {"SCHILY.xattr.security.capability": _VALUE.decode("latin-1")}
