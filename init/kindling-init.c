@@ -12,6 +12,8 @@
  *   waits until all have ended. Who is born meanwhile is sent it when its parent has ended and not
  *   before: it may be what the parent needs to end well. How long that may take is for the outside
  *   to say, which then kills this.
+ * - Not as root, this may hold CAP_KILL, to reach what has become another user (sudo); the program
+ *   gets no capability of it.
  * - It cannot be executed: a line on standard error, status 127 when a file is missing, else 126.
  *
  * No libc and no allocation: a few pages per instance, one exec per start. Signals are never
@@ -25,7 +27,8 @@ typedef unsigned long word;
 enum {
   SYS_READ = 0, SYS_WRITE = 1, SYS_OPEN = 2, SYS_CLOSE = 3, SYS_RT_SIGACTION = 13,
   SYS_RT_SIGPROCMASK = 14, SYS_CLONE = 56, SYS_EXECVE = 59, SYS_EXIT = 60, SYS_WAIT4 = 61,
-  SYS_KILL = 62, SYS_SETPGID = 109, SYS_RT_SIGTIMEDWAIT = 128, SYS_GETDENTS64 = 217
+  SYS_KILL = 62, SYS_GETUID = 102, SYS_SETPGID = 109, SYS_CAPSET = 126,
+  SYS_RT_SIGTIMEDWAIT = 128, SYS_GETDENTS64 = 217
 };
 
 /* asm-generic/errno-base.h, signal.h, fcntl.h, wait.h, sched.h */
@@ -34,6 +37,7 @@ enum { SIGHUP = 1, SIGTERM = 15, SIGCHLD = 17, LAST_SIGNAL = 64, SIGNAL_SET_BYTE
 enum { SIG_SETMASK = 2, WNOHANG = 1, O_DIRECTORY = 0200000 };
 
 enum { PATH_BYTES = 4096, USAGE = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127, SIGNALLED = 128 };
+enum { CAPABILITY_VERSION_3 = 0x20080522 };
 enum { MOST_PIDS = 4 << 20 }; /* PID_MAX_LIMIT of linux/threads.h */
 
 long syscall4(long number, word a, word b, word c, word d);
@@ -162,12 +166,15 @@ static long execute(char **argv, char **env) {
 
 void child(void) {
   word none = 0, action[4] = {0, 0, 0, 0};
+  unsigned int header[2] = {CAPABILITY_VERSION_3, 0}, sets[6] = {0, 0, 0, 0, 0, 0};
   int number;
   syscall4(SYS_SETPGID, 0, 0, 0, 0);
   /* Handlers end with the exec; what whoever made us had ignored would stay so. */
   for (number = SIGHUP; number <= LAST_SIGNAL; number++)
     syscall4(SYS_RT_SIGACTION, (word)number, (word)action, 0, SIGNAL_SET_BYTES);
   syscall4(SYS_RT_SIGPROCMASK, SIG_SETMASK, (word)&none, 0, SIGNAL_SET_BYTES);
+  /* Ambient ones go with the others. Root gets its own anew by the exec. */
+  if (syscall4(SYS_GETUID, 0, 0, 0, 0)) syscall4(SYS_CAPSET, (word)header, (word)sets, 0, 0);
   exec_error = execute(program_argv, program_env);
   quit(NOT_FOUND);
 }

@@ -170,13 +170,18 @@ def oci_spec(version: VersionPlan, instance: InstancePlan) -> dict[str, Any]:
 def _process(version: VersionPlan, env: Sequence[str]) -> dict[str, Any]:
     own = list(CAPABILITIES)
     held = own if version.uid == 0 else []  # as the kernel would leave it after setuid and exec
+    capabilities = {"bounding": own, "effective": held, "permitted": held}
+    if version.uid != 0 and version.init_path:
+        # Its init alone keeps it, to pass signals to what has become another user (sudo).
+        keep = ("inheritable", "ambient", "effective", "permitted")
+        capabilities |= {name: ["CAP_KILL"] for name in keep}
     return {
         "terminal": False,
         "user": {"uid": version.uid, "gid": version.gid, "additionalGids": list(version.groups)},
         "args": [*_first_process(version), *version.argv],
         "env": list(env),
         "cwd": version.cwd,
-        "capabilities": {"bounding": own, "effective": held, "permitted": held},
+        "capabilities": capabilities,
         "rlimits": [
             {"type": "RLIMIT_NOFILE", "soft": version.fds, "hard": version.fds},
             {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},

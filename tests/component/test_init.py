@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -201,6 +202,17 @@ def test_the_program_begins_with_no_signal_blocked_or_ignored_and_leads_its_grou
     blocked, ignored, stat = done.stdout.splitlines()
     assert (int(blocked.split()[1], 16), int(ignored.split()[1], 16)) == (0, 0)
     assert stat.split()[1] == "2"
+
+
+def test_the_program_of_a_user_gets_no_capability_of_the_init(init):
+    if os.geteuid() != 0:
+        return  # only root can give it one; the integration tests do so, too
+    given = ["setpriv", "--reuid=1000", "--inh-caps=+kill", "--ambient-caps=+kill"]
+    shown = ["grep", "-E", "Cap(Inh|Prm|Eff|Amb)", "/proc/self/status"]
+    for before, held in ([], True), ([str(init), "15"], False):
+        done = subprocess.run([*given, *before, *shown], capture_output=True, text=True, check=True)
+        sets = [int(line.split()[1], 16) for line in done.stdout.splitlines()]
+        assert sets == [(1 << 5 if held else 0)] * 4
 
 
 def test_orphans_are_collected(run):

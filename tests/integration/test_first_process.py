@@ -51,6 +51,11 @@ def probe() -> Base:
     return Base.read(archives()[f"{HOST}/probe:1"])
 
 
+@cache
+def python() -> bytes:
+    return probe().file("bin/python3.11")
+
+
 @pytest.fixture
 def put(functions: Functions, tmp_path: Path) -> Deploy:
     """Import the probe with `entries` and an entrypoint, deploy it as `name`."""
@@ -86,6 +91,11 @@ STOPS = {
 def test_a_program_says_bye_after_a_removal(functions, put, case):
     argv, init = STOPS[case]
     put("bye", argv, [shell("bin/setsid")], init=init)
+    says_bye(functions)
+
+
+def says_bye(functions: Functions) -> None:
+    """Remove the function "bye" and wait for its last word."""
     get(functions, "bye")
     heard: list[bytes] = []
     request = pb.StreamLogsRequest(name="bye", follow=True)
@@ -102,6 +112,14 @@ def test_a_program_says_bye_after_a_removal(functions, put, case):
     assert listening.wait(10)  # the server has said something when it was asked
     functions.remove("bye")
     functions.agent.wait_until(lambda: b"bye" in heard, 10, "the last word")
+
+
+def test_a_program_that_has_become_root_is_reached_by_the_init_of_a_user(functions, put):
+    """As sudo does: its user can send it nothing any more."""
+    become = "import os, sys; os.setuid(0); os.execvp('python3', ['python3', '-u', sys.argv[1]])"
+    entries = [Entry("bin/root", python(), 0o4755), Entry("app/become.py", become.encode())]
+    put("bye", ["/bin/root", "/app/become.py", "/app/server.py"], entries, user="1000")
+    says_bye(functions)
 
 
 FIRST = {

@@ -78,10 +78,14 @@ def test_capabilities_are_those_that_files_of_images_carry_and_no_more():
     }
 
 
-def test_another_user_than_root_holds_no_capability():
+def test_of_another_user_than_root_the_init_alone_holds_a_capability():
+    """It gives none to the program (tests/component/test_init.py)."""
     held = oci_spec(replace(VERSION, uid=1000), INSTANCE)["process"]["capabilities"]
-    assert held["effective"] == held["permitted"] == []
-    assert held["bounding"] == list(CAPABILITIES)
+    assert held["effective"] == held["permitted"] == held["ambient"] == ["CAP_KILL"]
+    alone = oci_spec(replace(VERSION, uid=1000, init_path=""), INSTANCE)["process"]["capabilities"]
+    assert alone["effective"] == alone["permitted"] == []
+    assert "ambient" not in alone
+    assert held["bounding"] == alone["bounding"] == list(CAPABILITIES)
 
 
 def test_every_namespace_is_its_own_and_the_network_is_the_slots():
