@@ -61,8 +61,8 @@ from agent.node.parts import NodeParts
 from agent.node.supervisor import SupervisorPipes
 from agent.recovery.reconcile import Reconciler
 from agent.rootless import protocol
+from agent.rootless.installed import init_path
 from agent.sandbox.backends import Backends
-from agent.sandbox.blueprint import INIT
 from agent.sandbox.builder import Builder
 from agent.sandbox.prepared_images import PreparedImages
 from agent.sandbox.shims import Shims
@@ -277,7 +277,7 @@ class App:
         runtime = _runtime(config.runtime.binary)
         options = RuntimeOptions(binary=runtime, root=run / "runtime")
         count = _shim_count(config)
-        shims = Shims(containerd, options, cgroups, count=count, run=run, init=Path(INIT))
+        shims = Shims(containerd, options, cgroups, count=count, run=run, init=init_path())
         images = PreparedImages(containerd)
         forget = kept.records.remove
         rooms = Backends(containerd, network, layers, rootfs, cgroups, images, shims, forget)

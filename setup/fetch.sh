@@ -4,7 +4,7 @@
 
 SUITE=forky
 HOST_PACKAGES=(
-  crun runc slirp4netns uidmap nftables iproute2 catatonit
+  crun runc slirp4netns uidmap nftables iproute2 tcc
   python3 python3-venv ca-certificates util-linux e2fsprogs kmod zstd
 )
 DEV_PACKAGES=(
@@ -268,7 +268,7 @@ fetch_protos() {
 
 record_host_versions() {
   local name version
-  for name in crun runc slirp4netns nftables catatonit; do
+  for name in crun runc slirp4netns nftables tcc; do
     # shellcheck disable=SC2016  # dpkg's own placeholder
     version=$(dpkg-query -W -f '${Version}' "$name" 2>/dev/null) || continue
     if ! grep -qsx "$name $version host" "$VERSIONS"; then record "$name" "$version" host; fi

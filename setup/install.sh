@@ -4,7 +4,8 @@
 # `make install`. The repository is only read.
 #
 #   deps/<id>     an environment with what requirements.lock names; <id> is its hash
-#   agents/<id>   an environment with the package, which finds its dependencies by a .pth file
+#   agents/<id>   an environment with the package, which finds its dependencies by a .pth file, and
+#                 the first process of its instances, built from init/
 #   venv          a link to the agent that is installed: what a start and a reload take
 #
 # Each is made whole before the link is turned over by one rename, so that a command that starts finds
@@ -50,7 +51,7 @@ lock_hash() {
 code_hash() {
   (cd "$REPO" && {
     sha256sum pyproject.toml
-    find agent -name __pycache__ -prune -o -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum
+    find agent init -name __pycache__ -prune -o -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum
   } | sha256sum | cut -d ' ' -f 1)
 }
 
@@ -95,6 +96,8 @@ package() {
   chmod -R u+rwX,go+rX,go-w "$source"
   quietly pip "$2" --python "$1/bin/python" install --no-deps --no-index --no-build-isolation "$source" ||
     die "the package does not build: see the lines above"
+  quietly tcc -nostdlib -static -o "$1/bin/kindling-init" "$REPO/init/kindling-init.c" ||
+    die "the first process of instances does not build: run 'apt-get install tcc'"
   : >"$1/$CODE_MARK"
   : >"$1/$MARK"
 }

@@ -217,6 +217,8 @@ class JobRunner:
         exit = instance.last_exit
         if exit is None or exit.exit_code == UNKNOWN:
             raise FunctionFailed(Failure(FailureKind.INTERNAL, "the job's exit was not seen"))
+        if not cut:
+            run.failure = await instance.not_executed(exit)
         return exit
 
     async def _finish(self, run: Run, exit: Exit, began: float) -> None:

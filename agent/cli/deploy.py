@@ -112,6 +112,8 @@ def spec_message(values: Mapping[str, Any]) -> pb.FunctionSpec:
     sent = dict(values)
     if isinstance(sent.get("egress"), str):
         sent["egress"] = [sent["egress"]]
+    if isinstance(sent.get("init"), bool):
+        sent["init"] = str(sent["init"]).lower()
     for field in ("env", "labels"):
         if field in sent:
             sent[field] = {key: str(value) for key, value in sent[field].items()}

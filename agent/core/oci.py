@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from signal import SIGTERM
 from typing import Any
 
 from agent.core.seccomp import profile
@@ -110,9 +111,11 @@ class ShownCgroups:
 class VersionPlan:
     """What all containers of a version share.
 
-    `argv` is the program's own command line, without the init. `limit_swap` says that the kernel
-    counts swap (always on cgroup v2; on v1 where memory.memsw.* exists). `sysfs` is what containers
-    get at /sys. `masked` are paths that only this host has: they are hidden beside MASKED_PATHS.
+    `argv` is the program's own command line, without the init; `init_path` is where the host has
+    that, "" for a program that is the first process itself. `stop_signal` is what ends it.
+    `limit_swap` says that the kernel counts swap (always on cgroup v2; on v1 where memory.memsw.*
+    exists). `sysfs` is what containers get at /sys. `masked` are paths that only this host has:
+    they are hidden beside MASKED_PATHS.
     """
 
     argv: tuple[str, ...]
@@ -125,7 +128,8 @@ class VersionPlan:
     gid: int = 0
     groups: tuple[int, ...] = ()
     shm_bytes: int = MAX_SHM_BYTES
-    init_path: str = "/usr/bin/catatonit"
+    init_path: str = ""
+    stop_signal: int = int(SIGTERM)
     oom_score_adj: int = 500
     binds: tuple[Bind, ...] = ()
     limit_swap: bool = True
@@ -166,13 +170,18 @@ def oci_spec(version: VersionPlan, instance: InstancePlan) -> dict[str, Any]:
 def _process(version: VersionPlan, env: Sequence[str]) -> dict[str, Any]:
     own = list(CAPABILITIES)
     held = own if version.uid == 0 else []  # as the kernel would leave it after setuid and exec
+    capabilities = {"bounding": own, "effective": held, "permitted": held}
+    if version.uid != 0 and version.init_path:
+        # Its init alone keeps it, to pass signals to what has become another user (sudo).
+        keep = ("inheritable", "ambient", "effective", "permitted")
+        capabilities |= {name: ["CAP_KILL"] for name in keep}
     return {
         "terminal": False,
         "user": {"uid": version.uid, "gid": version.gid, "additionalGids": list(version.groups)},
-        "args": [INIT_TARGET, "--", *version.argv],
+        "args": [*_first_process(version), *version.argv],
         "env": list(env),
         "cwd": version.cwd,
-        "capabilities": {"bounding": own, "effective": held, "permitted": held},
+        "capabilities": capabilities,
         "rlimits": [
             {"type": "RLIMIT_NOFILE", "soft": version.fds, "hard": version.fds},
             {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
@@ -182,6 +191,11 @@ def _process(version: VersionPlan, env: Sequence[str]) -> dict[str, Any]:
         "noNewPrivileges": False,
         "oomScoreAdj": version.oom_score_adj,
     }
+
+
+def _first_process(version: VersionPlan) -> list[str]:
+    """Return the words before the program's own: the init, as init/kindling-init.c takes them."""
+    return [INIT_TARGET, str(version.stop_signal)] if version.init_path else []
 
 
 def _mount(target: str, kind: str, source: str, *options: str) -> dict[str, Any]:
@@ -194,6 +208,7 @@ def _bind(target: str, source: str, *options: str) -> dict[str, Any]:
 
 def _kernel_mounts(version: VersionPlan) -> list[dict[str, Any]]:
     quiet = ("nosuid", "noexec", "nodev")
+    only_read = ("bind", "ro", "nosuid", "nodev")
     return [
         _mount("/proc", "proc", "proc", *quiet),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", f"size={DEV_BYTES}"),
@@ -213,8 +228,7 @@ def _kernel_mounts(version: VersionPlan) -> list[dict[str, Any]]:
         # A fresh sysfs needs the network namespace to be the container's own; it is not. `rro` is
         # read-only for what is mounted below, too (crun and runc 1.1 by mount_setattr(2)).
         _bind("/sys", version.sysfs, "rbind", "rro", *quiet),
-        _bind(INIT_TARGET, version.init_path, "bind", "ro", "nosuid", "nodev"),
-    ]
+    ] + ([_bind(INIT_TARGET, version.init_path, *only_read)] if version.init_path else [])
 
 
 def _cgroup_binds(shown: ShownCgroups, cgroups_path: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from agent.contracts.base import Contract
 from agent.core.instance import BEFORE_READY, Lifecycle, LifecycleEvent, State
 from agent.core.logtail import OutputLine
 from agent.core.metering import InstanceMeter
-from agent.errors import AgentError, FunctionFailed
+from agent.errors import AgentError, FunctionFailed, RuntimeUnavailable
 from agent.instances import failures, readiness
 from agent.instances.end import Ending
 from agent.instances.endpoint import Endpoint
@@ -132,11 +132,17 @@ class Instance:
         listen_ms = init_ms = 0.0
         async with permit:
             queue_ms = laps.ms()
-            container, timings = await self._ports.builder.build(
-                Order(self.id, self.version, environment, self.sink, self._leased, laps)
-            )
-            self._happened(LifecycleEvent.CREATED)
-            await self._ports.builder.start(container)
+            try:
+                container, timings = await self._ports.builder.build(
+                    Order(self.id, self.version, environment, self.sink, self._leased, laps)
+                )
+                self._happened(LifecycleEvent.CREATED)
+                await self._ports.builder.start(container)
+            except RuntimeUnavailable as error:
+                why = await self._ports.builder.why_not_executed(self.version)
+                if why is None:
+                    raise
+                raise FunctionFailed(why) from error
         self._happened(LifecycleEvent.STARTED)
         self._remember()
         start_ms = laps.ms()
@@ -322,7 +328,14 @@ class Instance:
         """Say how the process ended; it has, or is about to. `waited_s` is the call's so far."""
         assert self.container is not None
         how = await asyncio.shield(self.container.exit)
+        if kind is FailureKind.EXITED_AT_START and (why := await self.not_executed(how)):
+            scene = self.scene(waited_s)
+            return scene.failure(why.kind, why.message, exit_code=how.exit_code)
         return failures.exited(self.scene(waited_s), kind, how, self.version.spec.memory_mb)
+
+    async def not_executed(self, how: Exit) -> Failure | None:
+        """Say why the program could not be executed, when the exit looks as if it was not."""
+        return await self._ports.builder.why_not_executed(self.version, how.exit_code)
 
     def scene(self, waited_s: float) -> failures.Scene:
         """Return what a failure of this instance tells of it."""

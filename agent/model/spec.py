@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Kind = Literal["event", "http", "job"]
 ContractName = Literal["fc", "fc2", "scf-web", "scf-job", "vercel"]
+Init = Literal["auto", "true", "false"]
 
 
 class _Table(BaseModel):
@@ -97,7 +98,8 @@ class FunctionSpec(_Table):
     """A function as deployed. Made by `parse_spec` only: it fills defaults and checks the rules.
 
     `version` is None unless the deploy names one. `port` is 0 for jobs. `command` and `args`
-    override the image's ENTRYPOINT and CMD when not None.
+    override the image's ENTRYPOINT and CMD when not None. `init` says whether the node's init is
+    the first process, "auto" that the command decides (`agent/core/init.py`).
     """
 
     name: str
@@ -132,6 +134,7 @@ class FunctionSpec(_Table):
     async_calls: AsyncCalls
     on_client_cancel: Literal["keep", "signal", "recycle"]
     labels: dict[str, str]
+    init: Init
 
     @property
     def memory_bytes(self) -> int:

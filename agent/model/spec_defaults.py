@@ -50,8 +50,11 @@ def with_defaults(raw: Tree) -> Tree:
         "pull": "missing",
         "registry": {},
         "on_client_cancel": "keep",
+        "init": "auto",
     }
     filled.update(raw)
+    if isinstance(filled["init"], bool):  # as TOML and JSON have them; the wire has words
+        filled["init"] = str(filled["init"]).lower()
     filled["env"] = _texts(raw.get("env", {}))
     filled["labels"] = _texts(raw.get("labels", {}))
     filled["scaling"] = _scaling(raw.get("scaling", {}), limits, filled["environment"])

@@ -131,6 +131,12 @@ def program(name: str, path: str | None, package: str, *, required: bool = True)
     )
 
 
+def init(path: str, executable: bool) -> Check:
+    """Judge the first process of instances, which setup builds with the agent."""
+    detail = path if executable else f"{path} is missing or not executable"
+    return Check("init", executable, detail, "setup/host.sh")
+
+
 def runtime(wanted: str, found: Mapping[str, str | None]) -> Check:
     """Judge the OCI runtimes; `wanted` is the config's auto, crun or runc."""
     names = ("crun", "runc") if wanted == "auto" else (wanted,)

@@ -6,18 +6,24 @@ only fills in the few values that differ (`SpecTemplate.encode`).
 
 from __future__ import annotations
 
+import posixpath
 import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.config import NodeConfig
+from agent.core.init import is_init, program_of
 from agent.core.job import check_exec_sizes
 from agent.core.oci import ShownCgroups, SpecTemplate, VersionPlan, argv_of, merged_env
+from agent.core.stop_signal import stop_signal_or_term
 from agent.core.users import resolve_user
 from agent.linux import mountinfo
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion
+from agent.model.spec import Init
+from agent.rootless.installed import init_path
+from agent.sandbox.diagnosis import Program
 from agent.sandbox.furniture import Furniture, furniture_of
 from agent.sandbox.image_files import ImageFiles
 from agent.sandbox.prepared_images import PreparedImage
@@ -25,7 +31,6 @@ from agent.storage.sysfs import HOST as HOST_SYSFS
 from agent.storage.sysfs import source as sysfs_for
 from agent.storage.volumes import resolve
 
-INIT = "/usr/bin/catatonit"
 SHM_BYTES = 64 << 20  # as container runtimes have it by default
 FUNCTION_OOM_SCORE = 900  # functions go first when the host runs out of memory
 
@@ -58,9 +63,7 @@ class Blueprint:
     image: PreparedImage
     furniture: Furniture
     env: tuple[str, ...]
-    executable: str
-    search: str
-    workdir: str
+    program: Program
 
 
 def blueprint_of(
@@ -79,10 +82,22 @@ def blueprint_of(
     argv = argv_of(facts.entrypoint, facts.cmd, spec.command, spec.args)
     check_exec_sizes(argv, spec.env)
     sysfs = sysfs_for(config.paths.run)
+    workdir, files = facts.workdir or "/", ImageFiles(image.layers)
     user = resolve_user(spec.user or facts.user, image.passwd, image.group)
+    binds = resolve(spec.mounts, config.volumes)
+    program = Program(
+        argv=argv,
+        search=merged_env(facts.env, {}, spec.env)["PATH"],
+        workdir=workdir,
+        uid=user.uid,
+        gid=user.gid,
+        groups=user.groups,
+        volumes=tuple(bind.target for bind in binds),
+    )
+    own = is_first_process(spec.init, program, files)
     plan = VersionPlan(
         argv=argv,
-        cwd=facts.workdir or "/",
+        cwd=workdir,
         uid=user.uid,
         gid=user.gid,
         groups=user.groups,
@@ -91,23 +106,42 @@ def blueprint_of(
         pids=spec.pids,
         fds=min(LIMITS[spec.contract].fds, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         shm_bytes=min(SHM_BYTES, spec.memory_bytes // 2),
-        init_path=INIT,
+        init_path="" if own else str(init_path()),
+        stop_signal=stop_signal_or_term(facts.stop_signal),
         oom_score_adj=FUNCTION_OOM_SCORE,
-        binds=resolve(spec.mounts, config.volumes),
+        binds=binds,
         limit_swap=limits_swap(),
         sysfs=sysfs,
         cgroups=cgroups,
         masked=mounted_in_sys(mountinfo.text()) if sysfs == HOST_SYSFS else (),
         annotations=annotations,
     )
-    search = merged_env(facts.env, {}, {})["PATH"]
     return Blueprint(
         template=SpecTemplate(plan),
         image=image,
-        furniture=furniture_of(ImageFiles(image.layers), (facts.workdir or "/", *facts.volumes)),
+        furniture=furniture_of(files, (workdir, *facts.volumes)),
         # Like runtimes of Docker and podman: an empty HOME is none.
         env=(f"HOME={user.home}", *(line for line in facts.env if line != "HOME=")),
-        executable=argv[0],
-        search=spec.env.get("PATH", search),
-        workdir=facts.workdir or "/",
+        program=program,
     )
+
+
+def is_first_process(init: Init, program: Program, files: ImageFiles) -> bool:
+    """Say whether the program itself is to be the first process, and not the node's init.
+
+    Also when a link of the image leads to an init. Blocks.
+    """
+    argv, workdir, search = program.argv, program.workdir, program.search
+    if init != "auto":
+        return init == "false"
+    if is_init(argv, workdir):
+        return True
+    name = program_of(argv)
+    folders = [workdir] if "/" in name else search.split(":")
+    for folder in folders if name else ():
+        try:
+            leads_to = files.resolve(posixpath.join("/", workdir, folder, name))
+        except OSError:
+            continue
+        return is_init([leads_to])
+    return False

@@ -22,19 +22,21 @@ from agent.config import NodeConfig
 from agent.containerd.client import NAMESPACE
 from agent.containerd.containers import ContainerRecord, RuntimeOptions
 from agent.containerd.tasks import TaskOutput
+from agent.core.executables import FIRST_NOT_EXECUTED, NOT_EXECUTED
 from agent.core.oci import InstancePlan, merged_env
-from agent.errors import AgentError, FailedPrecondition, FunctionFailed, RuntimeUnavailable
-from agent.model.failure import Failure, FailureKind
+from agent.errors import AgentError, FailedPrecondition, RuntimeUnavailable
+from agent.model.failure import Failure
 from agent.model.limits import MAX_STRING_BYTES
 from agent.model.records import FunctionVersion, InstanceRecord
 from agent.network.network import Egress
 from agent.sandbox.backends import Backends
 from agent.sandbox.blueprint import Blueprint, blueprint_of
 from agent.sandbox.container import Container
+from agent.sandbox.diagnosis import why_not
 from agent.sandbox.furniture import HOSTNAME, HOSTS, RESOLV_CONF
+from agent.sandbox.image_files import ImageFiles
 from agent.sandbox.order import Order, Timings
 from agent.sandbox.output import Output, Sink, held_open
-from agent.sandbox.prepared_images import find_executable
 from agent.sandbox.shims import KIND_LABEL, Shims
 from agent.sandbox.teardown import Teardown
 
@@ -112,15 +114,32 @@ class Builder:
         self._blueprints[_identity(version)] = blueprint
         return blueprint
 
+    async def why_not_executed(
+        self, version: FunctionVersion, exit_code: int | None = None
+    ) -> Failure | None:
+        """Say what keeps a version's program from being executed; None when nothing is seen.
+
+        To be asked when the runtime has refused it, or with the status it has ended with: nothing
+        is looked for when that is a program's own.
+        """
+        blueprint = self._blueprints.get(_identity(version))
+        if blueprint is None:
+            return None
+        if exit_code is not None:
+            first = not blueprint.template.version.init_path
+            if exit_code not in (FIRST_NOT_EXECUTED if first else NOT_EXECUTED):
+                return None
+        files = ImageFiles(blueprint.image.layers)
+        return await asyncio.to_thread(why_not, files, blueprint.program)
+
     # -- up
 
     async def build(self, order: Order) -> tuple[Container, Timings]:
         """Create the container of an order, not started yet.
 
         Returns the container and what each phase took, counted on `order.laps`. Raises Overloaded
-        without a free slot, FunctionFailed when the image has no such executable,
-        RuntimeUnavailable when the runtime fails; nothing is left behind then. A shim that dies
-        meanwhile costs one more try: nothing of the function has run yet.
+        without a free slot, RuntimeUnavailable when the runtime fails; nothing is left behind then.
+        A shim that dies meanwhile costs one more try: nothing of the function has run yet.
         """
         try:
             return await self._build(order)
@@ -173,16 +192,13 @@ class Builder:
         return Container(id, rooms.containerd, rooms.cgroups.instance(id), output, slot, layer)
 
     async def _furnish(self, container: Container, blueprint: Blueprint) -> Path:
-        """Mount the root with its own files, look for the program in it, open the FIFOs."""
+        """Mount the root with its own files, open the FIFOs."""
         rootfs = await self._rooms.rootfs.prepare(
             container.id,
             blueprint.image.layers,
             container.layer,
             lambda upper: blueprint.furniture.place(upper, self._files(container)),
         )
-        why = find_executable(rootfs, blueprint.executable, blueprint.search, blueprint.workdir)
-        if why is not None:
-            raise FunctionFailed(_no_executable(why, blueprint.executable))
         container.output.open()
         return rootfs
 
@@ -350,9 +366,3 @@ def _secret(file: Path) -> str:
     if b"\0" in data:
         raise ValueError("a variable cannot hold its NUL bytes")
     return data.decode("utf-8").rstrip("\n")
-
-
-def _no_executable(why: str, executable: str) -> Failure:
-    if why == "permission":
-        return Failure(FailureKind.FILE_PERMISSION, f"{executable} is not executable")
-    return Failure(FailureKind.FILE_NOT_FOUND, f"{executable} is not in the image")

@@ -8,7 +8,6 @@ and group files. Nothing is pulled here: that is `agent/deployments/deploy.py` w
 from __future__ import annotations
 
 import asyncio
-import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from agent.containerd.snapshots import view_key
 from agent.core.users import MAX_FILE_BYTES
 from agent.model.records import ImageFacts
 from agent.sandbox.image_files import ImageFiles
-
-MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,52 +65,3 @@ def _read(files: ImageFiles, path: str) -> bytes:
         return files.read(path, MAX_FILE_BYTES + 1)
     except OSError:
         return b""
-
-
-def find_executable(rootfs: Path, command: str, search: str, workdir: str) -> str | None:
-    """Say why the container could not execute `command`: "missing", "permission" or None.
-
-    `rootfs` is the mounted root; links are resolved inside of it. `search` is the container's PATH.
-    """
-    if "/" in command:
-        candidates = [command if command.startswith("/") else f"{workdir}/{command}"]
-    else:
-        candidates = [f"{folder}/{command}" for folder in search.split(":") if folder]
-    why: str | None = "missing"
-    for candidate in candidates:
-        found = _inside(rootfs, candidate)
-        if found is None:
-            continue
-        mode = found.stat().st_mode
-        if stat.S_ISREG(mode) and mode & 0o111:
-            return None
-        why = "permission"
-    return why
-
-
-def _inside(rootfs: Path, path: str) -> Path | None:
-    """Resolve a path of the container to one of the host, links included; None if it is missing."""
-    todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-    here: list[str] = []
-    links = 0
-    while todo:
-        part = todo.pop()
-        if part == "..":
-            here = here[:-1]
-            continue
-        full = rootfs.joinpath(*here, part)
-        try:
-            mode = full.lstat().st_mode
-        except OSError:
-            return None
-        if not stat.S_ISLNK(mode):
-            here.append(part)
-            continue
-        links += 1
-        if links > MAX_LINKS:
-            return None
-        target = str(full.readlink())
-        if target.startswith("/"):
-            here = []
-        todo += [piece for piece in reversed(target.split("/")) if piece not in ("", ".")]
-    return rootfs.joinpath(*here)

@@ -111,9 +111,14 @@ class FakeBuilder:
         self.foreign = []
         self.reserved = {}
         self.shims = "<shims>"
+        self.unfit = None
+        """What the image is found to lack when somebody asks."""
 
     async def check(self, version):
         await self.house.points.at("check")
+
+    async def why_not_executed(self, version, exit_code=None):
+        return self.unfit if exit_code in (None, 126, 127) else None
 
     def forget(self, version):
         self.forgotten.append(version.key)

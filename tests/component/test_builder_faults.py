@@ -13,7 +13,6 @@ import pytest
 from agent.aio.tasks import spawn
 from agent.errors import (
     FailedPrecondition,
-    FunctionFailed,
     NotFound,
     Overloaded,
     RuntimeUnavailable,
@@ -170,10 +169,29 @@ async def test_a_create_cancelled_half_way_is_found_and_undone(house):
 
 
 async def test_an_image_without_the_program_is_the_functions_failure(house):
-    with pytest.raises(FunctionFailed) as failed:
-        await house.builder.build(house.order(command=["/bin/other"]))
-    assert failed.value.kind is FailureKind.FILE_NOT_FOUND
+    order = house.order(command=["/bin/other"])
+    assert await house.builder.why_not_executed(order.version) is None  # nothing is known of it
+    house.points.fail["tasks.create"] = unavailable("tasks.create")
+    with pytest.raises(RuntimeUnavailable):
+        await house.builder.build(order)
+    why = await house.builder.why_not_executed(order.version)
+    assert why.kind is FailureKind.FILE_NOT_FOUND
+    assert why.message == "/bin/other is not in the image"
     assert house.held() == {}
+
+
+@pytest.mark.parametrize(
+    ("init", "code", "asked"),
+    [
+        *(("true", 127, True), ("true", 126, True), ("true", 1, False), ("true", 0, False)),
+        *(("false", 127, True), ("false", 1, True), ("false", 0, False), ("false", 137, False)),
+    ],
+)
+async def test_an_exit_that_is_the_programs_own_is_not_explained(house, init, code, asked):
+    order = house.order(command=["/bin/other"], init=init)
+    await house.builder.check(order.version)
+    why = await house.builder.why_not_executed(order.version, code)
+    assert (why is not None) is asked
 
 
 async def test_no_free_layer_gives_the_network_slot_back(house):

@@ -46,6 +46,7 @@ queue_timeout_s = 1
 egress = ["10.0.0.0/8", "192.168.0.0/16"]
 acceleration = "eager"
 on_client_cancel = "recycle"
+init = "false"
 [env]
 A = "1"
 [labels]

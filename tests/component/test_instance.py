@@ -10,7 +10,7 @@ from agent.aio.tasks import spawn
 from agent.core.instance import State
 from agent.core.logtail import OutputLine
 from agent.errors import FunctionFailed, RuntimeUnavailable
-from agent.model.failure import FailureKind
+from agent.model.failure import Failure, FailureKind
 from tests.component.function_house import House, turns, until
 
 HOOKS: dict[str, dict[str, object]] = {"initialize": {}, "pre_stop": {}}
@@ -113,6 +113,39 @@ async def test_a_crash_at_once_tells_how(house, death, kind):
     assert failed.value.kind is kind
     assert failed.value.failure.exit_code == death["code"]
     assert ("kill", instance.id) not in house.did
+    assert over(house, instance) == {}
+
+
+@pytest.mark.parametrize("code", [126, 127])
+async def test_a_program_that_could_not_be_executed_is_told_with_what_is_missing(house, code):
+    closed_port(house)
+    house.on_start = lambda container: container.die(code)
+    house.builder.unfit = Failure(FailureKind.FILE_NOT_FOUND, "/bin/bash is not in the image")
+    with pytest.raises(FunctionFailed, match="/bin/bash is not") as failed:
+        await house.start(made(house))
+    assert failed.value.kind is FailureKind.FILE_NOT_FOUND
+    assert failed.value.failure.exit_code == code
+
+
+@pytest.mark.parametrize(("code", "unfit"), [(127, False), (3, True)])
+async def test_a_program_that_ran_is_told_by_its_own_exit(house, code, unfit):
+    closed_port(house)
+    house.on_start = lambda container: container.die(code)
+    if unfit:
+        house.builder.unfit = Failure(FailureKind.FILE_NOT_FOUND, "nobody asked")
+    with pytest.raises(FunctionFailed) as failed:
+        await house.start(made(house))
+    assert failed.value.kind is FailureKind.EXITED_AT_START
+
+
+@pytest.mark.parametrize("step", ["create", "start"])
+async def test_a_runtime_that_finds_nothing_to_execute_is_the_functions_failure(house, step):
+    house.points.fail[step] = RuntimeUnavailable("crun: executable file not found")
+    house.builder.unfit = Failure(FailureKind.FILE_NOT_FOUND, "/bin/bash is not in the image")
+    instance = made(house)
+    with pytest.raises(FunctionFailed, match="/bin/bash is not") as failed:
+        await house.start(instance)
+    assert failed.value.kind is FailureKind.FILE_NOT_FOUND
     assert over(house, instance) == {}
 
 

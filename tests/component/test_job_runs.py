@@ -114,6 +114,17 @@ async def test_past_its_limit_a_job_gets_term_and_has_failed(house):
     assert house.held() == {}
 
 
+async def test_a_job_that_could_not_be_executed_says_what_is_missing(house):
+    house.builder.unfit = failing().failure
+    run, container = await running(house, job(house))
+    container.die(127)
+    await ended(run)
+    record = house.saved["j-1"]
+    assert run.failure.kind is FailureKind.FILE_NOT_FOUND
+    assert (record.state, record.exit_code) == ("Failed", 127)
+    assert record.error == failing().failure.message
+
+
 async def test_a_job_that_does_not_start_has_failed_and_says_why(house):
     house.builder.fails = [failing()]
     run = await begun(house, job(house))

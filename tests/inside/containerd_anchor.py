@@ -42,9 +42,9 @@ def anchor_spec(place: Place, id: str) -> bytes:
     root = place.dir / "anchor-root"
     (root / "dev").mkdir(parents=True, exist_ok=True)
     (root / "init").touch()
-    source = "/usr/bin/catatonit"
+    source = "/bin/busybox"
     bind = {"destination": "/init", "type": "bind", "source": source, "options": ["bind", "ro"]}
-    return spec(place, id, root, ["/init", "-P"], mounts=[bind], namespaces=("pid", "mount"))
+    return spec(place, id, root, ["/init", "true"], mounts=[bind], namespaces=("pid", "mount"))
 
 
 async def anchor_up(ct: Containerd, place: Place, id: str) -> int:

@@ -20,7 +20,7 @@ from tests.integration.test_setup import LIB, REPO, in_namespace
 
 pytestmark = pytest.mark.integration
 
-PARTS = ("agent", "setup", "pyproject.toml", "requirements.lock", "requirements-dev.lock")
+PARTS = ("agent", "init", "setup", "pyproject.toml", "requirements.lock", "requirements-dev.lock")
 # A copy that may be changed, and /usr/lib/kindling as it is, with changes that nobody else sees.
 SCRATCH = f"""
     top=$(mktemp -d); mount -t tmpfs tmpfs "$top"; mkdir "$top/upper" "$top/work" "$top/repo"

@@ -31,6 +31,8 @@ VERSION = VersionPlan(
     cpu_millis=1500,
     pids=64,
     fds=1024,
+    init_path="/opt/kindling-init",
+    stop_signal=3,
     binds=(Bind("/srv/data", "/data", read_only=True), Bind("/srv/rw", "/rw")),
 )
 INSTANCE = InstancePlan(
@@ -49,9 +51,15 @@ def mount(target: str) -> dict[str, Any]:
     return found
 
 
+def test_without_an_init_the_program_is_the_first_process_and_nothing_is_bound_for_it():
+    alone = oci_spec(replace(VERSION, init_path=""), INSTANCE)
+    assert alone["process"]["args"] == list(VERSION.argv)
+    assert [m for m in SPEC["mounts"] if m not in alone["mounts"]] == [mount("/dev/init")]
+
+
 def test_the_program_runs_below_the_init_with_nothing_it_does_not_need():
     process = SPEC["process"]
-    assert process["args"] == ["/dev/init", "--", "/bin/server", "--port", "9000"]
+    assert process["args"] == ["/dev/init", "3", "/bin/server", "--port", "9000"]
     assert process["noNewPrivileges"] is False  # sudo and ping work as elsewhere
     assert process["terminal"] is False
     assert process["oomScoreAdj"] > 0
@@ -70,10 +78,14 @@ def test_capabilities_are_those_that_files_of_images_carry_and_no_more():
     }
 
 
-def test_another_user_than_root_holds_no_capability():
+def test_of_another_user_than_root_the_init_alone_holds_a_capability():
+    """It gives none to the program (tests/component/test_init.py)."""
     held = oci_spec(replace(VERSION, uid=1000), INSTANCE)["process"]["capabilities"]
-    assert held["effective"] == held["permitted"] == []
-    assert held["bounding"] == list(CAPABILITIES)
+    assert held["effective"] == held["permitted"] == held["ambient"] == ["CAP_KILL"]
+    alone = oci_spec(replace(VERSION, uid=1000, init_path=""), INSTANCE)["process"]["capabilities"]
+    assert alone["effective"] == alone["permitted"] == []
+    assert "ambient" not in alone
+    assert held["bounding"] == alone["bounding"] == list(CAPABILITIES)
 
 
 def test_every_namespace_is_its_own_and_the_network_is_the_slots():

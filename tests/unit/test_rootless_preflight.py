@@ -50,6 +50,13 @@ def test_a_whole_range_of_subordinate_ids_is_wanted(text, ok):
     assert preflight.subordinate_ids("subuid", text, "kindling", 999).ok == ok
 
 
+def test_a_missing_init_blocks_a_start_and_is_made_by_setup():
+    check = preflight.init("/usr/lib/kindling/venv/bin/kindling-init", False)
+    assert (check.mark, check.mend) == (preflight.Mark.MISSING, "setup/host.sh")
+    assert "/usr/lib/kindling/venv/bin/kindling-init is missing" in check.detail
+    assert preflight.init("/x/kindling-init", True).ok
+
+
 def test_the_range_that_is_offered_is_free():
     text = "a:100000:65536\nb:165536:65536\n"
     check = preflight.subordinate_ids("subgid", text, "kindling", 999)

@@ -29,7 +29,7 @@ FIELDS = [
         "registry",
         "async_calls",
     ),
-    *("on_client_cancel", "labels"),
+    *("on_client_cancel", "labels", "init"),
 ]
 
 
@@ -77,6 +77,12 @@ def test_a_call_waits_longer_in_the_queue_than_a_start_may_take():
 def test_a_spec_survives_the_store(contract):
     s = spec(contract=contract, version=7, secrets=[{"name": "TOKEN", "value": "s3cret"}])
     assert restored(canonical(s), 7) == s
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_init_takes_the_boolean_and_its_word(value):
+    assert spec(init=value) == spec(init=str(value).lower()) != spec()
+    assert spec().init == "auto"
 
 
 def test_what_means_the_same_is_the_same_bytes():
@@ -212,6 +218,8 @@ def test_gpus_are_refused_in_words(field):
         ({"environment": "test"}, "environment", "'preview'"),
         ({"acceleration": "fast"}, "acceleration", "'lazy'"),
         ({"pull": "sometimes"}, "pull", "'always'"),
+        ({"init": "tini"}, "init", "'auto', 'true', 'false'"),
+        ({"init": 1}, "init", "'auto', 'true', 'false'"),
         ({"on_client_cancel": "die"}, "on_client_cancel", "'recycle'"),
         ({"scaling": {"min": 5, "max": 4}}, "scaling.min", "raise max"),
         ({"scaling": {"standby": 5, "max": 4}}, "scaling.standby", "raise max"),

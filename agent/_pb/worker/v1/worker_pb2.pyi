@@ -89,7 +89,7 @@ RELOAD_STATE_DONE: ReloadState
 RELOAD_STATE_FAILED: ReloadState
 
 class FunctionSpec(_message.Message):
-    __slots__ = ("name", "version", "image", "contract", "kind", "command", "args", "env", "secrets", "mounts", "port", "user", "memory_mb", "cpu_millis", "pids", "disk_mb", "timeout_s", "startup_timeout_s", "concurrency", "max_queue", "queue_timeout_s", "environment", "scaling", "hooks", "health_check", "egress", "acceleration", "registry", "async_calls", "on_client_cancel", "labels", "wait_for_image", "pull")
+    __slots__ = ("name", "version", "image", "contract", "kind", "command", "args", "env", "secrets", "mounts", "port", "user", "memory_mb", "cpu_millis", "pids", "disk_mb", "timeout_s", "startup_timeout_s", "concurrency", "max_queue", "queue_timeout_s", "environment", "scaling", "hooks", "health_check", "egress", "acceleration", "registry", "async_calls", "on_client_cancel", "labels", "wait_for_image", "init", "pull")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +136,7 @@ class FunctionSpec(_message.Message):
     ON_CLIENT_CANCEL_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     WAIT_FOR_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    INIT_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
@@ -169,8 +170,9 @@ class FunctionSpec(_message.Message):
     on_client_cancel: str
     labels: _containers.ScalarMap[str, str]
     wait_for_image: bool
+    init: str
     pull: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., image: _Optional[str] = ..., contract: _Optional[str] = ..., kind: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., args: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Iterable[_Union[Secret, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[VolumeMount, _Mapping]]] = ..., port: _Optional[int] = ..., user: _Optional[str] = ..., memory_mb: _Optional[int] = ..., cpu_millis: _Optional[int] = ..., pids: _Optional[int] = ..., disk_mb: _Optional[int] = ..., timeout_s: _Optional[float] = ..., startup_timeout_s: _Optional[float] = ..., concurrency: _Optional[int] = ..., max_queue: _Optional[int] = ..., queue_timeout_s: _Optional[float] = ..., environment: _Optional[str] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., hooks: _Optional[_Union[Hooks, _Mapping]] = ..., health_check: _Optional[_Union[HealthCheck, _Mapping]] = ..., egress: _Optional[_Iterable[str]] = ..., acceleration: _Optional[str] = ..., registry: _Optional[_Union[Registry, _Mapping]] = ..., async_calls: _Optional[_Union[AsyncCalls, _Mapping]] = ..., on_client_cancel: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., wait_for_image: _Optional[bool] = ..., pull: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., image: _Optional[str] = ..., contract: _Optional[str] = ..., kind: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., args: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Iterable[_Union[Secret, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[VolumeMount, _Mapping]]] = ..., port: _Optional[int] = ..., user: _Optional[str] = ..., memory_mb: _Optional[int] = ..., cpu_millis: _Optional[int] = ..., pids: _Optional[int] = ..., disk_mb: _Optional[int] = ..., timeout_s: _Optional[float] = ..., startup_timeout_s: _Optional[float] = ..., concurrency: _Optional[int] = ..., max_queue: _Optional[int] = ..., queue_timeout_s: _Optional[float] = ..., environment: _Optional[str] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., hooks: _Optional[_Union[Hooks, _Mapping]] = ..., health_check: _Optional[_Union[HealthCheck, _Mapping]] = ..., egress: _Optional[_Iterable[str]] = ..., acceleration: _Optional[str] = ..., registry: _Optional[_Union[Registry, _Mapping]] = ..., async_calls: _Optional[_Union[AsyncCalls, _Mapping]] = ..., on_client_cancel: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., wait_for_image: _Optional[bool] = ..., init: _Optional[str] = ..., pull: _Optional[str] = ...) -> None: ...
 
 class Secret(_message.Message):
     __slots__ = ("name", "value", "file")
