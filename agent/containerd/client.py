@@ -23,6 +23,8 @@ from agent.containerd.importer import Importer
 from agent.containerd.leases import Leases
 from agent.containerd.sandboxes import Sandboxes
 from agent.containerd.snapshots import Snapshots
+from agent.containerd.store_limit import StoreLimit
+from agent.containerd.store_use import StoreUse
 from agent.containerd.tasks import Tasks
 from agent.containerd.transfer import Transfer
 from agent.errors import AlreadyExists, RuntimeUnavailable
@@ -43,10 +45,9 @@ class Containerd:
         self.tasks = Tasks(self.channel)
         self.sandboxes = Sandboxes(self.channel)
         self.leases = Leases(self.channel)
-        self.transfer = Transfer(self.channel, self.images, self.leases)
-        self.importer = Importer(
-            self.channel, self.content, self.images, self.leases, self.transfer
-        )
+        self.limit = StoreLimit(StoreUse(self.content, self.snapshots, self.leases))
+        self.transfer = Transfer(self.channel, self.images, self.leases, self.limit)
+        self.importer = Importer(self.channel, self.images, self.leases, self.transfer, self.limit)
         self._version = version_rpc.VersionStub(self.channel.grpc)
         self._namespaces = namespace_rpc.NamespacesStub(self.channel.grpc)
 

@@ -82,7 +82,7 @@ class Images:
     def __init__(self, channel: Channel, content: Content, snapshots: Snapshots) -> None:
         self._channel = channel
         self._rpc = rpc.ImagesStub(channel.grpc)
-        self._content = content
+        self.content = content
         self._snapshots = snapshots
         self.snapshotter = snapshots.snapshotter
 
@@ -168,7 +168,7 @@ class Images:
 
     async def _read(self, digest: str, name: str, deadline: float | None) -> bytes:
         try:
-            return await self._content.read(digest, oci_image.MAX_JSON_BYTES, deadline=deadline)
+            return await self.content.read(digest, oci_image.MAX_JSON_BYTES, deadline=deadline)
         except NotFound as error:
             text = f"image {name} is incomplete here ({digest} is missing): pull or import it again"
             raise NotFound(text) from error

@@ -19,10 +19,10 @@ from agent._pb.containerd.types.transfer import importexport_pb2, streaming_pb2
 from agent.aio import tasks
 from agent.containerd.archive import Files, open_files, wrong
 from agent.containerd.channel import Channel
-from agent.containerd.content import Content
 from agent.containerd.images import Image, Images, image_ref
 from agent.containerd.layout import Blob, ImageLayout, read_layout
 from agent.containerd.leases import Leases
+from agent.containerd.store_limit import StoreLimit
 from agent.containerd.streams import Stream, open_stream
 from agent.containerd.transfer import Transfer
 from agent.core import oci_image
@@ -38,13 +38,19 @@ class Importer:
     """Imports, one at a time: they are bound by the disk anyway."""
 
     def __init__(
-        self, channel: Channel, content: Content, images: Images, leases: Leases, transfer: Transfer
+        self,
+        channel: Channel,
+        images: Images,
+        leases: Leases,
+        transfer: Transfer,
+        limit: StoreLimit,
     ) -> None:
         self._channel = channel
-        self._content = content
+        self._content = images.content
         self._images = images
         self._leases = leases
         self._transfer = transfer
+        self._limit = limit
         self._turn = asyncio.Lock()
 
     async def load(
@@ -55,7 +61,8 @@ class Importer:
         `path` is an OCI archive (tar, tar.gz), an OCI layout directory, or an archive of
         `docker save`. The image is recorded as `name`, else as the archive says. A gzipped archive
         takes its uncompressed size below `scratch` meanwhile. Doing it twice changes nothing.
-        Raises InvalidSpec naming the path and what is wrong with it.
+        Raises InvalidSpec naming the path and what is wrong with it, Overloaded when the disk or
+        the image store's limit does not take it.
         """
         try:
             async with asyncio.timeout_at(deadline), self._turn:
@@ -75,12 +82,17 @@ class Importer:
 
     async def _store(self, files: Files, layout: ImageLayout, name: str, deadline: float) -> None:
         left_s = deadline - asyncio.get_running_loop().time()
+        size = sum(blob.descriptor.size_bytes for blob in layout.blobs)
+        named = f"import image {name}"
+        await self._limit.admit(named, size)
         async with self._leases.hold("import", max(left_s, 0.0)) as lease:
             for blob in layout.blobs:
                 await self._write(files, blob, lease, deadline)
             what = f"unpack {files.path}"
             try:
-                await self._unpack(layout, what, lease, deadline)
+                await self._limit.within(
+                    named, lease, lambda: self._unpack(layout, what, lease, deadline)
+                )
             except InvalidSpec as error:
                 why = error.problems[0].message.removeprefix(f"{what}: ")
                 raise wrong(files.path, f"its layers cannot be unpacked ({why})") from error

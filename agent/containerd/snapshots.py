@@ -42,6 +42,7 @@ class Snapshot:
     parent: str
     kind: str
     labels: Mapping[str, str]
+    created_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,13 @@ class Snapshots:
         replies = self._channel.stream(self._rpc.List, request, "list snapshots", deadline=deadline)
         async for reply in replies:
             found.extend(
-                Snapshot(info.name, info.parent, _KINDS.get(info.kind, ""), dict(info.labels))
+                Snapshot(
+                    info.name,
+                    info.parent,
+                    _KINDS.get(info.kind, ""),
+                    dict(info.labels),
+                    info.created_at.ToNanoseconds(),
+                )
                 for info in reply.info
             )
         return found

@@ -23,6 +23,7 @@ from agent.containerd.channel import Channel
 from agent.containerd.images import Image, Images, image_ref
 from agent.containerd.leases import Leases
 from agent.containerd.registry import Credentials, Resolved
+from agent.containerd.store_limit import StoreLimit
 from agent.containerd.streams import Stream, open_stream, pack
 from agent.core.registry_hops import plain_http
 from agent.errors import AgentError, InvalidSpec, NotFound, Problem, RuntimeUnavailable
@@ -47,11 +48,12 @@ class Progress:
 class Transfer:
     """Pulls, and the unpacking that `importer` shares."""
 
-    def __init__(self, channel: Channel, images: Images, leases: Leases) -> None:
+    def __init__(self, channel: Channel, images: Images, leases: Leases, limit: StoreLimit) -> None:
         self._channel = channel
         self._rpc = rpc.TransferStub(channel.grpc)
         self._images = images
         self._leases = leases
+        self._limit = limit
         self.snapshotter = images.snapshotter
 
     async def resolve(
@@ -73,7 +75,8 @@ class Transfer:
         `accept` sees the resolved image before download and may refuse it by raising. `progress`
         is called on the loop and must not block. What is here already is not fetched again.
         `deadline` is the loop's time and bounds all of it. Raises as `registry.resolve` does, and
-        InvalidSpec when the layers cannot be unpacked.
+        InvalidSpec when the layers cannot be unpacked, Overloaded when disk or limit do not take
+        them.
         """
         reference = image_ref(ref)
         found = await registry.resolve(reference, deadline=deadline)
@@ -84,12 +87,19 @@ class Transfer:
         if here is not None:
             return here
         what = f"pull image {name}"
+        await self._limit.admit(what, found.manifest.compressed_bytes)
         left_s = deadline - asyncio.get_running_loop().time()
         async with self._leases.hold("pull", max(left_s, 0.0)) as lease:
             source = _source(reference, found.target.digest)
             target = self.store(name)
             try:
-                await self._run(source, target, what, lease=lease, deadline=deadline, told=progress)
+                await self._limit.within(
+                    what,
+                    lease,
+                    lambda: self._run(
+                        source, target, what, lease=lease, deadline=deadline, told=progress
+                    ),
+                )
             except NotFound as error:
                 text = f"{what}: {reference.host} lost a part of it meanwhile; try again"
                 raise NotFound(text) from error
