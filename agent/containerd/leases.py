@@ -26,7 +26,7 @@ RELEASE_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class StoreLease:
     """A lease of ours. `worker` is the generation of who made it, 0 if it does not say."""
 
     id: str
@@ -35,7 +35,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Resource:
+class LeaseResource:
     """What a lease protects. `type` is content, ingests or snapshots/<snapshotter>."""
 
     type: str
@@ -94,21 +94,25 @@ class Leases:
         id = await self._create("collect", 0.0)
         await self.delete(id, sync=True, deadline=deadline)
 
-    async def ours(self, *, deadline: float | None = None) -> tuple[Lease, ...]:
+    async def ours(self, *, deadline: float | None = None) -> tuple[StoreLease, ...]:
         """Return the leases that `hold` made, by whatever worker."""
         return tuple(
-            Lease(lease.id, lease.created_at.ToNanoseconds(), _number(lease.labels[WORKER_LABEL]))
+            StoreLease(
+                lease.id, lease.created_at.ToNanoseconds(), _number(lease.labels[WORKER_LABEL])
+            )
             for lease in await self._all(deadline)
             if lease.id.startswith(PREFIX)
         )
 
-    async def resources(self, id: str, *, deadline: float | None = None) -> tuple[Resource, ...]:
+    async def resources(
+        self, id: str, *, deadline: float | None = None
+    ) -> tuple[LeaseResource, ...]:
         """Return what a lease protects. Raises NotFound."""
         request = pb.ListResourcesRequest(id=id)
         reply = await self._channel.call(
             self._rpc.ListResources, request, f"list resources of lease {id}", deadline=deadline
         )
-        return tuple(Resource(one.type, one.id) for one in reply.resources)
+        return tuple(LeaseResource(one.type, one.id) for one in reply.resources)
 
     async def list(self, *, deadline: float | None = None) -> tuple[str, ...]:
         """Return the ids of all leases."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 NO_LIMIT = 1 << 62
 AUTO_SHARE = (4, 5)  # of a file system, when the configuration does not say
@@ -19,6 +20,7 @@ AUTO_SHARE = (4, 5)  # of a file system, when the configuration does not say
 RESERVE_SHARE = 50
 RESERVE_MOST_BYTES = 1 << 30
 RESERVE_MOST_FILES = 10_000
+PULL_GRACE_NS = 600 * 1_000_000_000  # an interrupted pull may be taken up again by the next worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Amount:
     def percent(self, share: float) -> Amount:
         """Return so many percent of it, rounded down."""
         return Amount(int(self.bytes * share / 100), int(self.files * share / 100))
+
+
+def larger(one: Amount, other: Amount) -> Amount:
+    """Return the larger of each figure."""
+    return Amount(max(one.bytes, other.bytes), max(one.files, other.files))
 
 
 def total(amounts: Iterable[Amount]) -> Amount:
@@ -130,3 +137,34 @@ def plan(
         going.append(Collected(image.name, gives))
         freed += gives
     return going
+
+
+class HeldLease(Protocol):
+    """A lease: its id says what for, `worker` is the generation of who made it, 0: unknown."""
+
+    @property
+    def id(self) -> str:
+        """Return its name."""
+
+    @property
+    def created_ns(self) -> int:
+        """Return when it was made."""
+
+    @property
+    def worker(self) -> int:
+        """Return the generation of its maker."""
+
+
+def is_orphan_lease(
+    lease: HeldLease, ours: int, living: Collection[int], began_ns: int, now_ns: int
+) -> bool:
+    """Say whether nobody works under a lease any more.
+
+    `ours` is this worker's generation, which a worker before the last boot may have had as well:
+    what is older than `began_ns` is not ours. Leases that name no worker end by themselves.
+    """
+    if not lease.worker or lease.worker in living:
+        return False
+    if lease.worker == ours and lease.created_ns >= began_ns:
+        return False
+    return "-pull-" not in lease.id or lease.created_ns < now_ns - PULL_GRACE_NS

@@ -297,6 +297,7 @@ class Deployer:
             for target in targets:
                 self._builder.forget(target.version)
             self._stores.logs.drop(name)
+            self._catalog.image_use.released.set()
             self._stores.events.add("FunctionRemoved", Subject(name), f"{name} was removed")
 
     def _not_ended(self, name: str) -> list[str]:

@@ -45,6 +45,13 @@ class ImageSource:
         Raises NotFound when there is none, InvalidSpec when it is no linux/amd64 image or larger
         than the contract takes; nothing of it stays then that was not here before.
         """
+        facts = await self._fetch(spec)
+        use = self._catalog.image_use
+        use.hold(parse_image_ref(spec.image).full, facts.chain_id)
+        use.touch(facts.digest)
+        return facts
+
+    async def _fetch(self, spec: FunctionSpec) -> ImageFacts:
         reference = parse_image_ref(spec.image)
         if reference.host != LOCAL_HOST:
             return await self._pulled(spec, reference.full)

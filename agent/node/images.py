@@ -1,23 +1,24 @@
-"""Images on this node, as the scheduler's door asks for them: list, pull, import, remove.
+"""Images on this node, as the scheduler's door asks for them: list, show, pull, import, remove.
 
-The work is `agent/containerd`'s; which functions use an image is the catalog's to know. A removed
-image takes its View with it when no other name has the same layers.
+The work is `agent/containerd`'s; which functions use an image is the catalog's to know, what a
+removal gives back `image_collector.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.aio.tasks import spawn, stop
 from agent.containerd.archive import MAX_BYTES
 from agent.containerd.scratch import ScratchFile
-from agent.control.node import ImageStep, ImageView
+from agent.control.node import ImageDetail, ImageStep, ImageView, LayerView
+from agent.core.oci_image import MAX_JSON_BYTES, chain_ids
 from agent.errors import (
     AgentError,
-    FailedPrecondition,
     InvalidSpec,
     NotFound,
     Problem,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from agent.containerd.images import Image, ImageRecord
     from agent.containerd.transfer import Progress
     from agent.deployments.catalog import Catalog
-    from agent.sandbox.prepared_images import PreparedImages
+    from agent.node.image_collector import ImageCollector
 
 IMPORTS = "import"  # below the agent's data
 IMPORT_S = 600.0
@@ -42,23 +43,63 @@ class NodeImages:
     """The images of one node; below `scratch` archives are kept while they are imported."""
 
     def __init__(
-        self, containerd: Containerd, prepared: PreparedImages, catalog: Catalog, scratch: Path
+        self, containerd: Containerd, collector: ImageCollector, catalog: Catalog, scratch: Path
     ) -> None:
         self._containerd = containerd
-        self._prepared = prepared
+        self._collector = collector
         self._catalog = catalog
         self._scratch = scratch
 
     async def list(self) -> Sequence[ImageView]:
         """Return every image by name."""
-        return [await self._view(record) for record in await self._containerd.images.list()]
+        blobs = await self._containerd.content.sizes()
+        return [await self._view(one, blobs) for one in await self._containerd.images.list()]
 
-    async def _view(self, record: ImageRecord) -> ImageView:
+    async def _named(self, name: str) -> ImageView:
+        record = await self._containerd.images.get(name)
+        return await self._view(record, await self._containerd.content.sizes())
+
+    async def _view(self, record: ImageRecord, blobs: Mapping[str, int]) -> ImageView:
         image = await self._inspected(record.name)
         digest = image.digest if image is not None else record.target.digest
-        size = image.compressed_bytes if image is not None else 0
-        used_by = tuple(self._catalog.using(digest))
-        return ImageView(record.name, digest, size, record.created_ns, used_by)
+        last_ns = self._catalog.image_use.last_ns.get(digest, 0)
+        return ImageView(
+            name=record.name,
+            digest=digest,
+            size_bytes=image.compressed_bytes if image is not None else 0,
+            created_ns=record.created_ns,
+            used_by=tuple(self._catalog.using(digest)),
+            unpacked_bytes=(image.unpacked_bytes or 0) if image is not None else 0,
+            form=_form(image, blobs) if image is not None else "",
+            used_ns=max(last_ns, record.created_ns),
+        )
+
+    async def detail(self, name: str) -> ImageDetail:
+        """Return one image with its config and layers. Raises NotFound, InvalidSpec."""
+        full = parse_image_ref(name).full
+        door = self._containerd
+        image = await door.images.inspect(full)
+        raw = await door.content.read(image.manifest.config.digest, MAX_JSON_BYTES)
+        keys = chain_ids(image.config.diff_ids)
+        return ImageDetail(
+            image=await self._named(full),
+            media_type=image.manifest.media_type,
+            config_digest=image.manifest.config.digest,
+            config=raw.decode("utf-8", "replace"),
+            layers=tuple(
+                [
+                    LayerView(
+                        layer.digest, layer.media_type, layer.size_bytes, await self._unpacked(key)
+                    )
+                    for layer, key in zip(image.manifest.layers, keys, strict=True)
+                ]
+            ),
+        )
+
+    async def _unpacked(self, key: str) -> int:
+        with contextlib.suppress(NotFound):
+            return (await self._containerd.snapshots.usage([key])).size_bytes
+        return 0
 
     async def _inspected(self, name: str) -> Image | None:
         """Return what an image is, None for one that this node cannot run."""
@@ -81,7 +122,10 @@ class NodeImages:
         async def work() -> Image | AgentError:
             deadline = asyncio.get_running_loop().time() + PULL_S
             try:
-                return await self._containerd.transfer.pull(name, deadline=deadline, progress=told)
+                with self._catalog.image_use.deploying(name):
+                    return await self._containerd.transfer.pull(
+                        name, deadline=deadline, progress=told
+                    )
             except AgentError as error:  # the reader's to hear, not the log's
                 return error
 
@@ -93,8 +137,8 @@ class NodeImages:
             image = pull.result()
             if isinstance(image, AgentError):
                 raise image
-            done = await self._view(await self._containerd.images.get(image.name))
-            yield ImageStep("done", done=done)
+            self._catalog.image_use.touch(image.digest)
+            yield ImageStep("done", done=await self._named(image.name))
         finally:
             await stop(pull)
 
@@ -115,7 +159,8 @@ class NodeImages:
             raise _as_streamed(error, str(spool.path)) from error
         finally:
             await asyncio.to_thread(spool.close)
-        return [await self._view(await self._containerd.images.get(image.name))]
+        self._catalog.image_use.touch(image.digest)
+        return [await self._named(image.name)]
 
     async def remove(self, name: str) -> None:
         """Remove a name.
@@ -123,27 +168,15 @@ class NodeImages:
         Raises NotFound, FailedPrecondition when a function uses the image or is being deployed
         with it.
         """
-        full = parse_image_ref(name).full
-        with self._catalog.image_use.removing(full):
-            await self._remove(full)
+        await self._collector.remove(parse_image_ref(name).full)
 
-    async def _remove(self, full: str) -> None:
-        door = self._containerd.images
-        record = await door.get(full)
-        image = await self._inspected(full)
-        if image is None:
-            await door.delete(full)
-            return
-        users = self._catalog.using(image.digest)
-        if users:
-            raise FailedPrecondition(
-                f"image {full} is in use by {', '.join(users)}; remove the function first"
-            )
-        await door.delete(record.name)
-        others = [await self._inspected(other.name) for other in await door.list()]
-        named = any(other is not None and other.chain_id == image.chain_id for other in others)
-        if not named and not self._catalog.holds_layers(image.chain_id):
-            await self._prepared.forget(image.chain_id)
+
+def _form(image: Image, blobs: Mapping[str, int]) -> str:
+    """Say in which form an image is here; see `ImageView`."""
+    if image.unpacked_bytes is None:
+        return "packed"
+    whole = all(layer.digest in blobs for layer in image.manifest.layers)
+    return "unpacked" if whole else "lazy"
 
 
 def _as_streamed(error: InvalidSpec | RuntimeUnavailable, path: str) -> AgentError:

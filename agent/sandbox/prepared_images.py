@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.containerd.client import Containerd
-from agent.containerd.snapshots import view_key
+from agent.containerd.snapshots import lower_dirs, view_key
+from agent.errors import NotFound
+from agent.linux import mountinfo
 from agent.model.records import ImageFacts
 
 ACCOUNTS_BYTES = 1 << 20  # no honest passwd or group file is larger
@@ -55,10 +57,37 @@ class PreparedImages:
         self._prepared[facts.chain_id] = prepared
         return prepared, False
 
-    async def forget(self, chain_id: str) -> None:
-        """Drop an image that no version needs any more, with its View."""
+    async def forget(self, chain_id: str) -> bool:
+        """Drop an image that no version needs any more, with its View; False if that stays.
+
+        It does while a root is mounted over its layers, whoever's that is.
+        """
+        key = view_key(chain_id)
+        try:
+            mounts = await self._containerd.snapshots.mounts(key)
+        except NotFound:
+            return False
+        layers = {_tail(directory) for directory in lower_dirs(mounts)}
+        if not layers.isdisjoint(await asyncio.to_thread(_mounted_layers)):
+            return False
         self._prepared.pop(chain_id, None)
-        await self._containerd.snapshots.remove(view_key(chain_id))
+        return await self._containerd.snapshots.remove(key)
+
+
+def _mounted_layers() -> set[str]:
+    """Return the layers that any overlay of this mount namespace lies over."""
+    found: set[str] = set()
+    for mounted in mountinfo.parse(mountinfo.text()):
+        for option in mounted.options if mounted.kind == "overlay" else ():
+            name, _, value = option.partition("=")
+            if name in ("lowerdir", "lowerdir+"):
+                found.update(_tail(part) for part in value.split(":"))
+    return found
+
+
+def _tail(layer: str) -> str:
+    """Return what tells a layer's directory apart however it was written: `<number>/fs`."""
+    return "/".join(layer.split("/")[-2:])
 
 
 def _read(layers: tuple[Path, ...], name: str) -> bytes:

@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import tarfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,9 @@ async def outcome(ct: Containerd, path: Path, name: str) -> Any:
 
 async def settled(ct: Containerd, wanted: Amount) -> Amount:
     """What is used once containerd has taken back what a cancelled transfer unpacked."""
-    found = (await ct.limit.use.look()).used
-    for _ in range(50):
-        if found == wanted:
-            break
+    until = time.monotonic() + 5
+    while (found := (await ct.limit.use.look()).used) != wanted and time.monotonic() < until:
         await asyncio.sleep(0.1)
-        found = (await ct.limit.use.look()).used
     return found
 
 
