@@ -97,8 +97,10 @@ async def outcome(ct: Containerd, path: Path, name: str) -> Any:
 async def settled(ct: Containerd, wanted: Amount) -> Amount:
     """What is used once containerd has taken back what a cancelled transfer unpacked."""
     until = time.monotonic() + 5
-    while (found := (await ct.limit.use.look()).used) != wanted and time.monotonic() < until:
+    found = (await ct.limit.use.look()).used
+    while found != wanted and time.monotonic() < until:
         await asyncio.sleep(0.1)
+        found = (await ct.limit.use.look()).used
     return found
 
 
