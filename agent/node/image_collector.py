@@ -13,6 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish
@@ -23,6 +24,7 @@ from agent.core.image_gc import NO_LIMIT, Amount, total
 from agent.errors import AgentError, FailedPrecondition, NotFound
 from agent.node.image_stock import ImageStock, Stock
 from agent.recovery.orphans import Orphan, Orphans
+from agent.store.ballast import Ballast
 from agent.store.last_use import LastUses
 
 if TYPE_CHECKING:
@@ -57,14 +59,15 @@ class ImageCollector:
         stock: ImageStock,
         orphans: Orphans,
         catalog: Catalog,
-        uses: LastUses,
+        data: Path,
     ) -> None:
         self._settings = settings
         self._containerd = containerd
         self.stock = stock
         self._orphans = orphans
         self._catalog = catalog
-        self._uses = uses
+        self._uses = LastUses(data / LAST_USES)
+        self._ballast = Ballast(data)
         self._turn = asyncio.Lock()
         self.active = True
         """False once another worker has taken over: what is deployed is no longer known here."""
@@ -72,7 +75,8 @@ class ImageCollector:
     # -- by itself
 
     async def load(self) -> None:
-        """Take up when images were last used, as it was kept."""
+        """Take up when images were last used, as it was kept, and set the ballast aside."""
+        await asyncio.to_thread(self._ballast.take)
         kept = await asyncio.to_thread(self._uses.load)
         use = self._catalog.image_use
         use.last_ns = kept | use.last_ns
@@ -99,6 +103,7 @@ class ImageCollector:
         if done.removed:
             log.info("collected %s", _sentence(done))
         await self.save()
+        await asyncio.to_thread(self._ballast.take)
 
     async def save(self) -> None:
         """Keep when images were last used, if that has changed."""
@@ -145,6 +150,7 @@ class ImageCollector:
         """
         with self._catalog.image_use.removing(name):
             async with self._turn:
+                await asyncio.to_thread(self._ballast.give)
                 await self._remove(name, await self.stock.look())
                 await self._orphans.remove(await self._unneeded(await self.stock.look()))
                 await self._containerd.leases.collect(deadline=_within(COLLECT_S))
@@ -173,6 +179,7 @@ class ImageCollector:
             images = [GarbageView("image", one.name, one.freed) for one in going]
             if dry_run or not (orphans or images):
                 return _report((*orphans, *images), before)
+            await asyncio.to_thread(self._ballast.give)
             gone = {one.name for one in await self._orphans.remove(found)}
             gone |= {one.name for one in images if await self._removed(one.name, stock)}
             await self._orphans.remove(await self._unneeded(await self.stock.look()))
@@ -240,7 +247,7 @@ def collector_of(
         ImageStock(containerd, catalog, admission, settings.keep),
         Orphans(containerd, prepared, living),
         catalog,
-        LastUses(data / LAST_USES),
+        data,
     )
     most = Amount(settings.max_bytes, settings.max_files)
     containerd.limit.hold_to(StoreBounds(most, data), collector.make_room)

@@ -210,7 +210,7 @@ class ImageHouse:
             self.stock,
             Orphans(self.containerd, prepared, lambda: self.living),
             self.catalog,
-            self.uses,
+            path,
         )
         most = Amount(self.settings.max_bytes, self.settings.max_files)
         bounds = StoreBounds(most, path)

@@ -174,10 +174,13 @@ def cramped(make_agent: Any) -> Iterator[RunningAgent]:
     agent = make_agent(node="cramped", sections={"images": {"min_age_s": 0}})
     agent.data.mkdir()
     agent.data.chmod(0o777)
-    with small_disk(agent.data, DISK_MB):
-        os.chmod(agent.data, 0o777)
-        agent.start()
-        yield agent
+    try:
+        with small_disk(agent.data, DISK_MB):
+            os.chmod(agent.data, 0o777)
+            agent.start()
+            yield agent
+            agent.stop()
+    finally:
         agent.close()
 
 
