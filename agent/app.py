@@ -288,6 +288,7 @@ class App:
         config, mode = self._config, self._mode
         events, logs = telemetry.events, telemetry.logs
         catalog = Catalog()
+        telemetry.watcher.count_pulls(catalog.image_use)
         fleet = self._make_fleet(catalog, self._ports(telemetry, kept, machine), telemetry.watcher)
         jobs = JobRunner(fleet, kept.calls.save)
         runners = Runners(fleet, jobs, machine.builder)

@@ -248,6 +248,8 @@ def cold_start(message: pb.ColdStart) -> Json:
         "phases": {name: ms(getattr(message.phases, name)) for name in PHASES},
         "bytes_pulled": message.bytes_pulled,
         "cached": list(message.cached),
+        "bytes_cached": message.bytes_cached,
+        "pull_ms": ms(message.pull),
     }
 
 

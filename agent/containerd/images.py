@@ -60,6 +60,11 @@ class Image:
         """What pulling it transfers."""
         return self.manifest.compressed_bytes
 
+    def blobs(self) -> tuple[str, ...]:
+        """The digests of its manifest, config and layers."""
+        layers = (layer.digest for layer in self.manifest.layers)
+        return (self.digest, self.manifest.config.digest, *layers)
+
     def facts(self) -> ImageFacts:
         """Return it as it is kept with a function's version; its size is the unpacked one."""
         return ImageFacts(
@@ -73,6 +78,7 @@ class Image:
             workdir=self.config.workdir,
             user=self.config.user,
             stop_signal=self.config.stop_signal,
+            compressed_bytes=self.compressed_bytes,
         )
 
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish
 from agent.containerd.client import Containerd
 from agent.core.image_size import check_image_size, packed_bytes
+from agent.core.pulling import ImagePull
 from agent.deployments.catalog import Catalog
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.model.image_ref import parse_image_ref
@@ -70,6 +73,8 @@ class ImageSource:
             check_image_size(spec.contract, name, compressed_bytes=found.manifest.compressed_bytes)
 
         before = await self._record(name)
+        here = await door.content.sizes()
+        began = time.monotonic()
         deadline = asyncio.get_running_loop().time() + PULL_S
         try:
             image = await door.transfer.pull(name, deadline=deadline, accept=accept)
@@ -78,12 +83,25 @@ class ImageSource:
             with contextlib.suppress(NotFound):
                 return _fitting(spec, await door.images.inspect(name))
             raise
+        await self._note_pull(image, here, began)
         try:
             return _fitting(spec, image)
         except InvalidSpec:
             back = self._take_back(name, image, before)
             await finish(f"take back image {name}", back, within_s=TAKE_BACK_S)
             raise
+
+    async def _note_pull(self, image: Image, before: Mapping[str, int], began: float) -> None:
+        """Note what a pull took, if it has fetched anything; `before` is what was here."""
+        pull = ImagePull(began, time.monotonic(), 0, 0)
+        here = await self._door.content.sizes()
+        for digest in image.blobs():
+            if digest in before:
+                pull.cached_bytes += before[digest]
+            else:
+                pull.fetched_bytes += here.get(digest, 0)
+        if pull.fetched_bytes:
+            self._catalog.image_use.pulled(image.digest, pull)
 
     async def _record(self, name: str) -> ImageRecord | None:
         with contextlib.suppress(NotFound):

@@ -11,13 +11,25 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.errors import FailedPrecondition
 
 if TYPE_CHECKING:
+    from agent.core.pulling import ImagePull
     from agent.instances.instance import Instance
     from agent.model.failure import Failure
+
+
+@dataclass(slots=True)
+class PullTotals:
+    """All pulls of this worker that have fetched something, together."""
+
+    pulls: int = 0
+    seconds: float = 0.0
+    fetched_bytes: int = 0
+    cached_bytes: int = 0
 
 
 class ImageUse:
@@ -31,6 +43,9 @@ class ImageUse:
         """When each digest was last deployed, started or brought here, ns since the epoch."""
         self.changed = False
         """Whether `last_ns` says something new since who keeps it looked."""
+        self.pulls: dict[str, ImagePull] = {}
+        """How images came that a deploy has brought here just now, by digest; taken by it."""
+        self.totals = PullTotals()
         self.released = asyncio.Event()
         """Set when a function was removed: layers that only it needed may go."""
 
@@ -83,6 +98,14 @@ class ImageUse:
     def layers(self) -> frozenset[str]:
         """The chain ids that deploys under way hold."""
         return frozenset().union(*self._layers.values())
+
+    def pulled(self, digest: str, pull: ImagePull) -> None:
+        """Note a pull that has fetched something."""
+        self.pulls[digest] = pull
+        self.totals.pulls += 1
+        self.totals.seconds += pull.seconds
+        self.totals.fetched_bytes += pull.fetched_bytes
+        self.totals.cached_bytes += pull.cached_bytes
 
     # -- when each was last used
 

@@ -114,7 +114,5 @@ class ImageStock:
 
 def known_of(image: Image, target: str) -> Known:
     """Return what of an image never changes; `target` is what its record stands for."""
-    manifest = image.manifest
-    digests = [target, image.digest, manifest.config.digest]
-    digests += [layer.digest for layer in manifest.layers]
+    digests = (target, *image.blobs())
     return Known(image.digest, frozenset(map(blob_part, digests)), image.chain_id)

@@ -47,12 +47,14 @@ class Town(House):
         self.layer_type = oci_image.DOCKER_LAYER + ".gzip"
         self.records = {}
         self.pulls = []
+        self.blobs = {}
         self.registry_down = False
         containerd: Any = SimpleNamespace(
             images=SimpleNamespace(
                 inspect=self._inspect, get=self._get, put=self._put, delete=self._delete
             ),
             transfer=SimpleNamespace(pull=self._pull),
+            content=SimpleNamespace(sizes=self._sizes),
         )
         functions = cast(FunctionStore, FakeStore(self.store, self.points))
         calls: Any = None  # no deploy asks for a call
@@ -74,8 +76,12 @@ class Town(House):
             digest=self.images[name].digest,
             manifest=self._manifest(),
             unpacked_bytes=self.unpacked,
+            blobs=lambda: ("sha256:0", "sha256:1"),
             facts=lambda: self.images[name],
         )
+
+    async def _sizes(self):
+        return dict(self.blobs)
 
     def _manifest(self):
         layers = [Descriptor(self.layer_type, "sha256:1", size) for size in self.compressed]
@@ -88,6 +94,7 @@ class Town(House):
             raise RuntimeUnavailable("the registry does not answer")
         if name in self.images:
             accept(SimpleNamespace(manifest=self._manifest()))
+            self.blobs |= {"sha256:0": 10, "sha256:1": 500}
             self.records[name] = record(self.images[name].digest)
         return await self._inspect(name)
 

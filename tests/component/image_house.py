@@ -71,6 +71,7 @@ class Store:
             unpacked_bytes=LAYER.bytes * len(layers),
             manifest=manifest,
             created_ns=more.get("created_ns", 0),
+            blobs=lambda: (digest, f"{digest}-config", *blobs),
         )
         self.blobs |= dict.fromkeys(blobs, BLOB_BYTES) | {digest: 1, f"{digest}-config": 1}
         below = ""

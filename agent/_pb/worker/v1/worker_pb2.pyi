@@ -331,7 +331,7 @@ class Instance(_message.Message):
     def __init__(self, id: _Optional[str] = ..., function: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[InstanceState, str]] = ..., inflight: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cold_start: _Optional[_Union[ColdStart, _Mapping]] = ...) -> None: ...
 
 class ColdStart(_message.Message):
-    __slots__ = ("total", "phases", "bytes_pulled", "cached")
+    __slots__ = ("total", "phases", "bytes_pulled", "cached", "bytes_cached", "pull")
     class Phases(_message.Message):
         __slots__ = ("queue", "image", "slots", "create", "start", "listen", "init")
         QUEUE_FIELD_NUMBER: _ClassVar[int]
@@ -353,11 +353,15 @@ class ColdStart(_message.Message):
     PHASES_FIELD_NUMBER: _ClassVar[int]
     BYTES_PULLED_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_CACHED_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
     total: _duration_pb2.Duration
     phases: ColdStart.Phases
     bytes_pulled: int
     cached: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., phases: _Optional[_Union[ColdStart.Phases, _Mapping]] = ..., bytes_pulled: _Optional[int] = ..., cached: _Optional[_Iterable[str]] = ...) -> None: ...
+    bytes_cached: int
+    pull: _duration_pb2.Duration
+    def __init__(self, total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., phases: _Optional[_Union[ColdStart.Phases, _Mapping]] = ..., bytes_pulled: _Optional[int] = ..., cached: _Optional[_Iterable[str]] = ..., bytes_cached: _Optional[int] = ..., pull: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Meters(_message.Message):
     __slots__ = ("wall", "billed", "memory_gb_s", "cpu", "cpu_exact", "peak_memory_bytes", "pull", "pull_gb_s")
