@@ -19,9 +19,19 @@ from agent.containerd.store_limit import StoreBounds
 from agent.containerd.store_use import file_system
 from agent.core.image_gc import Amount
 from agent.errors import AgentError
+from agent.recovery.orphans import Orphans
+from agent.sandbox.prepared_images import PreparedImages
 from tests import oci
 from tests.inside.containerd_base import Place, main, soon
-from tests.inside.containerd_images import left, load, remove, scratch
+from tests.inside.containerd_images import (
+    die_in_an_import,
+    left,
+    load,
+    remains,
+    remove,
+    scratch,
+)
+from tests.inside.half_import import WORKER
 
 MB = 1 << 20
 DATA = Path(os.environ["PROBE_DATA"])
@@ -180,6 +190,27 @@ async def side_by_side(ct: Containerd, place: Place) -> Any:
     return {"bomb": bomb, "good": other["name"], "left": await left(ct)}
 
 
+async def dead_worker(ct: Containerd, place: Place) -> Any:
+    """What a worker that was killed in an import left goes at the next one's first look."""
+    archive = scratch(place) / "dead.tar"
+    layers = [oci.layer({f"noise/{n}": os.urandom(MB)}) for n in range(2)]
+    oci.write_archive(archive, layers, name="dead:1")
+    said = await die_in_an_import(ct, archive, 60.0)
+    ct.leases.worker = WORKER + 1
+    prepared = PreparedImages(ct)
+    results: dict[str, Any] = {"said": said}
+    living = {WORKER}
+    orphans = Orphans(ct, prepared, lambda: living)
+    for when in ("while_it_lives", "when_it_is_dead"):
+        found = await orphans.find(await ct.limit.use.look(), set())
+        gone = await orphans.remove(found)
+        await ct.leases.collect(deadline=soon())
+        results[when] = [one.kind for one in gone]
+        results[f"{when}_left"] = await remains(ct)
+        living.clear()
+    return results
+
+
 async def disk_full(ct: Containerd, place: Place) -> Any:
     """On a small file system of its own: an image that does not fit says so and leaves nothing."""
     at = scratch(place)
@@ -215,4 +246,4 @@ async def disk_full(ct: Containerd, place: Place) -> Any:
 
 
 if __name__ == "__main__":
-    main(bombs, known_before, second_try, side_by_side, disk_full)
+    main(bombs, known_before, second_try, side_by_side, dead_worker, disk_full)

@@ -15,7 +15,7 @@ DISK_MB = 160
 @pytest.fixture(scope="module")
 def limits() -> Iterator[Facts]:
     with rig("limit") as place:
-        scenarios = ("bombs", "known_before", "second_try", "side_by_side")
+        scenarios = ("bombs", "known_before", "second_try", "side_by_side", "dead_worker")
         yield facts_of(place, "containerd_limit", *scenarios)
 
 
@@ -64,6 +64,15 @@ def test_of_two_at_once_the_one_that_grows_is_stopped(limits: Facts) -> None:
     assert told["bomb"]["reason"] == "disk"
     assert told["good"] == "docker.io/library/good:1"
     assert told["left"] == NOTHING
+
+
+def test_what_a_killed_import_stored_goes_as_soon_as_its_worker_is_dead(limits: Facts) -> None:
+    told = limits["dead_worker"]
+    assert told["said"] == "half\n"
+    assert told["while_it_lives"] == []
+    assert told["while_it_lives_left"] == {"blobs": 1, "ingests": 1, "leases": 1}
+    assert told["when_it_is_dead"] == ["lease"]
+    assert told["when_it_is_dead_left"] == {"blobs": 0, "ingests": 0, "leases": 0}
 
 
 def test_an_image_larger_than_the_disk_leaves_nothing_on_it(full: Facts) -> None:
