@@ -82,9 +82,8 @@ class Importer:
 
     async def _store(self, files: Files, layout: ImageLayout, name: str, deadline: float) -> None:
         left_s = deadline - asyncio.get_running_loop().time()
-        size = sum(blob.descriptor.size_bytes for blob in layout.blobs)
         named = f"import image {name}"
-        await self._limit.admit(named, size)
+        await self._limit.admit(named, (blob.descriptor for blob in layout.blobs))
         async with self._leases.hold("import", max(left_s, 0.0)) as lease:
             for blob in layout.blobs:
                 await self._write(files, blob, lease, deadline)

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Container, Coroutine
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.aio.tasks import spawn, stop
-from agent.containerd.store_use import StoreUse, file_system
+from agent.containerd.store_use import StoreUse, blob_part, file_system
 from agent.core.image_gc import NO_LIMIT, Amount, FileSystem, limit
+from agent.core.oci_image import Descriptor
 from agent.errors import AgentError, NotFound, Overloaded
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class StoreLimit:
         self._bounds: StoreBounds | None = None
         self._make_room: MakeRoom | None = None
         self._running: dict[str, Container[str]] = {}
+        self.left_bytes = NO_LIMIT
+        """What was left of the limit when the store was last measured."""
 
     def hold_to(self, bounds: StoreBounds, make_room: MakeRoom) -> None:
         """Hold every transfer from now on to these bounds."""
@@ -70,13 +73,18 @@ class StoreLimit:
         assert self._bounds is not None
         used = (await self.use.look()).used
         disk = await asyncio.to_thread(file_system, self._bounds.path)
-        return Room(limit(self._bounds.most, disk, used) - used, disk, used)
+        left = limit(self._bounds.most, disk, used) - used
+        self.left_bytes = max(0, left.bytes)
+        return Room(left, disk, used)
 
-    async def admit(self, what: str, wanted_bytes: int) -> None:
-        """Collect until a transfer's known bytes fit; raises Overloaded when they cannot."""
+    async def admit(self, what: str, blobs: Iterable[Descriptor]) -> None:
+        """Collect until the blobs that are not here yet fit; raises Overloaded when they cannot."""
         if self._bounds is None or self._make_room is None:
             return
-        wanted = Amount(wanted_bytes, 1)
+        here = (await self.use.look()).sizes
+        missing = {one.digest: one.size_bytes for one in blobs if blob_part(one.digest) not in here}
+        wanted_bytes = sum(missing.values())
+        wanted = Amount(wanted_bytes, len(missing))
         room = await self.room()
         if not wanted.fits(room.left):
             await self._make_room(wanted - room.left)

@@ -87,7 +87,7 @@ class Transfer:
         if here is not None:
             return here
         what = f"pull image {name}"
-        await self._limit.admit(what, found.manifest.compressed_bytes)
+        await self._limit.admit(what, (found.manifest.config, *found.manifest.layers))
         left_s = deadline - asyncio.get_running_loop().time()
         async with self._leases.hold("pull", max(left_s, 0.0)) as lease:
             source = _source(reference, found.target.digest)

@@ -7,6 +7,7 @@ them only, so that sums over starts are true. Times are seconds of one steady cl
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -36,3 +37,20 @@ class ImagePull:
             return 0
         self.told = True
         return self.fetched_bytes
+
+
+def pull_of(
+    blobs: Iterable[str],
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+    began: float,
+    ended: float,
+) -> ImagePull:
+    """Return what a pull of these blobs took; `before` and `after` are the store's, in bytes.
+
+    What is not there afterwards either is a layer that a lazy mount reads as it is used.
+    """
+    digests = set(blobs)
+    cached = sum(before.get(digest, 0) for digest in digests)
+    fetched = sum(after.get(digest, 0) for digest in digests - before.keys())
+    return ImagePull(began, ended, fetched, cached)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from agent.aio.tasks import finish
 from agent.containerd.client import Containerd
 from agent.core.image_size import check_image_size, packed_bytes
-from agent.core.pulling import ImagePull
+from agent.core.pulling import pull_of
 from agent.deployments.catalog import Catalog
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.model.image_ref import parse_image_ref
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 PULL_S = 600.0
 TAKE_BACK_S = 60.0
+MAX_PULLS = 1000
 LOCAL_HOST = "kindling.local"
 
 
@@ -93,15 +94,14 @@ class ImageSource:
 
     async def _note_pull(self, image: Image, before: Mapping[str, int], began: float) -> None:
         """Note what a pull took, if it has fetched anything; `before` is what was here."""
-        pull = ImagePull(began, time.monotonic(), 0, 0)
-        here = await self._door.content.sizes()
-        for digest in image.blobs():
-            if digest in before:
-                pull.cached_bytes += before[digest]
-            else:
-                pull.fetched_bytes += here.get(digest, 0)
+        ended = time.monotonic()
+        pull = pull_of(image.blobs(), before, await self._door.content.sizes(), began, ended)
         if pull.fetched_bytes:
-            self._catalog.image_use.pulled(image.digest, pull)
+            use = self._catalog.image_use
+            if len(use.pulls) >= MAX_PULLS:  # of deploys that failed later
+                use.pulls.clear()
+            use.pulls[image.digest] = pull
+            use.totals.add(pull)
 
     async def _record(self, name: str) -> ImageRecord | None:
         with contextlib.suppress(NotFound):

@@ -31,6 +31,13 @@ class PullTotals:
     fetched_bytes: int = 0
     cached_bytes: int = 0
 
+    def add(self, pull: ImagePull) -> None:
+        """Count one."""
+        self.pulls += 1
+        self.seconds += pull.seconds
+        self.fetched_bytes += pull.fetched_bytes
+        self.cached_bytes += pull.cached_bytes
+
 
 class ImageUse:
     """Which images' names deploys and pulls under way rely on, and which are being removed."""
@@ -98,14 +105,6 @@ class ImageUse:
     def layers(self) -> frozenset[str]:
         """The chain ids that deploys under way hold."""
         return frozenset().union(*self._layers.values())
-
-    def pulled(self, digest: str, pull: ImagePull) -> None:
-        """Note a pull that has fetched something."""
-        self.pulls[digest] = pull
-        self.totals.pulls += 1
-        self.totals.seconds += pull.seconds
-        self.totals.fetched_bytes += pull.fetched_bytes
-        self.totals.cached_bytes += pull.cached_bytes
 
     # -- when each was last used
 

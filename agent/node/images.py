@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,12 @@ from agent.containerd.archive import MAX_BYTES
 from agent.containerd.scratch import ScratchFile
 from agent.control.node import ImageDetail, ImageStep, ImageView, LayerView
 from agent.core.oci_image import MAX_JSON_BYTES, chain_ids
+from agent.core.pulling import pull_of
 from agent.errors import (
     AgentError,
     InvalidSpec,
     NotFound,
+    Overloaded,
     Problem,
     RuntimeUnavailable,
 )
@@ -120,12 +123,8 @@ class NodeImages:
                 steps.put_nowait(ImageStep(what, progress.name, done, total))
 
         async def work() -> Image | AgentError:
-            deadline = asyncio.get_running_loop().time() + PULL_S
             try:
-                with self._catalog.image_use.deploying(name):
-                    return await self._containerd.transfer.pull(
-                        name, deadline=deadline, progress=told
-                    )
+                return await self._pulled(name, told)
             except AgentError as error:  # the reader's to hear, not the log's
                 return error
 
@@ -142,6 +141,19 @@ class NodeImages:
         finally:
             await stop(pull)
 
+    async def _pulled(self, name: str, told: Callable[[Progress], None]) -> Image:
+        """Pull an image, and count what that took."""
+        door, use = self._containerd, self._catalog.image_use
+        before, began = await door.content.sizes(), time.monotonic()
+        deadline = asyncio.get_running_loop().time() + PULL_S
+        with use.deploying(name):
+            image = await door.transfer.pull(name, deadline=deadline, progress=told)
+        after, ended = await door.content.sizes(), time.monotonic()
+        pull = pull_of(image.blobs(), before, after, began, ended)
+        if pull.fetched_bytes:
+            use.totals.add(pull)
+        return image
+
     async def load(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
         """Import an archive that comes in pieces; `name` is for one without a name of its own."""
         full = parse_image_ref(name).full if name else ""
@@ -155,7 +167,7 @@ class NodeImages:
             image = await self._containerd.importer.load(
                 spool.path, name=full, scratch=scratch, deadline=deadline
             )
-        except (InvalidSpec, RuntimeUnavailable) as error:
+        except (InvalidSpec, Overloaded, RuntimeUnavailable) as error:
             raise _as_streamed(error, str(spool.path)) from error
         finally:
             await asyncio.to_thread(spool.close)
@@ -179,8 +191,11 @@ def _form(image: Image, blobs: Mapping[str, int]) -> str:
     return "unpacked" if whole else "lazy"
 
 
-def _as_streamed(error: InvalidSpec | RuntimeUnavailable, path: str) -> AgentError:
+def _as_streamed(error: InvalidSpec | Overloaded | RuntimeUnavailable, path: str) -> AgentError:
     """Return an import's error for the archive's sender, who knows it as a file of his own."""
+    if isinstance(error, Overloaded):
+        message = error.message.replace(path, "the archive")
+        return Overloaded(message, reason=error.reason, retry_after_s=error.retry_after_s)
     if isinstance(error, RuntimeUnavailable):
         return RuntimeUnavailable(error.message.replace(path, "the archive"))
     return InvalidSpec(

@@ -66,6 +66,7 @@ class PreparedImages:
         try:
             mounts = await self._containerd.snapshots.mounts(key)
         except NotFound:
+            self._prepared.pop(chain_id, None)
             return False
         layers = {_tail(directory) for directory in lower_dirs(mounts)}
         if not layers.isdisjoint(await asyncio.to_thread(_mounted_layers)):

@@ -14,6 +14,7 @@ import pytest
 from agent.aio.tasks import spawn, stop
 from agent.containerd.content import Ingest
 from agent.core.image_gc import Amount
+from agent.core.oci_image import Descriptor
 from agent.errors import FailedPrecondition
 from tests.component.image_house import BLOB_BYTES, LAYER, WORKER, ImageHouse, function
 
@@ -274,7 +275,8 @@ async def test_a_thousand_deploys_and_removals_stay_below_the_limit_and_lose_not
             del deployed[gone]
         with house.catalog.image_use.deploying(name):
             if name not in house.store.here:
-                await house.containerd.limit.admit(name, ONE)
+                blobs = [Descriptor("l", f"blob-{number}", LAYER.bytes + BLOB_BYTES + 4)]
+                await house.containerd.limit.admit(name, blobs)
                 house.store.add(name, f"sha256:{number}", layers, created_ns=time.time_ns())
             house.store.view(layers[-1])
             house.catalog.put(function(f"f{number}", f"sha256:{number}", layers[-1]), latest=True)

@@ -8,6 +8,7 @@ smaller. Each agent here has a store of its own.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,6 +156,38 @@ def test_what_a_moved_tag_leaves_goes_with_its_function(small: RunningAgent, add
         assert on_disk(small) > began + OWN_MB * MB, "the first one's layers are in use"
         node.remove("first")
         small.wait_until(lambda: on_disk(small) == began, 10, "the bytes of a moved tag")
+
+
+def test_what_an_image_takes_and_what_its_pull_took_is_told(
+    small: RunningAgent, address: str
+) -> None:
+    name = f"{address}/image1:1"
+    with door(small) as node:
+        node.deploy("told", name)
+        (listed,) = small.cli("image", "ls", "--json").json()["images"]
+        assert (listed["form"], listed["used_by"]) == ("unpacked", ["told"])
+        assert listed["unpacked_bytes"] > OWN_MB * MB
+        assert listed["size_bytes"] > OWN_MB * MB
+        shown = small.cli("image", "inspect", name, "--json").json()
+        assert shown["image"] == listed
+        assert sum(layer["unpacked_bytes"] for layer in shown["layers"]) == listed["unpacked_bytes"]
+        assert shown["config"]["rootfs"]["type"] == "layers"
+        call = small.cli("invoke", "told", "--json").json()
+        cold, meters = call["cold_start"], call["meters"]
+        # Its pull was the deploy's: recorded there, and no start's.
+        assert (cold["pull_ms"], cold["bytes_pulled"]) == (0, 0)
+        assert cold["bytes_cached"] == listed["size_bytes"]
+        assert (meters["pull_ms"], meters["pull_gb_s"]) == (0, 0)
+        metrics = small.http("GET", "/metrics", port=small.admin_port).body.decode()
+        assert "kindling_image_pulls_total 1.0" in metrics
+        (line,) = re.findall(r'^kindling_image_bytes_total{source="registry"} (.*)$', metrics, re.M)
+        assert float(line) >= listed["size_bytes"]
+        assert small.cli("gc", "--dry-run", "--json").json()["removed"] == []
+        node.remove("told")
+        (going,) = small.cli("gc", "--dry-run", "--json").json()["removed"]
+        assert (going["kind"], going["name"]) == ("image", name)
+        assert small.cli("gc", "--json").json()["removed"] == [going]
+        assert node.images() == set()
 
 
 def test_an_image_larger_than_the_store_is_refused_and_leaves_nothing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.core.billing import add_pull
-from agent.core.pulling import ImagePull
+from agent.core.pulling import ImagePull, pull_of
 from agent.model.records import ColdStart, Meters
 
 
@@ -33,3 +33,9 @@ def test_one_gigabyte_for_ten_seconds_of_pulling_is_ten_gb_s() -> None:
     meters = Meters()
     add_pull(meters, ColdStart(1.0, pull_ms=10_000), 1024)
     assert (meters.pull_s, meters.pull_gb_s) == (10.0, 10.0)
+
+
+def test_what_was_here_is_told_from_what_came_and_from_what_did_not() -> None:
+    before, after = {"a": 1, "x": 100}, {"a": 1, "b": 20, "x": 100, "y": 1000}
+    pull = pull_of(["a", "b", "b", "lazy"], before, after, 3.0, 5.0)
+    assert (pull.cached_bytes, pull.fetched_bytes, pull.seconds) == (1, 20, 2.0)
