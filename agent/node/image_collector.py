@@ -152,7 +152,7 @@ class ImageCollector:
             async with self._turn:
                 await asyncio.to_thread(self._ballast.give)
                 await self._remove(name, await self.stock.look())
-                await self._orphans.remove(await self._unneeded(await self.stock.look()))
+                await self._sweep()
                 await self._containerd.leases.collect(deadline=_within(COLLECT_S))
 
     # -- doing it
@@ -180,9 +180,10 @@ class ImageCollector:
             if dry_run or not (orphans or images):
                 return _report((*orphans, *images), before)
             await asyncio.to_thread(self._ballast.give)
-            gone = {one.name for one in await self._orphans.remove(found)}
+            swept = await self._orphans.remove(found, self.stock.needed_layers)
+            gone = {one.name for one in swept}
             gone |= {one.name for one in images if await self._removed(one.name, stock)}
-            await self._orphans.remove(await self._unneeded(await self.stock.look()))
+            await self._sweep()
             await self._containerd.leases.collect(deadline=_within(COLLECT_S))
             after = await self._containerd.limit.room()
             removed = tuple(one for one in (*orphans, *images) if one.name in gone)
@@ -207,6 +208,11 @@ class ImageCollector:
                 f"image {name} is in use by {', '.join(users)}; remove the function first"
             )
         await self._containerd.images.delete(name)
+
+    async def _sweep(self) -> None:
+        """Remove what is nobody's now that names are gone."""
+        found = await self._unneeded(await self.stock.look())
+        await self._orphans.remove(found, self.stock.needed_layers)
 
     async def _unneeded(self, stock: Stock) -> list[Orphan]:
         """Return what is nobody's, views of layers included that no image and no run needs."""

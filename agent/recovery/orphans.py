@@ -30,6 +30,9 @@ INGEST_AGE_S = 3600.0  # nothing writes to it: containerd itself waits a day
 NS = 1_000_000_000
 NOTHING = Amount()
 
+Needed = Callable[[], Collection[str]]
+"""The chain ids that versions, instances and deploys under way run on, now."""
+
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
@@ -76,22 +79,25 @@ class Orphans:
             if key.startswith(VIEW_PREFIX) and shot.parent not in needed
         ]
 
-    async def remove(self, orphans: Collection[Orphan]) -> list[Orphan]:
-        """Remove them; returns what could be. What only they held is containerd's to collect."""
+    async def remove(self, orphans: Collection[Orphan], needed: Needed) -> list[Orphan]:
+        """Remove them but for what is needed by now; returns what could be.
+
+        What only they held is containerd's to collect.
+        """
         gone = []
         for orphan in orphans:
             try:
-                if await self._remove(orphan):
+                if await self._remove(orphan, needed):
                     gone.append(orphan)
             except AgentError as error:  # the next round is another try
                 log.warning("%s %s was not removed: %s", orphan.kind, orphan.name, error)
         return gone
 
-    async def _remove(self, orphan: Orphan) -> bool:
+    async def _remove(self, orphan: Orphan, needed: Needed) -> bool:
         if orphan.kind == "lease":
             return await self._containerd.leases.delete(orphan.name)
         if orphan.kind == "layers":
-            return await self._prepared.forget(orphan.layer)
+            return await self._prepared.forget(orphan.layer, needed)
         with contextlib.suppress(NotFound):
             await self._containerd.content.forget_ingest(orphan.name)
         return True

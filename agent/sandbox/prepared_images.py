@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class PreparedImages:
     def __init__(self, containerd: Containerd) -> None:
         self._containerd = containerd
         self._prepared: dict[str, PreparedImage] = {}
+        self._turn = asyncio.Lock()
 
     async def prepare(self, facts: ImageFacts, *, deadline: float) -> tuple[PreparedImage, bool]:
         """Return the prepared image and whether it was ready already.
@@ -49,30 +51,34 @@ class PreparedImages:
         if found is not None:
             # The layers may be another image's as well: what it says about itself may not.
             return replace(found, facts=facts), True
-        dirs = await self._containerd.snapshots.image_layers(facts.chain_id, deadline=deadline)
-        layers = tuple(Path(directory) for directory in dirs)
-        passwd = await asyncio.to_thread(_read, layers, "passwd")
-        group = await asyncio.to_thread(_read, layers, "group")
-        prepared = PreparedImage(facts, layers, passwd, group)
-        self._prepared[facts.chain_id] = prepared
+        async with self._turn:  # a View that is being removed is made anew, not found
+            dirs = await self._containerd.snapshots.image_layers(facts.chain_id, deadline=deadline)
+            layers = tuple(Path(directory) for directory in dirs)
+            passwd = await asyncio.to_thread(_read, layers, "passwd")
+            group = await asyncio.to_thread(_read, layers, "group")
+            prepared = PreparedImage(facts, layers, passwd, group)
+            self._prepared[facts.chain_id] = prepared
         return prepared, False
 
-    async def forget(self, chain_id: str) -> bool:
+    async def forget(self, chain_id: str, needed: Callable[[], Collection[str]]) -> bool:
         """Drop an image that no version needs any more, with its View; False if that stays.
 
-        It does while a root is mounted over its layers, whoever's that is.
+        It does while a root is mounted over its layers, whoever's that is, and when it is among the
+        `needed` after all, which is asked at the last moment.
         """
         key = view_key(chain_id)
-        try:
-            mounts = await self._containerd.snapshots.mounts(key)
-        except NotFound:
+        async with self._turn:
+            try:
+                mounts = await self._containerd.snapshots.mounts(key)
+            except NotFound:
+                self._prepared.pop(chain_id, None)
+                return False
+            layers = {_tail(directory) for directory in lower_dirs(mounts)}
+            mounted = await asyncio.to_thread(_mounted_layers)
+            if chain_id in needed() or not layers.isdisjoint(mounted):
+                return False
             self._prepared.pop(chain_id, None)
-            return False
-        layers = {_tail(directory) for directory in lower_dirs(mounts)}
-        if not layers.isdisjoint(await asyncio.to_thread(_mounted_layers)):
-            return False
-        self._prepared.pop(chain_id, None)
-        return await self._containerd.snapshots.remove(key)
+            return await self._containerd.snapshots.remove(key)
 
 
 def _mounted_layers() -> set[str]:

@@ -203,7 +203,7 @@ async def dead_worker(ct: Containerd, place: Place) -> Any:
     orphans = Orphans(ct, prepared, lambda: living)
     for when in ("while_it_lives", "when_it_is_dead"):
         found = await orphans.find(await ct.limit.use.look(), set())
-        gone = await orphans.remove(found)
+        gone = await orphans.remove(found, set)
         await ct.leases.collect(deadline=soon())
         results[when] = [one.kind for one in gone]
         results[f"{when}_left"] = await remains(ct)
