@@ -129,8 +129,8 @@ def plan(
     for image in sorted(images, key=lambda image: (image.used_ns, image.name)):
         if excess.fits(freed):
             break
-        own = image.parts - fixed
-        if image.held or image.used_ns >= used_before_ns or not own:
+        own = image.parts - fixed  # nothing of one that is held
+        if image.used_ns >= used_before_ns or not own:
             continue
         holders.subtract(own)
         gives = total(sizes.get(part, Amount()) for part in own if not holders[part])

@@ -145,7 +145,9 @@ async def test_what_is_needed_never_goes(tmp_path, who):
 async def test_layers_that_an_instance_still_runs_on_stay_when_their_image_goes(tmp_path):
     house = filled(tmp_path, 1)
     house.run("f-1", "c1")
-    await house.collector.collect(dry_run=False)
+    done = await house.collector.collect(dry_run=False)
+    assert [one.freed.bytes for one in done.removed] == [BLOB_BYTES + 2]
+    assert done.freed.bytes == BLOB_BYTES + 2
     assert (tags(house), sorted(house.store.layers)) == ([], ["c1", "view-c1"])
     house.instances.clear()
     await house.collector.collect(dry_run=False)
