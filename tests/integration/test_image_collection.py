@@ -20,7 +20,8 @@ import pytest
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.cli.client import Client, Refused
 from agent.cli.deploy import spec_message
-from tests import registry
+from tests import oci, registry
+from tests.inside.containerd_limit import Packed, zeros
 from tests.inside.containerd_rig import small_disk
 from tests.integration.running import RunningAgent
 from tests.integration.test_pulls import a_server
@@ -199,6 +200,20 @@ def test_an_image_larger_than_the_store_is_refused_and_leaves_nothing(
             node.deploy("large", f"{address}/large:1")
         assert f"{address}/large:1" in refused.value.message
         assert on_disk(small) == began
+
+
+def test_a_pulled_image_that_unpacks_to_more_than_the_store_stops_at_its_limit(
+    small: RunningAgent, address: str
+) -> None:
+    registry.push(address, "bomb", "1", oci.image([Packed(zeros(8 * LIMIT_MB * MB))]))
+    with door(small) as node:
+        node.deploy("stays", f"{address}/image0:1", scaling={"min": 1})
+        began = on_disk(small)
+        with pytest.raises(Refused, match=r"bomb:1: stopped: .*images\.max_bytes"):
+            node.deploy("bomb", f"{address}/bomb:1")
+        assert small.http("GET", "/http/stays/").body == b"hello\n"
+        small.wait_until(lambda: on_disk(small) == began, 10, "the bytes of a bomb")
+        node.remove("stays")
 
 
 @pytest.fixture
