@@ -29,7 +29,7 @@ T = TypeVar("T")
 MakeRoom = Callable[[Amount], Awaitable[bool]]
 """Gives back at least so much, if it can; says whether anything was given back."""
 
-LOOK_S = 0.1  # a fast disk takes 100 MB or 5,000 files meanwhile
+LOOK_S = 0.05  # a fast disk takes 50 MB or 2,500 files meanwhile
 MEASURE_SHARE = 4  # measuring may take a fifth of the time, however many files it walks over
 MEASURE_PAUSE_S = 1.0  # where the file system counts no inodes, and every look is a measuring
 RETRY_AFTER_S = 60.0
