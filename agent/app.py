@@ -55,6 +55,7 @@ from agent.instances.ports import InstancePorts
 from agent.instances.timer import Timer
 from agent.network.network import Network
 from agent.node.facts import NodeFactsView, Watcher, components, memory_for_functions
+from agent.node.image_collector import collector_of
 from agent.node.images import IMPORTS
 from agent.node.local import LocalNode
 from agent.node.parts import NodeParts
@@ -148,7 +149,7 @@ class Serving:
     machine: Machine
     services: Services
     control: ControlServer
-    cycle: asyncio.Task[None]
+    cycles: tuple[asyncio.Task[None], ...]
 
 
 class App:
@@ -234,10 +235,10 @@ class App:
         # 4. what runs is adopted, the rest is cleared; only then are slots given out
         await self._recover(machine, services)
         # 5. what goes on by itself
-        cycle = self._begin(services)
+        cycles = self._begin(services)
         # 6. the doors for others
         control = await self._open_doors(services.parts, telemetry.metrics, sockets)
-        return Serving(machine, services, control, cycle)
+        return Serving(machine, services, control, cycles)
 
     def _open_telemetry(self) -> Telemetry:
         limits = self._config.limits
@@ -290,6 +291,7 @@ class App:
         config, mode = self._config, self._mode
         events, logs = telemetry.events, telemetry.logs
         catalog = Catalog()
+        telemetry.watcher.count_pulls(catalog.image_use)
         fleet = self._make_fleet(catalog, self._ports(telemetry, kept, machine), telemetry.watcher)
         jobs = JobRunner(fleet, kept.calls.save)
         runners = Runners(fleet, jobs, machine.builder)
@@ -297,10 +299,15 @@ class App:
         deployer = Deployer(config, catalog, runners, stores)
         gateway = Gateway(config, catalog, machine.connector, telemetry.metrics.calls)
         reconciler = Reconciler(catalog, deployer, runners, stores, kept.records, kept.ledger)
+        machine.containerd.leases.worker = kept.ledger.generation
+        living = reconciler.others.living
+        collector = collector_of(
+            config, machine.containerd, machine.images, catalog, fleet.admission, living
+        )
         parts = NodeParts(
             config=config,
             containerd=machine.containerd,
-            images=machine.images,
+            collector=collector,
             layers=machine.layers,
             catalog=catalog,
             deployer=deployer,
@@ -339,7 +346,7 @@ class App:
                 yield from target.scaling.idle(now)
 
         room = CapacityQueue(now)
-        admission = Admission(bounds, ports, room, (watcher,))
+        admission = Admission(bounds, ports, room, (watcher, catalog.image_use))
         eviction = Eviction(admission, room, self._mode, now, idle)
         permits = asyncio.Semaphore(config.runtime.parallel_starts)
         return Fleet(now, self._mode, admission, eviction, Timer(now), permits)
@@ -347,6 +354,7 @@ class App:
     async def _recover(self, machine: Machine, services: Services) -> None:
         reconciler, builder = services.reconciler, machine.builder
         await reconciler.load()
+        await services.parts.collector.load()
         with builder.outputs_held():
             await machine.shims.start()
             await reconciler.adopt()
@@ -357,11 +365,12 @@ class App:
         await asyncio.to_thread(scratch.sweep, self._config.paths.data / IMPORTS)
         await asyncio.to_thread(machine.containerd.hosts.sweep)
 
-    def _begin(self, services: Services) -> asyncio.Task[None]:
+    def _begin(self, services: Services) -> tuple[asyncio.Task[None], ...]:
         timer = spawn("timer", services.fleet.timer.run(services.catalog.targets))
         cycle = spawn("control cycle", services.reconciler.run())
-        self._undo.push_async_callback(stop, timer, cycle)
-        return cycle
+        collecting = spawn("image collection", services.parts.collector.run())
+        self._undo.push_async_callback(stop, timer, cycle, collecting)
+        return cycle, collecting
 
     async def _open_doors(
         self, parts: NodeParts, metrics: AgentMetrics, sockets: Mapping[str, socket.socket]
@@ -410,7 +419,8 @@ class App:
         machine, services = serving.machine, serving.services
         # From now on what nobody here starts or ends is the next worker's to judge. Calls are still
         # taken: what the cycle is about to end may take a while.
-        await stop(serving.cycle)
+        await stop(*serving.cycles)
+        services.parts.collector.active = False
         serving.control.leave()
         services.gateway.hand_over(passing)
         if not await starts_have_slots(services.fleet, SLOTS_S):

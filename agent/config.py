@@ -13,10 +13,19 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from agent.errors import InvalidSpec, Problem
+from agent.model.image_ref import parse_image_ref
 
 DEFAULT_FILE = Path("/etc/kindling/kindling.toml")
 
@@ -100,6 +109,42 @@ class StorageSettings(_Section):
     inodes: int = Field(default=65536, ge=1024)
 
 
+def _reference(text: str) -> str:
+    try:
+        return parse_image_ref(text).full
+    except ValueError as error:
+        raise PydanticCustomError("image", "{reason}", {"reason": str(error)}) from error
+
+
+class ImagesSettings(_Section):
+    """The image store: how large it may get, and what is collected when.
+
+    `max_bytes` and `max_files` 0 mean four fifths of what the file system below `paths.data` has.
+    Above `gc_high_percent` of either, images that nothing needs go, least recently used first,
+    until `gc_low_percent` is left; those used within `min_age_s` stay unless a pull finds no room.
+    What `keep` names is never collected.
+    """
+
+    max_bytes: int = Field(default=0, ge=0)
+    max_files: int = Field(default=0, ge=0)
+    gc_high_percent: float = Field(default=85, gt=0, le=100)
+    gc_low_percent: float = Field(default=70, ge=0, lt=100, validate_default=True)
+    gc_interval_s: float = Field(default=60, gt=0)
+    min_age_s: float = Field(default=120, ge=0)
+    keep: tuple[Annotated[str, AfterValidator(_reference)], ...] = Field(
+        default=(), max_length=1024
+    )
+
+    @field_validator("gc_low_percent")
+    @classmethod
+    def _below_the_high_one(cls, low: float, info: ValidationInfo) -> float:
+        high = info.data.get("gc_high_percent")
+        if high is not None and low >= high:
+            told = {"high": f"{high:g}"}
+            raise PydanticCustomError("mark", "must be below gc_high_percent, {high}", told)
+        return low
+
+
 class RuntimeSettings(_Section):
     """How containers are made. `shims` 0 means two anchored shims per core."""
 
@@ -139,6 +184,7 @@ class NodeConfig(_Section):
     grpc: GrpcSettings = GrpcSettings()
     network: NetworkSettings = NetworkSettings()
     storage: StorageSettings = StorageSettings()
+    images: ImagesSettings = ImagesSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     registries: RegistriesSettings = RegistriesSettings()
     limits: LimitsSettings = LimitsSettings()

@@ -78,7 +78,8 @@ class PermissionDenied(AgentError):
 class Overloaded(AgentError):
     """No capacity now.
 
-    `reason` is one of queue, queue_timeout, slots, memory, instances, draining.
+    `reason` is one of queue, queue_timeout, slots, memory, instances, disk,
+    draining.
     """
 
     fault: Fault = "platform"

@@ -65,6 +65,7 @@ class JobRunner:
         Raises InvalidSpec or FunctionFailed for an event that does not fit, AlreadyExists when the
         call's id is in use, Overloaded when nothing more fits on the node or in `scaling.max`.
         """
+        asked_at = self._fleet.now()
         target.check_runnable()
         extra = target.contract.job_input(event, call.request_id).environment
         instance = await self._admitted(target, call)
@@ -76,7 +77,8 @@ class JobRunner:
             state=JobState.ENQUEUED.value,
             accepted_ns=time.time_ns(),
         )
-        return self._enter(Run(record, target, instance, call), extra, self._fleet.now())
+        run = Run(record, target, instance, call, asked_at)
+        return self._enter(run, extra, self._fleet.now())
 
     async def _admitted(self, target: JobTarget, call: Call) -> Instance:
         """Return a counted instance for a job; others may have to give way first."""
@@ -120,10 +122,12 @@ class JobRunner:
     def adopt(self, target: JobTarget, instance: Instance, record: CallRecord) -> None:
         """Go on with a job that the worker before had started; its time began with that start."""
         call = Call(record.id, "job", b"POST", b"/", [], instance=instance.id)
-        run = Run(replace(record, state=JobState.RUNNING.value), target, instance, call)
-        run.started.set_result(None)
         age_s = (time.time_ns() - (record.started_ns or record.accepted_ns)) / 1e9
-        self._enter(run, None, self._fleet.now() - age_s)
+        began = self._fleet.now() - age_s
+        running = replace(record, state=JobState.RUNNING.value)
+        run = Run(running, target, instance, call, began)
+        run.started.set_result(None)
+        self._enter(run, None, began)
 
     def _enter(self, run: Run, extra: dict[str, str] | None, began: float) -> Run:
         self._runs[run.record.id] = run
@@ -181,6 +185,8 @@ class JobRunner:
             except Overloaded as error:
                 await self._room(run.target, error, until, run.cutoff.over)
                 run.instance = self._fleet.admission.again(run.instance, run.target.log)
+        if run.target.pull is not None:
+            run.instance.waited_for_pull(run.target.pull, run.asked_at)
         self._fleet.admission.started(run.instance)
         run.has_started()
         await self._note(run)

@@ -12,8 +12,9 @@ from typing import Protocol
 
 from agent.aio.deadline import ShrinkingDeadline
 from agent.contracts.base import Call, CallReport, Contract
-from agent.core.billing import gb_s
+from agent.core.billing import add_pull, gb_s
 from agent.core.job import JobEvent, JobState, next_job_state
+from agent.core.pulling import ImagePull
 from agent.errors import FunctionFailed
 from agent.instances.instance import Instance
 from agent.model.failure import Failure, FailureKind
@@ -27,6 +28,7 @@ class JobTarget(Protocol):
     version: FunctionVersion
     contract: Contract
     log: FunctionLog
+    pull: ImagePull | None
 
     @property
     def closed(self) -> bool:
@@ -40,13 +42,19 @@ class Run:
     """One job under way. `started` and `ended` are resolved, never failed."""
 
     def __init__(
-        self, record: CallRecord, target: JobTarget, instance: Instance, call: Call
+        self,
+        record: CallRecord,
+        target: JobTarget,
+        instance: Instance,
+        call: Call,
+        asked_at: float,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.record = record
         self.target = target
         self.instance = instance
         self.call = call
+        self.asked_at = asked_at
         self.started: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
         self.cutoff = ShrinkingDeadline()
@@ -82,7 +90,10 @@ class Run:
     def has_started(self) -> None:
         """Note that its process runs."""
         cold = self.instance.cold_start
-        self.report = CallReport(Meters(), cold, b"", self.instance.id)
+        meters = Meters()
+        if cold is not None:
+            add_pull(meters, cold, self.target.version.spec.memory_mb)
+        self.report = CallReport(meters, cold, b"", self.instance.id)
         self.record = replace(
             self.record,
             state=self._after(JobEvent.STARTED),
@@ -106,6 +117,8 @@ class Run:
             cpu_ms=self.cpu_ns / 1e6,
             peak_memory_bytes=exit.peak_bytes,
         )
+        if self.instance.cold_start is not None:
+            add_pull(meters, self.instance.cold_start, spec.memory_mb)
         self.report = CallReport(meters, self.instance.cold_start, self.output, self.instance.id)
         if exit.out_of_memory:
             self.failure = Failure(

@@ -16,8 +16,9 @@ from agent.calls.job import JobRunner
 from agent.calls.ports import Lease, Waiter
 from agent.contracts.base import Call, CallReport, Contract, Reply
 from agent.contracts.failures import from_error
-from agent.core.billing import gb_s
+from agent.core.billing import add_pull, gb_s
 from agent.core.pool import Member, Policy, Pool, Stage
+from agent.core.pulling import ImagePull
 from agent.errors import Bug, FunctionFailed, Overloaded
 from agent.instances.failures import bad_response
 from agent.instances.fleet import Fleet
@@ -88,8 +89,10 @@ class FunctionTarget:
         speaks = type(contract).log_before is not Contract.log_before
         self._words_before = contract.log_before if speaks else None
         self._logs_after = type(contract).log_after is not Contract.log_after
-        self._causing: set[Waiter] = set()
-        """Those who wait for a start of their own: it is not under way for somebody else."""
+        self._causing: dict[Waiter, float] = {}
+        """Since when those wait who wait for a start of their own, not under way for another."""
+        self.pull: ImagePull | None = None
+        """How its image came, if calls may have waited for that."""
 
     def __repr__(self) -> str:
         return f"<Target {self.version.name}:{self.version.version} {self.pool!r}>"
@@ -112,7 +115,7 @@ class FunctionTarget:
         except Overloaded as error:
             raise FunctionFailed(from_error(error)) from error
         if self.pool.waiting > self.pool.starting * self.pool.policy.concurrency:
-            self._causing.add(waiter)
+            self._causing[waiter] = now - waiter.waited_s
         self._fleet.timer.visit(self)
         self.scaling.scale(now)
         return None
@@ -174,7 +177,7 @@ class FunctionTarget:
             if member.stage is not Stage.READY:
                 self.scaling.left(member)
             return None
-        self._causing.discard(waiter)
+        self._causing.pop(waiter, None)
         return waiter, self._lease(member, now, waiter)
 
     def report(self, lease: Lease) -> CallReport:
@@ -182,6 +185,8 @@ class FunctionTarget:
         assert isinstance(lease, PoolLease)
         meters = self._meters(lease.wall_ms, lease.peak_bytes)
         meters.cpu_ms, meters.cpu_exact = lease.cpu_ns / 1e6, lease.alone
+        if lease.cold_start is not None:
+            add_pull(meters, lease.cold_start, self.version.spec.memory_mb)
         return CallReport(meters, lease.cold_start, lease.log_tail, lease.endpoint.id)
 
     def _meters(self, wall_ms: float, peak_bytes: int) -> Meters:
@@ -206,7 +211,7 @@ class FunctionTarget:
     def abandon(self, waiter: Waiter) -> None:
         """See `ports.Target.abandon`."""
         self.pool.abandon(waiter)
-        self._causing.discard(waiter)
+        self._causing.pop(waiter, None)
 
     async def explain(self, lease: Lease, waited_s: float) -> Failure:
         """See `ports.Target.explain`."""
@@ -240,17 +245,17 @@ class FunctionTarget:
         Its cold start is told by the first of the calls that asked for a start.
         """
         now = self._fleet.now()
-        cold = member.instance.cold_start
+        asked = {w: self._causing.pop(w) for w in waiters if w in self._causing}
+        cause = next(iter(asked), None)
+        if self.pull is not None and cause is not None:
+            member.instance.waited_for_pull(self.pull, asked[cause])
         for waiter in waiters:
-            asked = waiter in self._causing
-            self._causing.discard(waiter)
-            lease = self._lease(member, now, waiter, cold if asked else None)
-            if asked:
-                cold = None
-            waiter.granted(lease)
+            cold = member.instance.cold_start if waiter is cause else None
+            waiter.granted(self._lease(member, now, waiter, cold))
 
     def _refuse(self, waiters: list[Waiter], failure: Failure) -> None:
-        self._causing.difference_update(waiters)
+        for waiter in waiters:
+            self._causing.pop(waiter, None)
         for waiter in waiters:
             try:
                 waiter.refused(failure)

@@ -141,6 +141,51 @@ def image(message: pb.Image) -> Json:
         "size_bytes": message.size_bytes,
         "created_at": time(message, "created_at"),
         "used_by": list(message.used_by),
+        "unpacked_bytes": message.unpacked_bytes,
+        "form": message.form,
+        "used_at": time(message, "used_at"),
+    }
+
+
+def image_detail(message: pb.ImageDetail) -> Json:
+    """Return an image with its config as its builder wrote it, and its layers, lowest first."""
+    return {
+        "image": image(message.image),
+        "media_type": message.media_type,
+        "config_digest": message.config_digest,
+        "config": json.loads(message.config),
+        "layers": [
+            {
+                "digest": layer.digest,
+                "media_type": layer.media_type,
+                "size_bytes": layer.size_bytes,
+                "unpacked_bytes": layer.unpacked_bytes,
+            }
+            for layer in message.layers
+        ],
+    }
+
+
+def garbage(message: pb.CollectGarbageResponse, *, dry_run: bool) -> Json:
+    """Return what a collection removed, or would."""
+    return {
+        "dry_run": dry_run,
+        "removed": [
+            {
+                "kind": one.kind,
+                "name": one.name,
+                "freed_bytes": one.freed_bytes,
+                "freed_files": one.freed_files,
+            }
+            for one in message.removed
+        ],
+        "freed_bytes": message.freed_bytes,
+        "freed_files": message.freed_files,
+        "used_bytes": message.used_bytes,
+        "used_files": message.used_files,
+        "max_bytes": message.max_bytes,
+        # 2**62: the file system counts no inodes, and none were configured.
+        "max_files": message.max_files if message.max_files < 1 << 62 else None,
     }
 
 
@@ -223,6 +268,8 @@ def cold_start(message: pb.ColdStart) -> Json:
         "phases": {name: ms(getattr(message.phases, name)) for name in PHASES},
         "bytes_pulled": message.bytes_pulled,
         "cached": list(message.cached),
+        "bytes_cached": message.bytes_cached,
+        "pull_ms": ms(message.pull),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
 import threading
@@ -37,7 +38,7 @@ class _Archive(click.File):
 
 @click.group()
 def command() -> None:
-    """List, pull, import and remove images."""
+    """List, show, pull, import and remove images."""
 
 
 command.add_command(pull)
@@ -58,6 +59,55 @@ def ls(as_json: bool) -> None:
         table.print_table(COLUMNS["IMAGE"], [image_row(one) for one in found])
     else:
         click.echo("no images: kindling image pull REF, or import FILE")
+
+
+@command.command("inspect")
+@click.argument("ref")
+@json_option
+def inspect(ref: str, as_json: bool) -> None:
+    """Show the config and the layers of the image REF."""
+    from agent._pb.worker.v1 import worker_pb2 as pb
+
+    with connect() as client:
+        reply = client.ask("InspectImage", pb.InspectImageRequest(name=ref), pb.ImageDetail)
+    found = answer.image_detail(reply)
+    if as_json:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def _show(found: answer.Json) -> None:
+    image, config = found["image"], found["config"].get("config") or {}
+    click.echo(f"{image['name']}\n{image['digest']}  {found['media_type']}")
+    click.echo(
+        f"{table.size(image['unpacked_bytes'])} on the disk, "
+        f"{table.size(image['size_bytes'])} compressed, {image['form']}, "
+        f"last used {table.ago(image['used_at'])}, "
+        f"needed by {', '.join(image['used_by']) or 'nobody'}\n"
+    )
+    for key in sorted(config):
+        for line in _lines(config[key]):
+            click.echo(f"{key:<14}{line}")
+    click.echo()
+    rows = [
+        [
+            table.short(one["digest"]),
+            table.size(one["unpacked_bytes"]),
+            table.size(one["size_bytes"]),
+        ]
+        for one in found["layers"]
+    ]
+    table.print_table(("LAYER", "SIZE", "COMPRESSED"), rows)
+
+
+def _lines(value: object) -> list[str]:
+    """Return a config's value as a reader wants it: a variable or label a line, commands whole."""
+    if isinstance(value, list) and all(isinstance(one, str) and "=" in one for one in value):
+        return [str(one) for one in value]
+    if isinstance(value, dict):
+        return [f"{key}={one}" if one not in ({}, "") else str(key) for key, one in value.items()]
+    return [value if isinstance(value, str) else json.dumps(value)] if value else []
 
 
 @command.command("import")

@@ -65,7 +65,7 @@ def _show(found: Json) -> None:
 COLUMNS = {
     "FUNCTION": ("FUNCTION", "VERSION", "STATE", "CONTRACT", "KIND", "IMAGE"),
     "INSTANCE": ("INSTANCE", "FUNCTION", "VERSION", "STATE", "CALLS", "COLD START"),
-    "IMAGE": ("IMAGE", "DIGEST", "SIZE", "USED BY"),
+    "IMAGE": ("IMAGE", "DIGEST", "SIZE", "COMPRESSED", "FORM", "LAST USE", "USED BY"),
 }
 
 
@@ -111,6 +111,9 @@ def image_row(one: Json) -> list[str]:
     return [
         one["name"],
         table.short(one["digest"]),
+        table.size(one["unpacked_bytes"]),
         table.size(one["size_bytes"]),
+        one["form"] or "-",
+        table.ago(one["used_at"]),
         ", ".join(one["used_by"]) or "-",
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import click
 
@@ -54,6 +55,17 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def ago(at: str | None) -> str:
+    """Return how long ago a time (RFC 3339) was, as people say it: `5 min ago`."""
+    if at is None:
+        return "-"
+    passed_s = (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if passed_s >= seconds:
+            return f"{passed_s // seconds:.0f} {unit} ago"
+    return "just now"
 
 
 def short(digest: str) -> str:

@@ -33,6 +33,8 @@ def show(reply: pb.InvokeResponse | pb.Call) -> None:
         f"CPU {meters['cpu_ms']:.2f} ms" + ("" if meters["cpu_exact"] else " (apportioned)"),
         f"{meters['memory_gb_s']:.6f} GB-s",
     ]
+    if meters["pull_ms"]:
+        said.append(f"pull {meters['pull_gb_s']:.3f} GB-s")
     if meters["peak_memory_bytes"]:
         said.append(f"peak memory {table.size(meters['peak_memory_bytes'])}")
     click.echo(", ".join(said), err=True)
@@ -42,6 +44,10 @@ def _cold(cold: answer.Json) -> None:
     phases = list(cold["phases"].items())
     cached = f", found ready: {', '.join(cold['cached'])}" if cold["cached"] else ""
     total = f"cold start {cold['total_ms']:.2f} ms"
+    if cold["pull_ms"]:
+        fetched, here = table.size(cold["bytes_pulled"]), table.size(cold["bytes_cached"])
+        waited = f"image: waited {cold['pull_ms'] / 1000:.2f} s for its pull"
+        click.echo(f"{waited}, {fetched} fetched, {here} from cache", err=True)
     # FORCE_COLOR as rich and others read it: what is caught now is shown on a terminal later.
     if sys.stderr.isatty() or os.environ.get("FORCE_COLOR"):
         click.echo(f"{total}{cached}", err=True)

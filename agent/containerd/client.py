@@ -25,6 +25,8 @@ from agent.containerd.keyring import Keyring
 from agent.containerd.leases import Leases
 from agent.containerd.sandboxes import Sandboxes
 from agent.containerd.snapshots import Snapshots
+from agent.containerd.store_limit import StoreLimit
+from agent.containerd.store_use import StoreUse
 from agent.containerd.tasks import Tasks
 from agent.containerd.transfer import Transfer
 from agent.containerd.unpack import Unpacker
@@ -51,11 +53,12 @@ class Containerd:
         self.tasks = Tasks(self.channel)
         self.sandboxes = Sandboxes(self.channel)
         self.leases = Leases(self.channel)
+        self.limit = StoreLimit(StoreUse(self.content, self.snapshots, self.leases))
         unpacker = Unpacker(self.channel, self.content, self.snapshots)
-        self.transfer = Transfer(self.channel, self.images, self.leases, self.hosts, unpacker)
-        self.importer = Importer(
-            self.channel, self.content, self.images, self.leases, self.transfer
+        self.transfer = Transfer(
+            self.channel, self.images, self.leases, self.hosts, unpacker, self.limit
         )
+        self.importer = Importer(self.channel, self.images, self.leases, self.transfer, self.limit)
         self._version = version_rpc.VersionStub(self.channel.grpc)
         self._namespaces = namespace_rpc.NamespacesStub(self.channel.grpc)
 

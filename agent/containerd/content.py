@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import grpc
 import grpc.aio
@@ -24,6 +25,15 @@ from agent.errors import AgentError, AlreadyExists, NotFound, RuntimeUnavailable
 # containerd takes messages of up to 16 MiB; larger pieces gain nothing and hold the loop longer.
 PIECE_BYTES = 512 << 10
 ABORT_WITHIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """A blob that is not whole yet: its name among writes, the bytes so far, its last write."""
+
+    ref: str
+    size_bytes: int
+    updated_ns: int
 
 
 class Content:
@@ -103,9 +113,8 @@ class Content:
 
     async def _abort(self, digest: str) -> None:
         """Forget an unfinished write, which would otherwise wait for its continuation."""
-        request = pb.AbortRequest(ref=_ref(digest))
         with contextlib.suppress(AgentError):
-            await self._channel.call(self._rpc.Abort, request, f"abort {digest}")
+            await self.forget_ingest(_ref(digest))
 
     async def _send(
         self,
@@ -128,11 +137,30 @@ class Content:
         )
         await _say(call, commit)
 
-    async def count(self, *, deadline: float | None = None) -> int:
-        """Return how many blobs there are."""
+    async def sizes(self, *, deadline: float | None = None) -> dict[str, int]:
+        """Return the bytes of every blob by digest."""
         request = pb.ListContentRequest()
         replies = self._channel.stream(self._rpc.List, request, "list blobs", deadline=deadline)
-        return sum([len(reply.info) async for reply in replies])
+        return {info.digest: int(info.size) async for reply in replies for info in reply.info}
+
+    async def count(self, *, deadline: float | None = None) -> int:
+        """Return how many blobs there are."""
+        return len(await self.sizes(deadline=deadline))
+
+    async def ingests(self, *, deadline: float | None = None) -> list[Ingest]:
+        """Return the writes that are not finished: pulls' and imports', and what was cut short."""
+        request = pb.ListStatusesRequest()
+        what = "list unfinished blobs"
+        reply = await self._channel.call(self._rpc.ListStatuses, request, what, deadline=deadline)
+        return [
+            Ingest(one.ref, int(one.offset), one.updated_at.ToNanoseconds())
+            for one in reply.statuses
+        ]
+
+    async def forget_ingest(self, ref: str, *, deadline: float | None = None) -> None:
+        """Give back the bytes of an unfinished write. Raises NotFound."""
+        request = pb.AbortRequest(ref=ref)
+        await self._channel.call(self._rpc.Abort, request, f"abort {ref}", deadline=deadline)
 
 
 def _ref(digest: str) -> str:

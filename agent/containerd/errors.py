@@ -19,6 +19,7 @@ from agent.errors import (
     FailedPrecondition,
     InvalidSpec,
     NotFound,
+    Overloaded,
     RuntimeUnavailable,
 )
 
@@ -32,6 +33,9 @@ _CLASSES: dict[grpc.StatusCode, type[AgentError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: Bug,
     grpc.StatusCode.OUT_OF_RANGE: Bug,
 }
+
+# ENOSPC and EDQUOT, from whatever file containerd could not write.
+_DISK_FULL = re.compile(r"no space left on device|disk quota exceeded")
 
 # What the shim says without a code when a verb does not fit the task's state.
 _WRONG_STATE = re.compile(r"cannot \w+ a (?:running|stopped|created|paused|deleted) ")
@@ -53,6 +57,8 @@ def convert(error: grpc.aio.AioRpcError, what: str, socket: str) -> AgentError:
         return RuntimeUnavailable(f"{what}: containerd does not answer at {socket} ({detail})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return RuntimeUnavailable(f"{what}: containerd did not finish within the time allowed")
+    if _DISK_FULL.search(detail):
+        return Overloaded(f"{what}: disk full ({detail})", reason="disk")
     if code is grpc.StatusCode.UNKNOWN and _WRONG_STATE.search(detail):
         return FailedPrecondition(f"{what}: {detail}")
     return _CLASSES.get(code, RuntimeUnavailable)(f"{what}: {detail}")

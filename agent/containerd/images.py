@@ -61,6 +61,11 @@ class Image:
         """What pulling it transfers."""
         return self.manifest.compressed_bytes
 
+    def blobs(self) -> tuple[str, ...]:
+        """The digests of its manifest, config and layers."""
+        layers = (layer.digest for layer in self.manifest.layers)
+        return (self.digest, self.manifest.config.digest, *layers)
+
     def facts(self) -> ImageFacts:
         """Return it as it is kept with a function's version; its size is the unpacked one."""
         return ImageFacts(
@@ -75,6 +80,7 @@ class Image:
             user=self.config.user,
             stop_signal=self.config.stop_signal,
             volumes=self.config.volumes,
+            compressed_bytes=self.compressed_bytes,
         )
 
 
@@ -84,7 +90,7 @@ class Images:
     def __init__(self, channel: Channel, content: Content, snapshots: Snapshots) -> None:
         self._channel = channel
         self._rpc = rpc.ImagesStub(channel.grpc)
-        self._content = content
+        self.content = content
         self._snapshots = snapshots
         self.snapshotter = snapshots.snapshotter
 
@@ -170,7 +176,7 @@ class Images:
 
     async def _read(self, digest: str, name: str, deadline: float | None) -> bytes:
         try:
-            return await self._content.read(digest, oci_image.MAX_JSON_BYTES, deadline=deadline)
+            return await self.content.read(digest, oci_image.MAX_JSON_BYTES, deadline=deadline)
         except NotFound as error:
             text = f"image {name} is incomplete here ({digest} is missing): pull or import it again"
             raise NotFound(text) from error

@@ -19,13 +19,13 @@ from agent._pb.containerd.types.transfer import importexport_pb2, streaming_pb2
 from agent.aio import tasks
 from agent.containerd.archive import Files, open_files
 from agent.containerd.channel import Channel
-from agent.containerd.content import Content
 from agent.containerd.decompress import wrong
 from agent.containerd.errors import ForeignOwner
 from agent.containerd.images import Image, Images
 from agent.containerd.layout import Blob, ImageLayout, read_layouts
 from agent.containerd.leases import Leases
 from agent.containerd.selection import Chosen, choose
+from agent.containerd.store_limit import StoreLimit
 from agent.containerd.streams import Stream, open_stream
 from agent.containerd.transfer import Transfer
 from agent.core import oci_image
@@ -41,13 +41,19 @@ class Importer:
     """Imports, one at a time: they are bound by the disk anyway."""
 
     def __init__(
-        self, channel: Channel, content: Content, images: Images, leases: Leases, transfer: Transfer
+        self,
+        channel: Channel,
+        images: Images,
+        leases: Leases,
+        transfer: Transfer,
+        limit: StoreLimit,
     ) -> None:
         self._channel = channel
-        self._content = content
+        self._content = images.content
         self._images = images
         self._leases = leases
         self._transfer = transfer
+        self._limit = limit
         self._turn = asyncio.Lock()
 
     async def load(
@@ -64,7 +70,8 @@ class Importer:
         `path` is an OCI archive, an OCI layout directory, or an archive of `docker save`; `name`
         also is what an only image shall be called, see `selection`. Returns an image per name that
         was recorded. A compressed archive takes its uncompressed size below `scratch` meanwhile.
-        Doing it twice changes nothing. Raises InvalidSpec naming the path and what is wrong.
+        Doing it twice changes nothing. Raises InvalidSpec naming the path and what is wrong,
+        Overloaded when the disk or the image store's limit does not take it.
         """
         try:
             async with asyncio.timeout_at(deadline), self._turn:
@@ -89,24 +96,16 @@ class Importer:
     async def _store(self, files: Files, chosen: Chosen, deadline: float) -> None:
         left_s = deadline - asyncio.get_running_loop().time()
         layout = chosen.layout
+        named = f"import image {chosen.names[0]}"
+        await self._limit.admit(named, (blob.descriptor for blob in layout.blobs))
         async with self._leases.hold("import", max(left_s, 0.0)) as lease:
             for blob in layout.blobs:
                 await self._write(files, blob, lease, deadline)
             what = f"unpack {files.path}"
             try:
-                try:
-                    await self._unpack(layout, what, lease, deadline)
-                except ForeignOwner as error:
-                    # Without unpacking containerd labels the blobs all the same.
-                    await self._unpack(layout, what, lease, deadline, unpack=False)
-                    await self._transfer.unpack_changed(
-                        layout.manifest,
-                        layout.config,
-                        what,
-                        lease=lease,
-                        deadline=deadline,
-                        error=error,
-                    )
+                await self._limit.within(
+                    named, lease, lambda: self._unpack_all(layout, what, lease, deadline)
+                )
             except InvalidSpec as error:
                 why = error.problems[0].message.removeprefix(f"{what}: ")
                 raise wrong(files.path, f"its layers cannot be unpacked ({why})") from error
@@ -119,6 +118,19 @@ class Importer:
         await self._content.write(
             blob.descriptor.digest, size, pieces, lease=lease, deadline=deadline
         )
+
+    async def _unpack_all(
+        self, layout: ImageLayout, what: str, lease: str, deadline: float
+    ) -> None:
+        """Unpack, with other owners where containerd cannot with those in the layers."""
+        try:
+            await self._unpack(layout, what, lease, deadline)
+        except ForeignOwner as error:
+            # Without unpacking containerd labels the blobs all the same.
+            await self._unpack(layout, what, lease, deadline, unpack=False)
+            await self._transfer.unpack_changed(
+                layout.manifest, layout.config, what, lease=lease, deadline=deadline, error=error
+            )
 
     async def _unpack(
         self,

@@ -1,7 +1,8 @@
 """Leases: what is being made stays out of the garbage collector's reach while it is made.
 
 Every lease has an end, so that one left by a crash protects nothing for ever; `hold` removes it as
-soon as the work is done. What must stay afterwards hangs on an image record or a gc.root label.
+soon as the work is done. It names its worker, so that `agent/recovery/orphans.py` can tell those of
+the dead. What must stay afterwards hangs on an image record or a gc.root label.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from agent._pb.containerd.services.leases.v1 import leases_pb2 as pb
@@ -20,7 +22,26 @@ from agent.containerd.channel import Channel
 from agent.errors import AgentError, NotFound, RuntimeUnavailable
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
+PREFIX = "kindling-"
+WORKER_LABEL = "kindling.worker"
 RELEASE_WITHIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLease:
+    """A lease of ours. `worker` is the generation of who made it, 0 if it does not say."""
+
+    id: str
+    created_ns: int
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseResource:
+    """What a lease protects. `type` is content, ingests or snapshots/<snapshotter>."""
+
+    type: str
+    id: str
 
 
 class Leases:
@@ -28,6 +49,8 @@ class Leases:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self.worker = 0
+        """The generation that new leases name; 0 until the worker has one."""
         self._rpc = rpc.LeasesStub(channel.grpc)
         self._unfinished: dict[str, list[str]] = defaultdict(list)
 
@@ -42,11 +65,7 @@ class Leases:
         interrupted (cancelled, or RuntimeUnavailable) and names who may go on with it leaves its
         lease, and so what it has, until that one has done it or the lease expires.
         """
-        id = f"kindling-{purpose}-{secrets.token_hex(6)}"
-        until = datetime.now(UTC) + timedelta(seconds=within_s + 60)
-        labels = {EXPIRE_LABEL: until.isoformat(timespec="seconds").replace("+00:00", "Z")}
-        request = pb.CreateRequest(id=id, labels=labels)
-        await self._channel.call(self._rpc.Create, request, f"create lease {id}")
+        id = await self._create(purpose, within_s)
         failed, left = True, False
         try:
             yield id
@@ -74,9 +93,51 @@ class Leases:
             return False
         return True
 
+    async def _create(self, purpose: str, within_s: float) -> str:
+        id = f"{PREFIX}{purpose}-{secrets.token_hex(6)}"
+        until = datetime.now(UTC) + timedelta(seconds=within_s + 60)
+        expires = until.isoformat(timespec="seconds").replace("+00:00", "Z")
+        labels = {EXPIRE_LABEL: expires, WORKER_LABEL: str(self.worker)}
+        request = pb.CreateRequest(id=id, labels=labels)
+        await self._channel.call(self._rpc.Create, request, f"create lease {id}")
+        return id
+
+    async def collect(self, *, deadline: float) -> None:
+        """Wait until containerd has collected what nothing refers to any more."""
+        # A removal is the only call that collects before it answers: of a lease made for that.
+        id = await self._create("collect", 0.0)
+        await self.delete(id, sync=True, deadline=deadline)
+
+    async def ours(self, *, deadline: float | None = None) -> tuple[StoreLease, ...]:
+        """Return the leases that `hold` made, by whatever worker."""
+        return tuple(
+            StoreLease(
+                lease.id, lease.created_at.ToNanoseconds(), _number(lease.labels[WORKER_LABEL])
+            )
+            for lease in await self._all(deadline)
+            if lease.id.startswith(PREFIX)
+        )
+
+    async def resources(
+        self, id: str, *, deadline: float | None = None
+    ) -> tuple[LeaseResource, ...]:
+        """Return what a lease protects. Raises NotFound."""
+        request = pb.ListResourcesRequest(id=id)
+        reply = await self._channel.call(
+            self._rpc.ListResources, request, f"list resources of lease {id}", deadline=deadline
+        )
+        return tuple(LeaseResource(one.type, one.id) for one in reply.resources)
+
     async def list(self, *, deadline: float | None = None) -> tuple[str, ...]:
         """Return the ids of all leases."""
+        return tuple(lease.id for lease in await self._all(deadline))
+
+    async def _all(self, deadline: float | None) -> tuple[pb.Lease, ...]:
         reply = await self._channel.call(
             self._rpc.List, pb.ListRequest(), "list leases", deadline=deadline
         )
-        return tuple(lease.id for lease in reply.leases)
+        return tuple(reply.leases)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0

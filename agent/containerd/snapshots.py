@@ -42,6 +42,7 @@ class Snapshot:
     parent: str
     kind: str
     labels: Mapping[str, str]
+    created_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from agent.containerd.images import Image, ImageRecord, Images, image_ref
 from agent.containerd.leases import Leases
 from agent.containerd.registry import Resolved
 from agent.containerd.silence import Progress, heard_from
+from agent.containerd.store_limit import StoreLimit
 from agent.containerd.streams import Stream, open_stream, pack
 from agent.containerd.unpack import Unpacker
 from agent.core.oci_image import MANIFEST_TYPES, ImageConfig, Manifest
@@ -62,6 +63,7 @@ class Transfer:
         leases: Leases,
         hosts: RegistryHosts,
         unpacker: Unpacker,
+        limit: StoreLimit,
     ) -> None:
         self._channel = channel
         self._hosts = hosts
@@ -70,6 +72,7 @@ class Transfer:
         self._leases = leases
         self._fetches: SharedRuns[Image, Progress] = SharedRuns(lambda step: step.name)
         self._unpacker = unpacker
+        self._limit = limit
         self.snapshotter = images.snapshotter
 
     async def pull(
@@ -87,8 +90,8 @@ class Transfer:
         is called on the loop and must not block. What is here already is not fetched again, and
         callers who want the same at the same time, and all may have it, share one fetch.
         `deadline` is the loop's time and bounds all of it; `access` says who asks. Raises as
-        `registry.resolve` does, and InvalidSpec when the layers cannot be unpacked; no error
-        repeats a secret.
+        `registry.resolve` does, InvalidSpec when the layers cannot be unpacked, Overloaded when
+        disk or limit do not take them; no error repeats a secret.
         """
         known = access or Access()
         try:
@@ -138,26 +141,39 @@ class Transfer:
     ) -> Image:
         """Fetch and unpack for all who want it, going on where an interrupted one was."""
         left_s = deadline - asyncio.get_running_loop().time()
-        digest = found.target.digest
+        digest, what = found.target.digest, f"pull image {name}"
+        await self._limit.admit(what, (found.manifest.config, *found.manifest.layers))
         async with self._leases.hold("pull", max(left_s, 0.0), resumed_by=digest) as lease:
 
-            async def run(source: Message) -> None:
-                target, what = self.store(name), f"pull image {name}"
+            async def once(source: Message) -> None:
                 try:
-                    async with heard_from(what, lambda: len(self._fetches) == 1) as heard:
-
-                        def step_told(step: Progress) -> None:
-                            heard(step)
-                            told(step)
-
-                        await self._run(
-                            source, target, what, lease=lease, deadline=deadline, told=step_told
-                        )
+                    await self._heard(source, self.store(name), what, lease, deadline, told)
                 except ForeignOwner as error:
                     await self._pull_changed(source, name, what, lease, deadline, error)
 
+            async def run(source: Message) -> None:
+                await self._limit.within(what, lease, lambda: once(source))
+
             await download.run(found, run, deadline)
             return await self._images.inspect(name, deadline=deadline)
+
+    async def _heard(
+        self,
+        source: Message,
+        target: Message,
+        what: str,
+        lease: str,
+        deadline: float,
+        told: Callable[[Progress], None],
+    ) -> None:
+        """Transfer for as long as something is heard of it."""
+        async with heard_from(what, lambda: len(self._fetches) == 1) as heard:
+
+            def step_told(step: Progress) -> None:
+                heard(step)
+                told(step)
+
+            await self._run(source, target, what, lease=lease, deadline=deadline, told=step_told)
 
     async def _present(self, name: str, found: Resolved, deadline: float) -> Image | None:
         try:

@@ -154,6 +154,8 @@ def cold_start_to_proto(cold: ColdStart | None) -> pb.ColdStart | None:
         phases=pb.ColdStart.Phases(**phases),
         bytes_pulled=cold.bytes_pulled,
         cached=cold.cached,
+        bytes_cached=cold.bytes_cached,
+        pull=duration_ms(cold.pull_ms),
     )
 
 

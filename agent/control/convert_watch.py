@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.control.convert import timestamp
-from agent.control.node import CapacityView, ImageStep, ImageView, LogEntry, NodeView, WatchedEvent
+from agent.control.node import (
+    CapacityView,
+    GarbageReport,
+    ImageDetail,
+    ImageStep,
+    ImageView,
+    LogEntry,
+    NodeView,
+    WatchedEvent,
+)
 from agent.rootless.outcome import ReloadOutcome
 
 
@@ -19,6 +28,50 @@ def image_to_proto(view: ImageView) -> pb.Image:
         size_bytes=view.size_bytes,
         created_at=timestamp(view.created_ns),
         used_by=sorted(view.used_by),
+        unpacked_bytes=view.unpacked_bytes,
+        form=view.form,
+        used_at=timestamp(view.used_ns),
+    )
+
+
+def image_detail_to_proto(detail: ImageDetail) -> pb.ImageDetail:
+    """Return an image with its config and layers."""
+    return pb.ImageDetail(
+        image=image_to_proto(detail.image),
+        media_type=detail.media_type,
+        config_digest=detail.config_digest,
+        config=detail.config,
+        layers=[
+            pb.ImageLayer(
+                digest=layer.digest,
+                media_type=layer.media_type,
+                size_bytes=layer.size_bytes,
+                unpacked_bytes=layer.unpacked_bytes,
+            )
+            for layer in detail.layers
+        ],
+    )
+
+
+def garbage_to_proto(report: GarbageReport) -> pb.CollectGarbageResponse:
+    """Return what a collection removed."""
+    return pb.CollectGarbageResponse(
+        removed=[
+            pb.Garbage(
+                kind=one.kind,
+                name=one.name,
+                freed_bytes=one.freed.bytes,
+                freed_files=one.freed.files,
+            )
+            for one in report.removed
+        ],
+        # Others bring images meanwhile: a collection may end with more than it began with.
+        freed_bytes=max(0, report.freed.bytes),
+        freed_files=max(0, report.freed.files),
+        used_bytes=report.used.bytes,
+        used_files=report.used.files,
+        max_bytes=report.most.bytes,
+        max_files=report.most.files,
     )
 
 

@@ -1,4 +1,4 @@
-"""The verbs for images: PrepareImage, ImportImage, ListImages, RemoveImage.
+"""The verbs for images: prepare, import, list, inspect, remove, and collecting what nothing needs.
 
 An import passes the archive's bytes on as they come; it is never held whole.
 """
@@ -10,7 +10,12 @@ from contextlib import aclosing
 from typing import cast
 
 from agent._pb.worker.v1 import worker_pb2 as pb
-from agent.control.convert_watch import image_to_proto, step_to_proto
+from agent.control.convert_watch import (
+    garbage_to_proto,
+    image_detail_to_proto,
+    image_to_proto,
+    step_to_proto,
+)
 from agent.control.credentials import registry_from_proto
 from agent.control.deploying import named
 from agent.control.node import ImageStep
@@ -59,6 +64,14 @@ class ImageVerbs(Verbs):
         """List images by name."""
         views = sorted(await self.node.images(), key=lambda view: view.name)
         return pb.ListImagesResponse(images=[image_to_proto(view) for view in views])
+
+    async def inspect_image(self, request: pb.InspectImageRequest) -> pb.ImageDetail:
+        """Show an image."""
+        return image_detail_to_proto(await self.node.image(reference(request.name, "name")))
+
+    async def collect_garbage(self, request: pb.CollectGarbageRequest) -> pb.CollectGarbageResponse:
+        """Collect what nothing needs."""
+        return garbage_to_proto(await self.node.collect_garbage(dry_run=request.dry_run))
 
     async def remove_image(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
         """Remove an image's name."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from agent.contracts.base import Headers
+from agent.core.image_gc import Amount
 from agent.core.pull_progress import PullState
 from agent.model.failure import Failure
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, Meters
@@ -55,13 +56,60 @@ class Deployed:
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """One image by its name in the store; `used_by` are functions whose versions need it."""
+    """One image by its name in the store; `used_by` are functions whose versions need it.
+
+    `size_bytes` is the compressed size. `form` is unpacked, lazy (its layers come as they are
+    read), packed (not unpacked), or "" for what this node cannot run.
+    """
 
     name: str
     digest: str
     size_bytes: int
     created_ns: int
     used_by: tuple[str, ...] = ()
+    unpacked_bytes: int = 0
+    form: str = ""
+    used_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerView:
+    """One layer, lowest first: its blob, that blob's media type, and what it takes unpacked."""
+
+    digest: str
+    media_type: str
+    size_bytes: int
+    unpacked_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDetail:
+    """One image with what it says about running it; `config` is its config's JSON."""
+
+    image: ImageView
+    media_type: str
+    config_digest: str
+    config: str
+    layers: tuple[LayerView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageView:
+    """One thing that goes. `kind` is image, layers, lease or unfinished blob."""
+
+    kind: str
+    name: str
+    freed: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageReport:
+    """What a collection removed, or would remove; how full the store is and may be."""
+
+    removed: tuple[GarbageView, ...]
+    freed: Amount
+    used: Amount
+    most: Amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +274,14 @@ class Node(Protocol):
     async def images(self) -> Sequence[ImageView]:
         """Return all images, in any order."""
 
+    async def image(self, name: str) -> ImageDetail:
+        """Return one image with its config and layers."""
+
     async def remove_image(self, name: str) -> None:
         """Remove an image's name."""
+
+    async def collect_garbage(self, *, dry_run: bool) -> GarbageReport:
+        """Remove every image that nothing needs; with `dry_run` say what would go."""
 
     async def invoke(self, call: InvokeCall) -> InvokeResult:
         """Call a function; its failures are results, AgentError means no contract could answer."""

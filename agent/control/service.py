@@ -21,6 +21,7 @@ READONLY = frozenset(
         "List",
         "ListInstances",
         "ListImages",
+        "InspectImage",
         "GetCall",
         "StreamLogs",
         "WatchEvents",
@@ -44,7 +45,9 @@ class WorkerService(DeployVerbs, ImageVerbs, CallVerbs, WatchVerbs, NodeVerbs, W
     PrepareImage = streaming("PrepareImage", ImageVerbs.prepare_image)
     ImportImage = unary("ImportImage", ImageVerbs.import_image)
     ListImages = unary("ListImages", ImageVerbs.list_images)
+    InspectImage = unary("InspectImage", ImageVerbs.inspect_image)
     RemoveImage = unary("RemoveImage", ImageVerbs.remove_image)
+    CollectGarbage = unary("CollectGarbage", ImageVerbs.collect_garbage)
     Invoke = unary("Invoke", CallVerbs.invoke)
     RunJob = unary("RunJob", CallVerbs.run_job)
     GetCall = unary("GetCall", CallVerbs.get_call)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+from agent.model.records import ColdStart, Meters
+
 MB_PER_GB = 1024
 
 
@@ -22,3 +24,9 @@ def billed_ms(wall_ms: float, step_ms: float = 1.0) -> float:
 def gb_s(memory_mb: int, seconds: float) -> float:
     """Return memory size times time, in GB-seconds (1 GB = 1024 MB)."""
     return memory_mb / MB_PER_GB * max(0.0, seconds)
+
+
+def add_pull(meters: Meters, cold: ColdStart, memory_mb: int) -> None:
+    """Bill the wait for the image to the call that caused the start; nothing when it was here."""
+    meters.pull_s = cold.pull_ms / 1000
+    meters.pull_gb_s = gb_s(memory_mb, meters.pull_s)

@@ -183,6 +183,7 @@ class Deployer:
             if target.version.state != "Ready":  # its image had vanished, and is here again
                 whole = replace(target.version, image=facts, state="Ready", reason="")
                 await self._builder.check(whole)
+                target.pull = self._catalog.image_use.pulls.pop(facts.digest, None)
                 target.mended(whole)
             return Deployment(target.version, False, warnings), target
         version = FunctionVersion(
@@ -216,8 +217,21 @@ class Deployer:
             "FunctionDeployed",
             Subject(version.name, version.version),
             f"{version.name} version {version.version} was deployed",
+            self._how_its_image_came(version),
         )
         return True
+
+    def _how_its_image_came(self, version: FunctionVersion) -> dict[str, str]:
+        """Return what a deploy's pull took, as its event tells it; nothing when it was here."""
+        digest = version.image.digest if version.image is not None else ""
+        pull = self._catalog.image_use.pulls.pop(digest, None)
+        if pull is None:
+            return {}
+        return {
+            "pull_s": f"{pull.seconds:.3f}",
+            "bytes_pulled": str(pull.fetched_bytes),
+            "bytes_cached": str(pull.cached_bytes),
+        }
 
     async def stored(self) -> None:
         """Wait until what is being stored is: the next worker reads it then."""
@@ -305,6 +319,7 @@ class Deployer:
             for target in targets:
                 self._builder.forget(target.version)
             self._stores.logs.drop(name)
+            self._catalog.image_use.released.set()
             self._stores.events.add("FunctionRemoved", Subject(name), f"{name} was removed")
 
     def _not_ended(self, name: str) -> list[str]:

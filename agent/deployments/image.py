@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ from agent.aio.tasks import finish
 from agent.containerd.client import Containerd
 from agent.containerd.unpack import owners_in
 from agent.core.image_size import check_image_size, packed_bytes
+from agent.core.pulling import pull_of
 from agent.deployments.catalog import Catalog
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.model.image_ref import ImageRef, parse_image_ref
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 
 PULL_S = 600.0
 TAKE_BACK_S = 60.0
+MAX_PULLS = 1000
 LOCAL_HOST = "kindling.local"
 
 
@@ -57,6 +61,13 @@ class ImageSource:
         Raises NotFound when there is none, InvalidSpec when it is no image for this node or larger
         than the contract takes; nothing of it stays then that was not here before.
         """
+        fetched = await self._fetch(spec)
+        use = self._catalog.image_use
+        use.hold(parse_image_ref(spec.image).full, fetched.facts.chain_id)
+        use.touch(fetched.facts.digest)
+        return fetched
+
+    async def _fetch(self, spec: FunctionSpec) -> Fetched:
         reference = parse_image_ref(spec.image)
         if spec.pull != "always" or reference.host == LOCAL_HOST:
             image = await self._here(reference)
@@ -114,6 +125,8 @@ class ImageSource:
             check_image_size(spec.contract, name, compressed_bytes=found.manifest.compressed_bytes)
 
         before = await self._record(name)
+        here = await door.content.sizes()
+        began = time.monotonic()
         deadline = asyncio.get_running_loop().time() + PULL_S
         try:
             image = await door.transfer.pull(
@@ -125,6 +138,7 @@ class ImageSource:
                 log.warning("image %s: %s; using what is on this node", spec.image, error)
                 return Fetched(facts, asked=False, why_not=error.message)
             raise
+        await self._note_pull(image, here, began)
         try:
             return Fetched(_fitting(spec, image), asked=True)
         except InvalidSpec:
@@ -144,6 +158,17 @@ class ImageSource:
     def forget_credentials(self, function: str) -> None:
         """Forget what a function's deploys brought."""
         self._door.keyring.drop(function)
+
+    async def _note_pull(self, image: Image, before: Mapping[str, int], began: float) -> None:
+        """Note what a pull took, if it has fetched anything; `before` is what was here."""
+        ended = time.monotonic()
+        pull = pull_of(image.blobs(), before, await self._door.content.sizes(), began, ended)
+        if pull.fetched_bytes:
+            use = self._catalog.image_use
+            if len(use.pulls) >= MAX_PULLS:  # of deploys that failed later
+                use.pulls.clear()
+            use.pulls[image.digest] = pull
+            use.totals.add(pull)
 
     async def _record(self, name: str) -> ImageRecord | None:
         with contextlib.suppress(NotFound):

@@ -23,6 +23,7 @@ from agent.contracts.base import Contract
 from agent.core.instance import BEFORE_READY, Lifecycle, LifecycleEvent, State
 from agent.core.logtail import OutputLine
 from agent.core.metering import InstanceMeter
+from agent.core.pulling import ImagePull
 from agent.errors import AgentError, FunctionFailed, RuntimeUnavailable
 from agent.instances import failures, readiness
 from agent.instances.end import Ending
@@ -161,6 +162,7 @@ class Instance:
             listen_ms=listen_ms,
             init_ms=init_ms,
             cached=tuple(timings.cached),
+            bytes_cached=self.version.image.compressed_bytes if self.version.image else 0,
         )
 
     async def _listen(self, container: Container) -> None:
@@ -271,6 +273,18 @@ class Instance:
             connection.close()
 
     # -- told by others
+
+    def waited_for_pull(self, pull: ImagePull, asked_at: float) -> None:
+        """Have its start tell how long it waited for its image, and what of that was fetched."""
+        waited_s = pull.waited_s(asked_at)
+        if self.cold_start is None or not waited_s:
+            return
+        fetched = pull.fetched_for(waited_s)
+        here = pull.cached_bytes + pull.fetched_bytes - fetched
+        self.cold_start = replace(
+            self.cold_start, pull_ms=waited_s * 1000, bytes_pulled=fetched, bytes_cached=here
+        )
+        self._remember()
 
     def drain_began(self) -> None:
         """Note that it gets no more calls."""

@@ -27,6 +27,7 @@ class ImageFacts:
     user: str = ""
     stop_signal: str = "SIGTERM"
     volumes: tuple[str, ...] = ()
+    compressed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ class ColdStart:
     """The itemised start of one instance, milliseconds. `total_ms` is measured on its own clock.
 
     The phases are disjoint and follow each other: queue (decision to builder), image, slots,
-    create, start, listen, init. `cached` names what was found ready.
+    create, start, listen, init. `cached` names what was found ready. Before them it may have waited
+    `pull_ms` for its image, of which so many compressed bytes were fetched for it or were here.
     """
 
     total_ms: float
@@ -65,6 +67,8 @@ class ColdStart:
     init_ms: float = 0.0
     bytes_pulled: int = 0
     cached: tuple[str, ...] = ()
+    bytes_cached: int = 0
+    pull_ms: float = 0.0
 
     def phases(self) -> dict[str, float]:
         """Return the phases by name, milliseconds, in order."""

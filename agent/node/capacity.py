@@ -96,7 +96,7 @@ class NodeCapacity:
                 for kind, counts in parts.layers.counts().items()
                 if kind.startswith("slot")
             },
-            image_free_bytes=free_bytes,
+            image_free_bytes=min(free_bytes, parts.containerd.limit.left_bytes),
         )
 
     async def watch(self, min_interval_s: float) -> AsyncIterator[CapacityView]:

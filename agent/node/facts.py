@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.core.billing import gb_s
 from agent.core.instance import State
 from agent.instances.instance import Instance
 from agent.model.failure import Failure
@@ -16,6 +17,7 @@ from agent.telemetry.events import Events, Subject
 from agent.telemetry.metrics import AgentMetrics
 
 if TYPE_CHECKING:
+    from agent.deployments.image_use import ImageUse
     from agent.node.parts import NodeParts
 
 MB = 1 << 20
@@ -47,11 +49,36 @@ class Watcher:
 
     def __init__(self, metrics: AgentMetrics, events: Events) -> None:
         self._events = events
+        self._metrics = metrics
+        self._pull_gb_s = 0.0
         self._spent = metrics.histogram(
             "kindling_instance_state_seconds", "Time instances spent in a state", ("state",)
         )
         self._phases = metrics.histogram(
             "kindling_cold_start_seconds", "Phases of cold starts", ("phase",)
+        )
+
+    def count_pulls(self, use: ImageUse) -> None:
+        """Show what pulls have taken."""
+        totals, metrics = use.totals, self._metrics
+        for name, text, read in (
+            ("kindling_image_pulls", "Pulls that fetched something.", lambda: totals.pulls),
+            ("kindling_image_pull_seconds", "Time that pulls took.", lambda: totals.seconds),
+        ):
+            metrics.counter(name, text, read)
+        metrics.counter(
+            "kindling_image_bytes",
+            "Compressed bytes of pulled images, by where they came from.",
+            lambda: {
+                ("registry",): float(totals.fetched_bytes),
+                ("cache",): float(totals.cached_bytes),
+            },
+            ("source",),
+        )
+        metrics.counter(
+            "kindling_start_pull_gb_seconds",
+            "Memory size times the time that starts waited for a pull.",
+            lambda: self._pull_gb_s,
         )
 
     def state_left(self, state: State, spent_s: float) -> None:
@@ -64,6 +91,10 @@ class Watcher:
         if cold is not None:
             for phase, spent_ms in cold.phases().items():
                 self._phases.labels(phase).observe(spent_ms / 1000)
+            if cold.pull_ms:
+                self._phases.labels("pull").observe(cold.pull_ms / 1000)
+                memory_mb = instance.version.spec.memory_mb
+                self._pull_gb_s += gb_s(memory_mb, cold.pull_ms / 1000)
             self._phases.labels("total").observe(cold.total_ms / 1000)
         total_ms = cold.total_ms if cold is not None else 0.0
         self._events.add("InstanceReady", _subject(instance), f"ready after {total_ms:.1f} ms")

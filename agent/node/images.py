@@ -1,13 +1,15 @@
-"""Images on this node, as the scheduler's door asks for them: list, pull, import, remove.
+"""Images on this node, as the scheduler's door asks for them: list, show, pull, import, remove.
 
-The work is `agent/containerd`'s; which functions use an image is the catalog's to know. A removed
-image takes its View with it when no other name has the same layers.
+The work is `agent/containerd`'s; which functions use an image is the catalog's to know, what a
+removal gives back `image_collector.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -15,12 +17,14 @@ from typing import TYPE_CHECKING, cast
 
 from agent.containerd.archive import MAX_BYTES
 from agent.containerd.scratch import ScratchFile
-from agent.control.node import ImageStep, ImageView
+from agent.control.node import ImageDetail, ImageStep, ImageView, LayerView
+from agent.core.oci_image import MAX_JSON_BYTES, chain_ids
+from agent.core.pulling import pull_of
 from agent.errors import (
     AgentError,
-    FailedPrecondition,
     InvalidSpec,
     NotFound,
+    Overloaded,
     Problem,
     RuntimeUnavailable,
 )
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from agent.containerd.images import Image, ImageRecord
     from agent.deployments.catalog import Catalog
     from agent.model.spec import RegistrySpec
-    from agent.sandbox.prepared_images import PreparedImages
+    from agent.node.image_collector import ImageCollector
 
 IMPORTS = "import"  # below the agent's data
 IMPORT_S = 600.0
@@ -43,23 +47,63 @@ class NodeImages:
     """The images of one node; below `scratch` archives are kept while they are imported."""
 
     def __init__(
-        self, containerd: Containerd, prepared: PreparedImages, catalog: Catalog, scratch: Path
+        self, containerd: Containerd, collector: ImageCollector, catalog: Catalog, scratch: Path
     ) -> None:
         self._containerd = containerd
-        self._prepared = prepared
+        self._collector = collector
         self._catalog = catalog
         self._scratch = scratch
 
     async def list(self) -> Sequence[ImageView]:
         """Return every image by name."""
-        return [await self._view(record) for record in await self._containerd.images.list()]
+        blobs = await self._containerd.content.sizes()
+        return [await self._view(one, blobs) for one in await self._containerd.images.list()]
 
-    async def _view(self, record: ImageRecord) -> ImageView:
+    async def _named(self, name: str) -> ImageView:
+        record = await self._containerd.images.get(name)
+        return await self._view(record, await self._containerd.content.sizes())
+
+    async def _view(self, record: ImageRecord, blobs: Mapping[str, int]) -> ImageView:
         image = await self._inspected(record.name)
         digest = image.digest if image is not None else record.target.digest
-        size = image.compressed_bytes if image is not None else 0
-        used_by = tuple(self._catalog.using(digest))
-        return ImageView(record.name, digest, size, record.created_ns, used_by)
+        last_ns = self._catalog.image_use.last_ns.get(digest, 0)
+        return ImageView(
+            name=record.name,
+            digest=digest,
+            size_bytes=image.compressed_bytes if image is not None else 0,
+            created_ns=record.created_ns,
+            used_by=tuple(self._catalog.using(digest)),
+            unpacked_bytes=(image.unpacked_bytes or 0) if image is not None else 0,
+            form=_form(image, blobs) if image is not None else "",
+            used_ns=max(last_ns, record.created_ns),
+        )
+
+    async def detail(self, name: str) -> ImageDetail:
+        """Return one image with its config and layers. Raises NotFound, InvalidSpec."""
+        full = parse_image_ref(name).full
+        door = self._containerd
+        image = await door.images.inspect(full)
+        raw = await door.content.read(image.manifest.config.digest, MAX_JSON_BYTES)
+        keys = chain_ids(image.config.diff_ids)
+        return ImageDetail(
+            image=await self._named(full),
+            media_type=image.manifest.media_type,
+            config_digest=image.manifest.config.digest,
+            config=raw.decode("utf-8", "replace"),
+            layers=tuple(
+                [
+                    LayerView(
+                        layer.digest, layer.media_type, layer.size_bytes, await self._unpacked(key)
+                    )
+                    for layer, key in zip(image.manifest.layers, keys, strict=True)
+                ]
+            ),
+        )
+
+    async def _unpacked(self, key: str) -> int:
+        with contextlib.suppress(NotFound):
+            return (await self._containerd.snapshots.usage([key])).size_bytes
+        return 0
 
     async def _inspected(self, name: str) -> Image | None:
         """Return what an image is, None for one that this node cannot run."""
@@ -71,15 +115,23 @@ class NodeImages:
     async def pull(self, ref: str, registry: RegistrySpec) -> AsyncIterator[ImageStep]:
         """Pull an image and yield its progress, the image itself last."""
         name = parse_image_ref(ref).full
-        access = self._containerd.keyring.access(parse_image_ref(ref).host, registry)
+        door, use = self._containerd, self._catalog.image_use
+        access = door.keyring.access(parse_image_ref(ref).host, registry)
+        before, began = await door.content.sizes(), time.monotonic()
         deadline = asyncio.get_running_loop().time() + PULL_S
-        pull = partial(self._containerd.transfer.pull, name, deadline=deadline, access=access)
+        pull = partial(door.transfer.pull, name, deadline=deadline, access=access)
         follower = PullFollower(name, pull)
-        async with aclosing(cast("AsyncGenerator[ImageStep, None]", follower.steps())) as steps:
-            async for step in steps:
-                yield step
-        done = await self._view(await self._containerd.images.get(name))
-        yield ImageStep("done", done=done)
+        with use.deploying(name):
+            async with aclosing(cast("AsyncGenerator[ImageStep, None]", follower.steps())) as steps:
+                async for step in steps:
+                    yield step
+        if (image := follower.image) is not None:
+            after, ended = await door.content.sizes(), time.monotonic()
+            took = pull_of(image.blobs(), before, after, began, ended)
+            if took.fetched_bytes:
+                use.totals.add(took)
+            use.touch(image.digest)
+        yield ImageStep("done", done=await self._named(name))
 
     async def load(
         self, chunks: AsyncIterator[bytes], name: str, *, everything: bool = False
@@ -99,11 +151,13 @@ class NodeImages:
             images = await self._containerd.importer.load(
                 spool.path, name=full, everything=everything, scratch=scratch, deadline=deadline
             )
-        except (InvalidSpec, RuntimeUnavailable) as error:
+        except (InvalidSpec, Overloaded, RuntimeUnavailable) as error:
             raise _as_streamed(error, str(spool.path)) from error
         finally:
             await asyncio.to_thread(spool.close)
-        return [await self._view(await self._containerd.images.get(one.name)) for one in images]
+        for one in images:
+            self._catalog.image_use.touch(one.digest)
+        return [await self._named(one.name) for one in images]
 
     async def remove(self, name: str) -> None:
         """Remove a name.
@@ -111,31 +165,22 @@ class NodeImages:
         Raises NotFound, FailedPrecondition when a function uses the image or is being deployed
         with it.
         """
-        full = parse_image_ref(name).full
-        with self._catalog.image_use.removing(full):
-            await self._remove(full)
-
-    async def _remove(self, full: str) -> None:
-        door = self._containerd.images
-        record = await door.get(full)
-        image = await self._inspected(full)
-        if image is None:
-            await door.delete(full)
-            return
-        users = self._catalog.using(image.digest)
-        if users:
-            raise FailedPrecondition(
-                f"image {full} is in use by {', '.join(users)}; remove the function first"
-            )
-        await door.delete(record.name)
-        others = [await self._inspected(other.name) for other in await door.list()]
-        named = any(other is not None and other.chain_id == image.chain_id for other in others)
-        if not named and not self._catalog.holds_layers(image.chain_id):
-            await self._prepared.forget(image.chain_id)
+        await self._collector.remove(parse_image_ref(name).full)
 
 
-def _as_streamed(error: InvalidSpec | RuntimeUnavailable, path: str) -> AgentError:
+def _form(image: Image, blobs: Mapping[str, int]) -> str:
+    """Say in which form an image is here; see `ImageView`."""
+    if image.unpacked_bytes is None:
+        return "packed"
+    whole = all(layer.digest in blobs for layer in image.manifest.layers)
+    return "unpacked" if whole else "lazy"
+
+
+def _as_streamed(error: InvalidSpec | Overloaded | RuntimeUnavailable, path: str) -> AgentError:
     """Return an import's error for the archive's sender, who knows it as a file of his own."""
+    if isinstance(error, Overloaded):
+        message = error.message.replace(path, "the archive")
+        return Overloaded(message, reason=error.reason, retry_after_s=error.retry_after_s)
     if isinstance(error, RuntimeUnavailable):
         return RuntimeUnavailable(error.message.replace(path, "the archive"))
     return InvalidSpec(

@@ -22,6 +22,8 @@ from agent.control.node import (
     CapacityView,
     Deployed,
     FunctionView,
+    GarbageReport,
+    ImageDetail,
     ImageStep,
     ImageView,
     InstanceView,
@@ -53,7 +55,7 @@ class LocalNode:
     def __init__(self, parts: NodeParts, health: Health) -> None:
         self._parts = parts
         scratch = parts.config.paths.data / IMPORTS
-        self._images = NodeImages(parts.containerd, parts.images, parts.catalog, scratch)
+        self._images = NodeImages(parts.containerd, parts.collector, parts.catalog, scratch)
         self._capacity = NodeCapacity(parts)
         self._started_ns = time.time_ns()
         self._health = health
@@ -135,9 +137,17 @@ class LocalNode:
         """See `control.node.Node.import_image`."""
         return await self._images.load(chunks, name, everything=everything)
 
+    async def image(self, name: str) -> ImageDetail:
+        """See `control.node.Node.image`."""
+        return await self._images.detail(name)
+
     async def remove_image(self, name: str) -> None:
         """See `control.node.Node.remove_image`."""
         await self._images.remove(name)
+
+    async def collect_garbage(self, *, dry_run: bool) -> GarbageReport:
+        """See `control.node.Node.collect_garbage`."""
+        return await self._parts.collector.collect(dry_run=dry_run)
 
     # -- calls
 

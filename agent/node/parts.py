@@ -11,8 +11,8 @@ from agent.core.mode import NodeMode
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners
 from agent.gateway.doors.server import Gateway
+from agent.node.image_collector import ImageCollector
 from agent.recovery.reconcile import Reconciler
-from agent.sandbox.prepared_images import PreparedImages
 from agent.storage.slots import WritableLayers
 from agent.store.calls import CallStore
 from agent.store.orders import Orders
@@ -26,7 +26,7 @@ class NodeParts:
 
     config: NodeConfig
     containerd: Containerd
-    images: PreparedImages
+    collector: ImageCollector
     layers: WritableLayers
     catalog: Catalog
     deployer: Deployer

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from agent.errors import AgentError, FailedPrecondition, RuntimeUnavailable
+from agent.errors import AgentError, FailedPrecondition, Overloaded, RuntimeUnavailable
 
 T = TypeVar("T")
 Migration = Sequence[str]
@@ -175,6 +175,8 @@ def _check_known(path: Path, have: int, known: int) -> None:
 
 def _converted(path: Path, error: sqlite3.Error) -> AgentError:
     name = getattr(error, "sqlite_errorname", "")  # Python's own complaints have none
+    if name == "SQLITE_FULL":
+        return Overloaded(f"disk full: {path} cannot be written", reason="disk")
     if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
         return FailedPrecondition(
             f"{path} is damaged ({error}): restore it, or move it away to start empty"

@@ -7,6 +7,7 @@ makes another version LATEST. `agent/deployments/catalog.py` holds the same in m
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from agent.errors import InvalidSpec
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec import canonical, digest
 from agent.model.spec_parse import restored, salvaged
+from agent.store.ballast import Ballast
 from agent.store.database import Database
 
 MIGRATIONS = (
@@ -54,6 +56,7 @@ class FunctionStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._ballast = Ballast(database.path.parent)
 
     @staticmethod
     async def open(path: Path) -> FunctionStore:
@@ -104,7 +107,11 @@ class FunctionStore:
         await self._database.run(work)
 
     async def remove(self, name: str) -> bool:
-        """Forget a function and all its versions; False when it is not there."""
+        """Forget a function and all its versions; False when it is not there.
+
+        Goes on a full disk too, and so does what follows it: see `ballast.py`.
+        """
+        await asyncio.to_thread(self._ballast.give)
         return await self._database.run(
             lambda db: db.execute("DELETE FROM functions WHERE name = ?", (name,)).rowcount > 0
         )

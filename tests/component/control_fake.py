@@ -10,16 +10,21 @@ from agent.control.node import (
     CapacityView,
     Deployed,
     FunctionView,
+    GarbageReport,
+    GarbageView,
+    ImageDetail,
     ImageStep,
     ImageView,
     InstanceView,
     InvokeCall,
     InvokeResult,
+    LayerView,
     LogEntry,
     LogQuery,
     NodeView,
     WatchedEvent,
 )
+from agent.core.image_gc import Amount
 from agent.core.pull_progress import PullState
 from agent.errors import NotFound
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, ImageFacts, Meters
@@ -44,7 +49,33 @@ COLD = ColdStart(
 CAPACITY = CapacityView(
     AT_NS, 1 << 34, 1 << 30, 2000, 500, 512, 3, 2, 1, False, {512: 9, 10240: 1}, 1 << 33
 )
-IMAGE = ImageView("kindling.local/hello:1", "sha256:" + "a" * 64, 12345, AT_NS, ("hello",))
+IMAGE = ImageView(
+    "kindling.local/hello:1",
+    "sha256:" + "a" * 64,
+    12345,
+    AT_NS,
+    ("hello",),
+    unpacked_bytes=40_000,
+    form="unpacked",
+    used_ns=AT_NS,
+)
+DETAIL = ImageDetail(
+    IMAGE,
+    "application/vnd.oci.image.manifest.v1+json",
+    "sha256:" + "c" * 64,
+    '{"config": {"Env": ["A=1", "B=2"], "Cmd": ["/serve", "-v"], "Labels": {"by": "me"}, '
+    '"ExposedPorts": {"80/tcp": {}}, "User": "7", "Volumes": null}}',
+    (LayerView("sha256:" + "d" * 64, "tar+gzip", 12000, 40_000),),
+)
+GARBAGE = GarbageReport(
+    (
+        GarbageView("layers", "view-sha256:e", Amount(1_000_000, 10)),
+        GarbageView("image", "docker.io/library/old:1", Amount(2_000_000, 20)),
+    ),
+    Amount(3_000_000, 30),
+    Amount(7_000_000, 70),
+    Amount(20_000_000, 1 << 62),
+)
 
 
 def spec(name: str = "hello", **fields: Any) -> FunctionSpec:
@@ -140,6 +171,14 @@ class FakeNode:
     async def images(self) -> Sequence[ImageView]:
         self._come("images")
         return [IMAGE]
+
+    async def image(self, name: str) -> ImageDetail:
+        self._come("image", name)
+        return DETAIL
+
+    async def collect_garbage(self, *, dry_run: bool) -> GarbageReport:
+        self._come("collect_garbage", dry_run)
+        return GARBAGE
 
     async def remove_image(self, name: str) -> None:
         self._come("remove_image", name)

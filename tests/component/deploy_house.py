@@ -53,6 +53,7 @@ class Town(House):
         self.pulls = []
         self.shown = []
         self.keyring = Keyring()
+        self.blobs = {}
         self.registry_down = False
         containerd: Any = SimpleNamespace(
             images=SimpleNamespace(
@@ -65,6 +66,7 @@ class Town(House):
             transfer=SimpleNamespace(pull=self._pull),
             keyring=self.keyring,
             snapshots=SimpleNamespace(chain=self._chain),
+            content=SimpleNamespace(sizes=self._sizes),
         )
         functions = cast(FunctionStore, FakeStore(self.store, self.points))
         calls: Any = None  # no deploy asks for a call
@@ -95,7 +97,11 @@ class Town(House):
             manifest=self._manifest(),
             unpacked_bytes=self.unpacked,
             facts=lambda: facts,
+            blobs=lambda: ("sha256:0", "sha256:1"),
         )
+
+    async def _sizes(self):
+        return dict(self.blobs)
 
     def _manifest(self):
         layers = [Descriptor(self.layer_type, "sha256:1", size) for size in self.compressed]
@@ -109,6 +115,7 @@ class Town(House):
             raise RuntimeUnavailable("the registry does not answer")
         if name in self.images:
             accept(SimpleNamespace(manifest=self._manifest()))
+            self.blobs |= {"sha256:0": 10, "sha256:1": 500}
             self.records[name] = record(self.images[name].digest)
         return self._image(name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -434,13 +435,59 @@ def test_logs_as_json_are_one_object_a_line(hello: Agent) -> None:
 
 
 def test_images_are_listed_and_removed(agent: Agent) -> None:
-    assert "kindling.local/hello:1  aaaaaaaaaaaa  12.3 kB  hello" in agent.cli("image", "ls").stdout
+    heads, row = agent.cli("image", "ls").stdout.splitlines()
+    assert heads.split() == [
+        "IMAGE",
+        "DIGEST",
+        "SIZE",
+        "COMPRESSED",
+        "FORM",
+        "LAST",
+        "USE",
+        "USED",
+        "BY",
+    ]
+    assert re.fullmatch(
+        r"kindling.local/hello:1  aaaaaaaaaaaa  40.0 kB  12.3 kB     unpacked  \d+ d ago  hello",
+        row,
+    )
     assert agent.json("image-ls", "image", "ls")["images"][0]["size_bytes"] == 12345
     assert agent.cli("image", "rm", "a:1").stdout == "removed a:1\n"
     assert asked(agent, "remove_image") == ("a:1",)
     assert agent.json("image-rm", "image", "rm", "a:1") == {"removed": "a:1"}
     agent.node.error = FailedPrecondition("image a:1 is in use by hello")
     assert agent.refused("image", "rm", "a:1")["code"] == "FailedPrecondition"
+
+
+def test_an_image_is_shown_with_its_config_and_layers(agent: Agent) -> None:
+    shown = agent.cli("image", "inspect", "hello:1").stdout
+    assert asked(agent, "image") == ("hello:1",)
+    assert "40.0 kB on the disk, 12.3 kB compressed, unpacked, last used" in shown
+    assert [line.split(None, 1) for line in shown.splitlines()[4:10]] == [
+        ["Cmd", '["/serve", "-v"]'],
+        ["Env", "A=1"],
+        ["Env", "B=2"],
+        ["ExposedPorts", "80/tcp"],
+        ["Labels", "by=me"],
+        ["User", "7"],
+    ]
+    assert shown.splitlines()[-1].split() == ["dddddddddddd", "40.0", "kB", "12.0", "kB"]
+    told = agent.json("image-inspect", "image", "inspect", "hello:1")
+    assert told["config"]["config"]["Cmd"] == ["/serve", "-v"]
+    assert [layer["unpacked_bytes"] for layer in told["layers"]] == [40_000]
+
+
+def test_a_collection_says_what_went_and_what_would_go(agent: Agent) -> None:
+    shown = agent.cli("gc").stdout
+    assert asked(agent, "collect_garbage") == (False,)
+    assert "image   docker.io/library/old:1  2.0 MB      20" in shown
+    assert "gave back 3.0 MB and 30 files" in shown
+    assert "the image store holds 7.0 MB of at most 20.0 MB" in shown
+    assert "would give back 3.0 MB" in agent.cli("gc", "--dry-run").stdout
+    assert agent.node.seen[-1] == ("collect_garbage", True)
+    told = agent.json("gc", "gc", "--dry-run")
+    assert (told["dry_run"], told["max_files"]) == (True, None)
+    assert [one["kind"] for one in told["removed"]] == ["layers", "image"]
 
 
 def test_an_image_is_pulled(agent: Agent) -> None:

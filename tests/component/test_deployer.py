@@ -386,3 +386,18 @@ async def test_a_removal_during_a_deploy_comes_after_it(town):
     assert (await deploying).created
     await removing
     assert town.deployed() == await town.stored() == {}
+
+
+async def test_what_a_pull_at_deploy_took_is_told_once_and_counted(town):
+    town.blobs = {"sha256:0": 10}
+    watching = town.events.watch("", frozenset())
+    await town.deploy()
+    await town.deploy("g")
+    events = [await anext(watching), await anext(watching)]
+    told = {event.subject.function: event.details for event in events}
+    assert (told["f"]["bytes_pulled"], told["f"]["bytes_cached"]) == ("500", "10")
+    assert float(told["f"]["pull_s"]) >= 0
+    assert told["g"] == {}
+    totals = town.catalog.image_use.totals
+    assert (totals.pulls, totals.fetched_bytes, totals.cached_bytes) == (1, 500, 10)
+    await watching.aclose()

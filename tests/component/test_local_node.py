@@ -34,7 +34,7 @@ def node_of(house):
     parts: Any = SimpleNamespace(
         config=SimpleNamespace(paths=SimpleNamespace(data=Path("/nowhere"))),
         containerd=None,
-        images=None,
+        collector=None,
         catalog=house.catalog,
         runners=SimpleNamespace(jobs=house.jobs, fleet=house.fleet),
         calls=house.calls,
@@ -69,7 +69,7 @@ class Supervised:
         parts: Any = SimpleNamespace(
             config=SimpleNamespace(paths=paths),
             containerd=None,
-            images=None,
+            collector=None,
             catalog=None,
             mode=self.mode,
             reload=self._ask,

@@ -51,6 +51,7 @@ def capacity_of(house):
         catalog=house.catalog,
         runners=SimpleNamespace(fleet=house.fleet),
         layers=SimpleNamespace(counts=counts),
+        containerd=SimpleNamespace(limit=SimpleNamespace(left_bytes=1 << 62)),
         mode=house.mode,
     )
     return NodeCapacity(parts)

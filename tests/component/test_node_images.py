@@ -6,88 +6,33 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
 from agent.aio.tasks import spawn
 from agent.containerd import scratch
-from agent.core.oci_image import Descriptor
-from agent.deployments.catalog import Catalog
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, Problem, RuntimeUnavailable
 from agent.node import images as node_images
-from agent.node.images import NodeImages
-from agent.sandbox.prepared_images import PreparedImages
+from tests.component.image_house import ImageHouse, function
 
 ROOT = Path(__file__).parents[2]
 NAME = "docker.io/library/x:1"
 
 
-class Store:
-    """What containerd and the prepared images do when a name is removed."""
-
-    def __init__(self):
-        self.here = {}
-        self.forgotten = []
-        self.loaded = b""
-        self.gate = None
-        self.at_gate = asyncio.Event()
-
-    def add(self, name, digest="sha256:1", chain_id="sha256:c"):
-        self.here[name] = SimpleNamespace(
-            name=name, digest=digest, chain_id=chain_id, compressed_bytes=1
-        )
-
-    async def get(self, name):
-        if name not in self.here:
-            raise NotFound(name)
-        return SimpleNamespace(
-            name=name, target=Descriptor("m", self.here[name].digest, 1), created_ns=0
-        )
-
-    async def inspect(self, name):
-        return self.here[name]
-
-    async def list(self):
-        return [await self.get(name) for name in self.here]
-
-    async def delete(self, name):
-        if self.gate is not None:
-            self.at_gate.set()
-            await self.gate.wait()
-        del self.here[name]
-
-    async def load(self, path, *, name, everything, scratch, deadline):
-        self.loaded = path.read_bytes()
-        self.add(name)
-        return (self.here[name],)
-
-    async def forget(self, chain_id):
-        self.forgotten.append(chain_id)
-
-
-def function(name, digest, chain_id):
-    image = SimpleNamespace(digest=digest, chain_id=chain_id)
-    return SimpleNamespace(version=SimpleNamespace(key=(name, 1), image=image))
-
-
 @pytest.fixture
 async def node(tmp_path):
-    store, catalog = Store(), Catalog()
-    store.add(NAME)
-    containerd: Any = SimpleNamespace(images=store, importer=store)
-    images = NodeImages(containerd, cast(PreparedImages, store), catalog, tmp_path / "import")
-    path = tmp_path / "import"
-    return SimpleNamespace(store=store, catalog=catalog, images=images, path=path)
+    house = ImageHouse(tmp_path)
+    house.store.add(NAME)
+    house.store.view("sha256:c")
+    return house
 
 
 async def test_the_last_name_of_layers_takes_their_view_with_it(node):
     node.store.add("docker.io/library/y:1", digest="sha256:2")
     await node.images.remove("x:1")
-    assert node.store.forgotten == []
+    assert "view-sha256:c" in node.store.layers
     await node.images.remove("y:1")
-    assert (node.store.here, node.store.forgotten) == ({}, ["sha256:c"])
+    assert (node.store.here, node.store.layers, node.store.blobs) == ({}, {}, {})
     with pytest.raises(NotFound):
         await node.images.remove("y:1")
 
@@ -103,7 +48,8 @@ async def test_layers_of_a_function_stay_when_another_image_of_them_is_removed(n
     # Its own name was moved to other content meanwhile: only the version knows its layers.
     node.catalog.put(function("f", "sha256:old", "sha256:c"), latest=True)
     await node.images.remove("x:1")
-    assert (node.store.here, node.store.forgotten) == ({}, [])
+    assert node.store.here == {}
+    assert sorted(node.store.layers) == ["sha256:c", "view-sha256:c"]
 
 
 async def test_an_image_is_not_removed_under_a_deploy(node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,12 +10,16 @@ from typing import Any
 
 import pytest
 
+from agent.aio.tasks import spawn
 from agent.config import NodeConfig
+from agent.containerd.snapshots import SnapshotMount
 from agent.core.oci import ShownCgroups, merged_env
+from agent.linux import mountinfo
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec_parse import parse_spec
 from agent.sandbox.blueprint import blueprint_of
 from agent.sandbox.prepared_images import PreparedImage, PreparedImages
+from tests.component.function_house import turns
 
 ONE = ImageFacts("x:1", "sha256:1", "sha256:c", 1, entrypoint=("/one",), env=("A=1",))
 TWO = ImageFacts("x:2", "sha256:2", "sha256:c", 1, entrypoint=("/two",), env=("A=2",), user="7")
@@ -24,6 +29,19 @@ class FakeSnapshots:
     def __init__(self, directory):
         self.directory = directory
         self.asked = []
+        self.removed = []
+        self.gate = None
+        self.at_gate = asyncio.Event()
+
+    async def mounts(self, key):
+        return (SnapshotMount("bind", str(self.directory)),)
+
+    async def remove(self, key):
+        if self.gate is not None:
+            self.at_gate.set()
+            await self.gate.wait()
+        self.removed.append(key)
+        return True
 
     async def image_layers(self, chain_id, *, deadline):
         self.asked.append(chain_id)
@@ -103,3 +121,46 @@ def test_home_is_the_users_own_unless_the_image_has_another(tmp_path, user, env,
     )
     blueprint = blueprint_of(version, image, NodeConfig(), {}, ShownCgroups(()))
     assert merged_env(blueprint.env, {}, {})["HOME"] == home
+
+
+def mounted(*layers):
+    options = ("rw", f"lowerdir={':'.join(map(str, layers))}", "upperdir=/u")
+    return [mountinfo.Mounted("/run/rootfs/f-1", "overlay", options, False)]
+
+
+@pytest.mark.parametrize(
+    ("needed", "over", "goes"),
+    [
+        ((), [], True),
+        (("sha256:c",), [], False),
+        (("sha256:other",), [], True),
+        ((), ["/elsewhere/snapshots/7/fs"], True),
+        ((), ["/elsewhere/snapshots/6/fs", "{here}"], False),
+        ((), ["12/fs", "7/fs", "{relative}"], False),
+    ],
+)
+async def test_a_view_goes_unless_it_is_needed_or_a_root_lies_over_it(
+    images, snapshots, monkeypatch, needed, over, goes
+):
+    await images.prepare(ONE, deadline=0)
+    here = str(snapshots.directory)
+    relative = "/".join(here.split("/")[-2:])
+    over = [one.format(here=here, relative=relative) for one in over]
+    monkeypatch.setattr(mountinfo, "parse", lambda _: mounted(*over))
+    assert await images.forget("sha256:c", lambda: needed) is goes
+    assert snapshots.removed == (["view-sha256:c"] if goes else [])
+    _, cached = await images.prepare(ONE, deadline=0)
+    assert cached is not goes
+
+
+async def test_an_image_deployed_while_its_view_is_removed_gets_a_new_one(images, snapshots):
+    snapshots.gate = asyncio.Event()
+    forgetting = spawn("forget", images.forget("sha256:c", tuple))
+    await snapshots.at_gate.wait()
+    preparing = spawn("prepare", images.prepare(ONE, deadline=0))
+    await turns()
+    assert snapshots.asked == []
+    snapshots.gate.set()
+    assert await forgetting
+    await preparing
+    assert snapshots.asked == ["sha256:c"]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import stat
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import CallRecord, FunctionVersion, ImageFacts, Meters
 from agent.model.spec_parse import parse_spec
+from agent.store import ballast as ballast_room
 from agent.store import calls
+from agent.store.ballast import Ballast
 from agent.store.calls import CallStore
 from agent.store.database import Database
 from agent.store.functions import FunctionStore
@@ -277,4 +281,41 @@ async def test_calls_are_written_through_to_the_disk(tmp_path):
     store = await CallStore.open(tmp_path / "c.db", kept=10)
     level = await store._database.run(lambda c: c.execute("PRAGMA synchronous").fetchone())
     assert level == (2,)  # FULL
+    await store.close()
+
+
+async def test_a_ballast_is_given_up_on_a_full_disk_only_and_comes_back(tmp_path, monkeypatch):
+    ballast, file = Ballast(tmp_path), tmp_path / "reserve"
+    size = ballast_room.MOST_BYTES
+
+    def free(count):
+        told = SimpleNamespace(f_blocks=1 << 40, f_frsize=1, f_bavail=count)
+        monkeypatch.setattr(os, "statvfs", lambda _: told)
+
+    free(4 * size - 1)
+    ballast.take()
+    assert not file.exists()
+    free(4 * size)
+    ballast.take()
+    assert file.stat().st_blocks * 512 >= size
+    free(size)
+    ballast.give()
+    assert file.exists()
+    free(size - 1)
+    ballast.give()
+    ballast.give()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_function_is_removed_on_a_full_disk(tmp_path):
+    """What a removal writes finds room: the ballast is given up first."""
+    store = await FunctionStore.open(tmp_path / "f.db")
+    await store.put(version("f"), latest=True)
+    (tmp_path / "reserve").write_bytes(b"x")
+    told = os.statvfs(tmp_path)
+    full = SimpleNamespace(f_blocks=told.f_blocks, f_frsize=told.f_frsize, f_bavail=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda _: full)
+        assert await store.remove("f")
+    assert not (tmp_path / "reserve").exists()
     await store.close()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from agent.calls.target import PoolLease
+from agent.core.pulling import ImagePull
 from agent.errors import Bug, RuntimeUnavailable
 from agent.model.failure import FailureKind
 from tests.component.function_house import (
+    IMAGE,
     Caller,
     House,
     call,
@@ -349,3 +352,53 @@ async def test_a_function_that_starts_slowly_does_not_hold_up_the_others(tmp_pat
         slow.release(waiting.lease, call())
         quick.release(lease, call())
         await gone(house, slow, quick)
+
+
+# -- calls that wait for an image
+
+
+def preparing(house, **fields):
+    """A target whose image is on its way, and the version that it becomes."""
+    ready = house.target(**fields).version
+    ready = replace(ready, image=replace(IMAGE, compressed_bytes=700))
+    return house.target_of(replace(ready, state="Preparing")), ready
+
+
+async def test_starts_that_waited_for_a_pull_count_their_own_wait_and_its_bytes_once(house):
+    target, ready = preparing(house, memory_mb=512)
+    now = house.fleet.now()
+    callers = [house.wait(target), house.wait(target)]
+    target.pull = ImagePull(now - 10.0, now + 1e6, fetched_bytes=600, cached_bytes=100)
+    target.mended(ready)
+    target.tick(house.fleet.now())
+    await until(lambda: all(caller.told for caller in callers))
+    starts = [caller.lease.cold_start for caller in callers]
+    # Asked for after the pull began: not its ten seconds before.
+    assert all(0 < start.pull_ms / 1000 <= 1e6 for start in starts)
+    assert sorted(start.bytes_pulled for start in starts) == [0, 600]
+    assert [start.bytes_pulled + start.bytes_cached for start in starts] == [700, 700]
+    for caller in callers:
+        target.release(caller.lease, call())
+        meters = target.report(caller.lease).meters
+        assert meters.pull_s == caller.lease.cold_start.pull_ms / 1000
+        assert meters.pull_gb_s == pytest.approx(meters.pull_s / 2)
+    kept = [record.cold_start.bytes_pulled for record in house.files.load()[0]]
+    assert sorted(kept) == [0, 600]
+    await gone(house, target)
+
+
+async def test_a_start_whose_image_was_here_waited_for_no_pull(house):
+    target, ready = preparing(house)
+    now = house.fleet.now()
+    target.pull = ImagePull(now - 10.0, now - 1.0, fetched_bytes=600, cached_bytes=100)
+    target.mended(ready)
+    lease = await house.lease(target)
+    cold = lease.cold_start
+    assert (cold.pull_ms, cold.bytes_pulled, cold.bytes_cached) == (0, 0, 700)
+    target.release(lease, call())
+    meters = target.report(lease).meters
+    assert (meters.pull_s, meters.pull_gb_s) == (0, 0)
+    warm = target.acquire(Caller())
+    target.release(warm, call())
+    assert target.report(warm).meters.pull_s == 0
+    await gone(house, target)

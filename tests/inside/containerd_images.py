@@ -211,10 +211,21 @@ async def again_after_a_cut(ct: Containerd, place: Place) -> Any:
     return {"said": said, "loaded": loaded}
 
 
-async def die_in_an_import(ct: Containerd, archive: Path) -> str:
+# A lease ends a minute after the time it is held for: this one in five seconds.
+SOON_OVER_S = -55.0
+
+
+async def die_in_an_import(ct: Containerd, archive: Path, lease_s: float = SOON_OVER_S) -> str:
     """Have another process begin an import, and kill it when it says how far it is."""
     worker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.inside.half_import", ct.channel.socket, archive),
+        *(
+            sys.executable,
+            "-m",
+            "tests.inside.half_import",
+            ct.channel.socket,
+            archive,
+            str(lease_s),
+        ),
         stdout=asyncio.subprocess.PIPE,
     )
     assert worker.stdout is not None

@@ -116,6 +116,7 @@ class Rig:
             "PYTHONDONTWRITEBYTECODE": "1",
             "XDG_RUNTIME_DIR": str(self.run_dir),
             "PROBE_DIR": str(self.run_dir),
+            "PROBE_DATA": str(self.data_dir),
             "PROBE_CGROUP": f"/{PARENT}/{self.name}",
         }
 
@@ -129,8 +130,29 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig(name: str) -> Iterator[Rig]:
-    """Make a rig's directories and cgroups, and remove them afterwards."""
+def small_disk(path: Path, size_mb: int) -> Iterator[None]:
+    """Put an empty ext4 of that size at `path`, owned by who owned `path`."""
+    owner, image = path.stat(), path.with_name(f"{path.name}.ext4")
+    with image.open("wb") as file:
+        file.truncate(size_mb << 20)
+    try:
+        subprocess.run(["mkfs.ext4", "-q", "-m0", "-O", "^has_journal", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, path], check=True)
+        try:
+            os.chown(path, owner.st_uid, owner.st_gid)
+            yield
+        finally:
+            subprocess.run(["umount", path], check=True)
+    finally:
+        image.unlink()
+
+
+@contextlib.contextmanager
+def rig(name: str, disk_mb: int = 0) -> Iterator[Rig]:
+    """Make a rig's directories and cgroups, and remove them afterwards.
+
+    With `disk_mb` containerd's data is on a file system of its own, of that size.
+    """
     user = pwd.getpwnam(USER)
     full = f"{name}-{os.getpid()}"
     made = Rig(full, Path(f"/run/kindling-{full}"), DATA / full)
@@ -145,8 +167,11 @@ def rig(name: str) -> Iterator[Rig]:
             os.chown(path, user.pw_uid, user.pw_gid)
     config = CONFIG.format(data=made.data_dir, run=made.run_dir) + owners_processor(PYTHON)
     (made.run_dir / "config.toml").write_text(config)
+    disk = small_disk(made.data_dir, disk_mb) if disk_mb else contextlib.nullcontext()
     try:
-        yield made
+        with disk:
+            yield made
+            made.sweep()
     finally:
         made.sweep()
         for group in CGROUPS.glob(f"*/{PARENT}/{full}"):

@@ -28,8 +28,8 @@ HELM = "application/vnd.cncf.helm.config.v1+json"
 Facts = dict[str, Any]
 
 
-def facts_of(rig: Rig, program: str, **env: str) -> Facts:
-    facts = rig.run(f"tests.inside.{program}", **env)
+def facts_of(rig: Rig, program: str, *scenarios: str, **env: str) -> Facts:
+    facts = rig.run(f"tests.inside.{program}", *scenarios, **env)
     assert rig.leftovers == []
     failed = {name: told["error"] for name, told in facts.items() if "error" in told}
     assert not failed, "\n".join(failed.values())

@@ -49,7 +49,7 @@ def pushed(address: str, functions: Functions) -> Iterator[Pushed]:
         assert name not in images(functions)
 
 
-def a_server() -> oci.OciImage:
+def a_server(own_bytes: int = 1 << 20) -> oci.OciImage:
     """Return the sample `static` above a layer that no other image has."""
     with tarfile.open(archives()[f"{HOST}/static:1"]) as archive:
 
@@ -63,7 +63,7 @@ def a_server() -> oci.OciImage:
         manifest = json.loads(blob(json.load(index)["manifests"][0]["digest"]))
         config = json.loads(blob(manifest["config"]["digest"]))["config"]
         layers = [oci.Layer(gzip.decompress(blob(one["digest"]))) for one in manifest["layers"]]
-    return oci.image([oci.layer({"own": os.urandom(1 << 20)}), *layers], config)
+    return oci.image([oci.layer({"own": os.urandom(own_bytes)}), *layers], config)
 
 
 def images(functions: Functions) -> dict[str, pb.Image]:

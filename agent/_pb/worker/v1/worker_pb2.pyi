@@ -335,7 +335,7 @@ class Instance(_message.Message):
     def __init__(self, id: _Optional[str] = ..., function: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[InstanceState, str]] = ..., inflight: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cold_start: _Optional[_Union[ColdStart, _Mapping]] = ...) -> None: ...
 
 class ColdStart(_message.Message):
-    __slots__ = ("total", "phases", "bytes_pulled", "cached")
+    __slots__ = ("total", "phases", "bytes_pulled", "cached", "bytes_cached", "pull")
     class Phases(_message.Message):
         __slots__ = ("queue", "image", "slots", "create", "start", "listen", "init")
         QUEUE_FIELD_NUMBER: _ClassVar[int]
@@ -357,11 +357,15 @@ class ColdStart(_message.Message):
     PHASES_FIELD_NUMBER: _ClassVar[int]
     BYTES_PULLED_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_CACHED_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
     total: _duration_pb2.Duration
     phases: ColdStart.Phases
     bytes_pulled: int
     cached: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., phases: _Optional[_Union[ColdStart.Phases, _Mapping]] = ..., bytes_pulled: _Optional[int] = ..., cached: _Optional[_Iterable[str]] = ...) -> None: ...
+    bytes_cached: int
+    pull: _duration_pb2.Duration
+    def __init__(self, total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., phases: _Optional[_Union[ColdStart.Phases, _Mapping]] = ..., bytes_pulled: _Optional[int] = ..., cached: _Optional[_Iterable[str]] = ..., bytes_cached: _Optional[int] = ..., pull: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Meters(_message.Message):
     __slots__ = ("wall", "billed", "memory_gb_s", "cpu", "cpu_exact", "peak_memory_bytes", "pull", "pull_gb_s")
@@ -559,18 +563,24 @@ class ImportImageResponse(_message.Message):
     def __init__(self, images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
 
 class Image(_message.Message):
-    __slots__ = ("name", "digest", "size_bytes", "created_at", "used_by")
+    __slots__ = ("name", "digest", "size_bytes", "created_at", "used_by", "unpacked_bytes", "form", "used_at")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     USED_BY_FIELD_NUMBER: _ClassVar[int]
+    UNPACKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    USED_AT_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     size_bytes: int
     created_at: _timestamp_pb2.Timestamp
     used_by: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used_by: _Optional[_Iterable[str]] = ...) -> None: ...
+    unpacked_bytes: int
+    form: str
+    used_at: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used_by: _Optional[_Iterable[str]] = ..., unpacked_bytes: _Optional[int] = ..., form: _Optional[str] = ..., used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ListImagesRequest(_message.Message):
     __slots__ = ()
@@ -581,6 +591,74 @@ class ListImagesResponse(_message.Message):
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedCompositeFieldContainer[Image]
     def __init__(self, images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
+
+class InspectImageRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ImageDetail(_message.Message):
+    __slots__ = ("image", "media_type", "config_digest", "config", "layers")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    image: Image
+    media_type: str
+    config_digest: str
+    config: str
+    layers: _containers.RepeatedCompositeFieldContainer[ImageLayer]
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., media_type: _Optional[str] = ..., config_digest: _Optional[str] = ..., config: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[ImageLayer, _Mapping]]] = ...) -> None: ...
+
+class ImageLayer(_message.Message):
+    __slots__ = ("digest", "media_type", "size_bytes", "unpacked_bytes")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNPACKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    media_type: str
+    size_bytes: int
+    unpacked_bytes: int
+    def __init__(self, digest: _Optional[str] = ..., media_type: _Optional[str] = ..., size_bytes: _Optional[int] = ..., unpacked_bytes: _Optional[int] = ...) -> None: ...
+
+class CollectGarbageRequest(_message.Message):
+    __slots__ = ("dry_run",)
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
+
+class CollectGarbageResponse(_message.Message):
+    __slots__ = ("removed", "freed_bytes", "freed_files", "used_bytes", "used_files", "max_bytes", "max_files")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREED_FILES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_FILES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_FILES_FIELD_NUMBER: _ClassVar[int]
+    removed: _containers.RepeatedCompositeFieldContainer[Garbage]
+    freed_bytes: int
+    freed_files: int
+    used_bytes: int
+    used_files: int
+    max_bytes: int
+    max_files: int
+    def __init__(self, removed: _Optional[_Iterable[_Union[Garbage, _Mapping]]] = ..., freed_bytes: _Optional[int] = ..., freed_files: _Optional[int] = ..., used_bytes: _Optional[int] = ..., used_files: _Optional[int] = ..., max_bytes: _Optional[int] = ..., max_files: _Optional[int] = ...) -> None: ...
+
+class Garbage(_message.Message):
+    __slots__ = ("kind", "name", "freed_bytes", "freed_files")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREED_FILES_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    freed_bytes: int
+    freed_files: int
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., freed_bytes: _Optional[int] = ..., freed_files: _Optional[int] = ...) -> None: ...
 
 class RemoveImageRequest(_message.Message):
     __slots__ = ("name",)

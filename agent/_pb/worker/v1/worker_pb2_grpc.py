@@ -85,10 +85,20 @@ class WorkerStub:
                 request_serializer=worker_dot_v1_dot_worker__pb2.ListImagesRequest.SerializeToString,
                 response_deserializer=worker_dot_v1_dot_worker__pb2.ListImagesResponse.FromString,
                 _registered_method=True)
+        self.InspectImage = channel.unary_unary(
+                '/worker.v1.Worker/InspectImage',
+                request_serializer=worker_dot_v1_dot_worker__pb2.InspectImageRequest.SerializeToString,
+                response_deserializer=worker_dot_v1_dot_worker__pb2.ImageDetail.FromString,
+                _registered_method=True)
         self.RemoveImage = channel.unary_unary(
                 '/worker.v1.Worker/RemoveImage',
                 request_serializer=worker_dot_v1_dot_worker__pb2.RemoveImageRequest.SerializeToString,
                 response_deserializer=worker_dot_v1_dot_worker__pb2.RemoveImageResponse.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/worker.v1.Worker/CollectGarbage',
+                request_serializer=worker_dot_v1_dot_worker__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=worker_dot_v1_dot_worker__pb2.CollectGarbageResponse.FromString,
                 _registered_method=True)
         self.Invoke = channel.unary_unary(
                 '/worker.v1.Worker/Invoke',
@@ -234,8 +244,24 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InspectImage(self, request, context):
+        """Read one image's config and layers. read-only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveImage(self, request, context):
-        """Remove an image's name. FAILED_PRECONDITION while a deployed version needs it.
+        """Remove an image's name, and what it alone held of the disk. FAILED_PRECONDITION while a deployed
+        version needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectGarbage(self, request, context):
+        """Remove every image that nothing needs and the node's configuration does not keep, and what dead
+        workers left in the image store. The node does so by itself between its marks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -395,10 +421,20 @@ def add_WorkerServicer_to_server(servicer, server):
                     request_deserializer=worker_dot_v1_dot_worker__pb2.ListImagesRequest.FromString,
                     response_serializer=worker_dot_v1_dot_worker__pb2.ListImagesResponse.SerializeToString,
             ),
+            'InspectImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectImage,
+                    request_deserializer=worker_dot_v1_dot_worker__pb2.InspectImageRequest.FromString,
+                    response_serializer=worker_dot_v1_dot_worker__pb2.ImageDetail.SerializeToString,
+            ),
             'RemoveImage': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveImage,
                     request_deserializer=worker_dot_v1_dot_worker__pb2.RemoveImageRequest.FromString,
                     response_serializer=worker_dot_v1_dot_worker__pb2.RemoveImageResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=worker_dot_v1_dot_worker__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=worker_dot_v1_dot_worker__pb2.CollectGarbageResponse.SerializeToString,
             ),
             'Invoke': grpc.unary_unary_rpc_method_handler(
                     servicer.Invoke,
@@ -748,6 +784,33 @@ class Worker:
             _registered_method=True)
 
     @staticmethod
+    def InspectImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/worker.v1.Worker/InspectImage',
+            worker_dot_v1_dot_worker__pb2.InspectImageRequest.SerializeToString,
+            worker_dot_v1_dot_worker__pb2.ImageDetail.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RemoveImage(request,
             target,
             options=(),
@@ -764,6 +827,33 @@ class Worker:
             '/worker.v1.Worker/RemoveImage',
             worker_dot_v1_dot_worker__pb2.RemoveImageRequest.SerializeToString,
             worker_dot_v1_dot_worker__pb2.RemoveImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/worker.v1.Worker/CollectGarbage',
+            worker_dot_v1_dot_worker__pb2.CollectGarbageRequest.SerializeToString,
+            worker_dot_v1_dot_worker__pb2.CollectGarbageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,103 @@
+"""What a worker that died left in the image store: leases, half-written blobs, views of nothing.
+
+Only what is ours and what nobody works on any more: a lease whose worker lives stays, and so does
+anything young enough that its owner may come back to it. What a lease alone held goes with it, by
+containerd's own collection, which the caller asks for. Full stores are not this room's affair:
+`agent/node/image_collector.py` calls it first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.containerd.snapshots import VIEW_PREFIX
+from agent.containerd.store_use import StoreContents
+from agent.core.image_gc import Amount, is_orphan_lease
+from agent.errors import AgentError, NotFound
+
+if TYPE_CHECKING:
+    from agent.containerd.client import Containerd
+    from agent.sandbox.prepared_images import PreparedImages
+
+log = logging.getLogger(__name__)
+
+INGEST_AGE_S = 3600.0  # nothing writes to it: containerd itself waits a day
+NS = 1_000_000_000
+NOTHING = Amount()
+
+Needed = Callable[[], Collection[str]]
+"""The chain ids that versions, instances and deploys under way run on, now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """Something that nobody owns. `kind` is lease, layers or unfinished blob."""
+
+    kind: str
+    name: str
+    freed: Amount = NOTHING
+    layer: str = ""
+    """For a view: the topmost layer that it keeps."""
+
+
+class Orphans:
+    """Finds and removes them."""
+
+    def __init__(
+        self,
+        containerd: Containerd,
+        prepared: PreparedImages,
+        living: Callable[[], Collection[int]],
+    ) -> None:
+        self._containerd = containerd
+        self._prepared = prepared
+        self._living = living
+        self._began_ns = time.time_ns()
+
+    async def find(self, contents: StoreContents, needed: Collection[str]) -> list[Orphan]:
+        """Return what is nobody's; `needed` are the chain ids of images and of what runs."""
+        now_ns = time.time_ns()
+        ours, living = self._containerd.leases.worker, frozenset(self._living())
+        found = [
+            Orphan("lease", lease.id)
+            for lease in await self._containerd.leases.ours()
+            if is_orphan_lease(lease, ours, living, self._began_ns, now_ns)
+        ]
+        found += [
+            Orphan("unfinished blob", one.ref, Amount(one.size_bytes, 1))
+            for one in contents.ingests
+            if one.updated_ns < now_ns - INGEST_AGE_S * NS
+        ]
+        return found + [
+            Orphan("layers", key, layer=shot.parent)
+            for key, shot in contents.snapshots.items()
+            if key.startswith(VIEW_PREFIX) and shot.parent not in needed
+        ]
+
+    async def remove(self, orphans: Collection[Orphan], needed: Needed) -> list[Orphan]:
+        """Remove them but for what is needed by now; returns what could be.
+
+        What only they held is containerd's to collect.
+        """
+        gone = []
+        for orphan in orphans:
+            try:
+                if await self._remove(orphan, needed):
+                    gone.append(orphan)
+            except AgentError as error:  # the next round is another try
+                log.warning("%s %s was not removed: %s", orphan.kind, orphan.name, error)
+        return gone
+
+    async def _remove(self, orphan: Orphan, needed: Needed) -> bool:
+        if orphan.kind == "lease":
+            return await self._containerd.leases.delete(orphan.name)
+        if orphan.kind == "layers":
+            return await self._prepared.forget(orphan.layer, needed)
+        with contextlib.suppress(NotFound):
+            await self._containerd.content.forget_ingest(orphan.name)
+        return True
