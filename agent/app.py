@@ -35,6 +35,7 @@ from agent.config import NodeConfig
 from agent.containerd import scratch
 from agent.containerd.client import Containerd
 from agent.containerd.containers import RuntimeOptions
+from agent.containerd.lazy import LazyPlaces
 from agent.contracts.bind import bind
 from agent.control.health import Health
 from agent.control.server import ControlServer
@@ -42,6 +43,7 @@ from agent.core.eviction import Idle
 from agent.core.mode import NodeMode
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners, Stores, node_facts
+from agent.deployments.lazy_image import LazyImages
 from agent.errors import AgentError
 from agent.gateway.doors.admin import AdminDoor
 from agent.gateway.doors.server import Gateway
@@ -59,6 +61,7 @@ from agent.node.images import IMPORTS
 from agent.node.local import LocalNode
 from agent.node.parts import NodeParts
 from agent.node.supervisor import SupervisorPipes
+from agent.recovery.lost_files import LostFiles
 from agent.recovery.reconcile import Reconciler
 from agent.rootless import protocol
 from agent.sandbox.backends import Backends
@@ -205,7 +208,9 @@ class App:
         What cannot work shows here, while the worker before still serves.
         """
         config = self._config
-        containerd = Containerd(config.paths.run / "containerd" / "containerd.sock")
+        paths, ask = config.paths, self._supervisor.ask_engine
+        lazy = LazyPlaces(config.lazy.engines, paths.run, paths.data, paths.lib, ask)
+        containerd = Containerd(paths.run / "containerd" / "containerd.sock", lazy=lazy)
         self._undo.push_async_callback(containerd.close)
         await containerd.ready(asyncio.get_running_loop().time() + CONTAINERD_S)
         CgroupTree.load(config.paths.run, config.node.name)
@@ -290,7 +295,9 @@ class App:
         fleet = self._make_fleet(catalog, self._ports(telemetry, kept, machine), telemetry.watcher)
         jobs = JobRunner(fleet, kept.calls.save)
         runners = Runners(fleet, jobs, machine.builder)
-        stores = Stores(kept.functions, kept.calls, machine.containerd, logs, events)
+        lazy = LazyImages(config.lazy, machine.containerd, machine.images, events)
+        self._undo.push_async_callback(lazy.close)
+        stores = Stores(kept.functions, kept.calls, machine.containerd, lazy, logs, events)
         deployer = Deployer(config, catalog, runners, stores)
         gateway = Gateway(config, catalog, machine.connector, telemetry.metrics.calls)
         reconciler = Reconciler(catalog, deployer, runners, stores, kept.records, kept.ledger)
@@ -298,6 +305,7 @@ class App:
             config=config,
             containerd=machine.containerd,
             images=machine.images,
+            lazy=lazy,
             layers=machine.layers,
             catalog=catalog,
             deployer=deployer,
@@ -356,7 +364,11 @@ class App:
     def _begin(self, services: Services) -> asyncio.Task[None]:
         timer = spawn("timer", services.fleet.timer.run(services.catalog.targets))
         cycle = spawn("control cycle", services.reconciler.run())
-        self._undo.push_async_callback(stop, timer, cycle)
+        parts = services.parts
+        lost = LostFiles(
+            services.fleet, services.catalog, parts.containerd.lazy, parts.lazy, parts.events
+        )
+        self._undo.push_async_callback(stop, timer, cycle, spawn("lost files", lost.run()))
         return cycle
 
     async def _open_doors(
@@ -407,6 +419,7 @@ class App:
         # From now on what nobody here starts or ends is the next worker's to judge. Calls are still
         # taken: what the cycle is about to end may take a while.
         await stop(serving.cycle)
+        await services.parts.lazy.close()
         serving.control.leave()
         services.gateway.hand_over(passing)
         if not await starts_have_slots(services.fleet, SLOTS_S):

@@ -198,6 +198,7 @@ directories() {
   directory "$STATE" root "$AGENT_USER" 1770
   directory "$RUNDIR" "$AGENT_USER" "$AGENT_USER" 750
   run_on_tmpfs
+  directory "$LAZY_PLACE" root root 755
   if [ "$DEV" = 1 ]; then directory "$TEST_STATE" root "$AGENT_USER" 1770; fi
 }
 

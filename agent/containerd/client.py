@@ -20,6 +20,7 @@ from agent.containerd.containers import Containers
 from agent.containerd.content import Content
 from agent.containerd.images import Images
 from agent.containerd.importer import Importer
+from agent.containerd.lazy import LazyEngines, LazyPlaces
 from agent.containerd.leases import Leases
 from agent.containerd.sandboxes import Sandboxes
 from agent.containerd.snapshots import Snapshots
@@ -34,8 +35,11 @@ LOOK_EVERY_S = 0.05
 class Containerd:
     """A containerd behind its unix socket, in one of its namespaces."""
 
-    def __init__(self, socket: Path, namespace: str = NAMESPACE) -> None:
+    def __init__(
+        self, socket: Path, namespace: str = NAMESPACE, lazy: LazyPlaces | None = None
+    ) -> None:
         self.channel = Channel(socket, namespace)
+        self.lazy = LazyEngines(self.channel, lazy)
         self.content = Content(self.channel)
         self.snapshots = Snapshots(self.channel)
         self.images = Images(self.channel, self.content, self.snapshots)

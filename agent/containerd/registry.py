@@ -22,7 +22,7 @@ from agent.containerd.hops import Hops, LookUp, look_up
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
 from agent.core.registry_hops import plain_http
-from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
+from agent.errors import AgentError, FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.image_ref import DEFAULT_HOST, ImageRef
 
 # Docker Hub's registry answers under this name.
@@ -84,6 +84,28 @@ async def resolve(
         raise RuntimeUnavailable(text) from error
 
 
+async def has_referrer(
+    reference: ImageRef,
+    digest: str,
+    artifact_type: str,
+    *,
+    deadline: float,
+    credentials: Credentials | None = None,
+    look_up: LookUp = look_up,
+) -> bool:
+    """Say whether a manifest has a referrer of this type; False too when that cannot be told."""
+    base = _base(reference)
+    try:
+        async with (
+            asyncio.timeout_at(deadline),
+            aclosing(Hops(base, str(reference), reference.host, look_up)) as hops,
+        ):
+            asking = _Conversation(hops, base, reference, credentials)
+            return artifact_type in await asking.referrers(digest)
+    except (TimeoutError, aiohttp.ClientError, OSError, AgentError):
+        return False
+
+
 def _base(reference: ImageRef) -> URL:
     """Return the address below which a registry keeps a repository."""
     host = DOCKER_HOST if reference.host == DEFAULT_HOST else reference.host
@@ -129,6 +151,18 @@ class _Conversation:
         config = oci_image.parse_config(raw, where)
         oci_image.check_layers(manifest, config, where)
         return Resolved(target, manifest, config)
+
+    async def referrers(self, digest: str) -> set[str]:
+        """Return the artifact types of a manifest's referrers (distribution spec 1.1).
+
+        A registry without that interface may have an index under a tag made of the digest instead.
+        """
+        try:
+            data, _ = await self._get(f"referrers/{digest}", oci_image.MAX_JSON_BYTES)
+        except NotFound:
+            tag = digest.replace(":", "-")
+            data, _ = await self._get(f"manifests/{tag}", oci_image.MAX_JSON_BYTES)
+        return oci_image.artifact_types(data)
 
     async def _get(self, path: str, max_bytes: int) -> tuple[bytes, str]:
         """Return a body and its media type, answering one challenge for authorization."""

@@ -8,7 +8,7 @@ Everything is under a lease until the image record holds it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
@@ -67,11 +67,13 @@ class Transfer:
         deadline: float,
         progress: Callable[[Progress], None] | None = None,
         accept: Callable[[Resolved], None] | None = None,
+        choose: Callable[[Resolved], Awaitable[str]] | None = None,
     ) -> Image:
         """Fetch and unpack what `ref` stands for now, and return it under its full name.
 
-        `accept` sees the resolved image before download and may refuse it by raising. `progress`
-        is called on the loop and must not block. What is here already is not fetched again.
+        `accept` sees the resolved image before download and may refuse it by raising. `choose`
+        names the snapshotter of a lazy engine to mount it by, or "" to unpack it. `progress` is
+        called on the loop and must not block. What is here already is not fetched again.
         `deadline` is the loop's time and bounds all of it. Raises as `registry.resolve` does, and
         InvalidSpec when the layers cannot be unpacked.
         """
@@ -87,7 +89,7 @@ class Transfer:
         left_s = deadline - asyncio.get_running_loop().time()
         async with self._leases.hold("pull", max(left_s, 0.0)) as lease:
             source = _source(reference, found.target.digest)
-            target = self.store(name)
+            target = self.store(name, await choose(found) if choose is not None else "")
             try:
                 await self._run(source, target, what, lease=lease, deadline=deadline, told=progress)
             except NotFound as error:
@@ -103,9 +105,11 @@ class Transfer:
         same = image.digest == found.target.digest and image.unpacked_bytes is not None
         return image if same else None
 
-    def store(self, name: str) -> imagestore_pb2.ImageStore:
+    def store(self, name: str, snapshotter: str = "") -> imagestore_pb2.ImageStore:
         """Return the destination: a record called `name` ("" for none) and unpacked layers."""
-        unpack = imagestore_pb2.UnpackConfiguration(platform=PLATFORM, snapshotter=self.snapshotter)
+        unpack = imagestore_pb2.UnpackConfiguration(
+            platform=PLATFORM, snapshotter=snapshotter or self.snapshotter
+        )
         return imagestore_pb2.ImageStore(name=name, platforms=[PLATFORM], unpacks=[unpack])
 
     async def run(

@@ -29,6 +29,7 @@ from agent.contracts.bind import bind
 from agent.core.deploy import decide
 from agent.deployments.catalog import Catalog
 from agent.deployments.image import ImageSource
+from agent.deployments.lazy_image import LazyImages
 from agent.deployments.removal import Removal
 from agent.errors import (
     FailedPrecondition,
@@ -56,8 +57,7 @@ STORE_S = 60.0
 REMOVE_SLACK_S = 60.0
 WAIT_STEP_S = 0.02
 MB = 1 << 20
-# Checked, stored and given back, but read by nothing yet: a deploy that sets one is told so. Of
-# `acceleration` only "lazy" is unused: images are unpacked whole, as "auto" and "eager" allow.
+# Checked, stored and given back, but read by nothing yet: a deploy that sets one is told so.
 UNUSED = (
     "registry",
     "health_check",
@@ -84,6 +84,7 @@ class Stores:
     functions: FunctionStore
     calls: CallStore
     containerd: Containerd
+    lazy: LazyImages
     logs: Logs
     events: Events
 
@@ -112,7 +113,7 @@ class Deployer:
         self._jobs = runners.jobs
         self._builder = runners.builder
         self._stores = stores
-        self._images = ImageSource(stores.containerd, catalog)
+        self._images = ImageSource(stores.containerd, catalog, stores.lazy)
         self._max_functions = config.limits.max_functions
         self._facts = node_facts(config)
         # A lock lives as long as somebody holds it or waits for it.
@@ -167,10 +168,10 @@ class Deployer:
             latest: int | None = function.latest
         except NotFound:
             existing, latest = {}, None
-        facts = await self._images.fetch(spec)
+        facts, told = await self._images.fetch(spec)
         known = {n: _identity(v.spec, v.image) for n, v in existing.items()}
         decision = decide(known, latest, _identity(spec, facts), spec.version)
-        warnings = _advice(spec, facts)
+        warnings = (*told, *_advice(spec, facts))
         if not decision.changed:
             target = self._catalog.find(spec.name, str(decision.version))
             if target.version.state != "Ready":  # its image had vanished, and is here again
@@ -345,6 +346,4 @@ def _unused(spec: FunctionSpec) -> tuple[str, ...]:
         {"name": spec.name, "image": spec.image, "contract": spec.contract, "kind": spec.kind}
     )
     asked = [field for field in UNUSED if attrgetter(field)(spec) != attrgetter(field)(silent)]
-    if spec.acceleration == "lazy":
-        asked.insert(0, 'acceleration = "lazy"')
     return tuple(f"{field} is accepted, but this version does not use it yet" for field in asked)

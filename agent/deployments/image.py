@@ -16,6 +16,7 @@ from agent.aio.tasks import finish
 from agent.containerd.client import Containerd
 from agent.core.image_size import check_image_size, packed_bytes
 from agent.deployments.catalog import Catalog
+from agent.deployments.lazy_image import LazyImages
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import ImageFacts
@@ -35,12 +36,13 @@ LOCAL_HOST = "kindling.local"
 class ImageSource:
     """Where deploys get their images from."""
 
-    def __init__(self, containerd: Containerd, catalog: Catalog) -> None:
+    def __init__(self, containerd: Containerd, catalog: Catalog, lazy: LazyImages) -> None:
         self._door = containerd
         self._catalog = catalog
+        self._lazy = lazy
 
-    async def fetch(self, spec: FunctionSpec) -> ImageFacts:
-        """Return the image that a spec names, pulled if it is not here.
+    async def fetch(self, spec: FunctionSpec) -> tuple[ImageFacts, tuple[str, ...]]:
+        """Return the image that a spec names, pulled if it is not here, and what to warn of.
 
         Raises NotFound when there is none, InvalidSpec when it is no linux/amd64 image or larger
         than the contract takes; nothing of it stays then that was not here before.
@@ -54,9 +56,9 @@ class ImageSource:
             raise NotFound(
                 f"image {spec.image} is not on this node; run 'kindling image import FILE'"
             ) from None
-        return _fitting(spec, image)
+        return _fitting(spec, image), ()
 
-    async def _pulled(self, spec: FunctionSpec, name: str) -> ImageFacts:
+    async def _pulled(self, spec: FunctionSpec, name: str) -> tuple[ImageFacts, tuple[str, ...]]:
         door = self._door
 
         def accept(found: Resolved) -> None:
@@ -65,14 +67,16 @@ class ImageSource:
         before = await self._record(name)
         deadline = asyncio.get_running_loop().time() + PULL_S
         try:
-            image = await door.transfer.pull(name, deadline=deadline, accept=accept)
+            image, warnings = await self._lazy.pull(
+                name, spec.acceleration, deadline=deadline, accept=accept
+            )
         except RuntimeUnavailable as error:
             log.warning("image %s: %s; using what is on this node", spec.image, error)
             with contextlib.suppress(NotFound):
-                return _fitting(spec, await door.images.inspect(name))
+                return _fitting(spec, await door.images.inspect(name)), ()
             raise
         try:
-            return _fitting(spec, image)
+            return _fitting(spec, image), warnings
         except InvalidSpec:
             back = self._take_back(name, image, before)
             await finish(f"take back image {name}", back, within_s=TAKE_BACK_S)

@@ -96,11 +96,16 @@ class Reconciler:
         """
         stored = await self._stores.functions.load()
         unpacked = {shot.key for shot in await self._stores.containerd.snapshots.list()}
+        mounted = await self._stores.lazy.mounted()
         for function in stored:
             for found in function.versions:
                 version = found
-                if version.image is not None and version.image.chain_id not in unpacked:
-                    version = replace(version, state="Failed", reason=_vanished(version))
+                image = version.image
+                if image is not None and image.chain_id not in unpacked:
+                    if image.chain_id in mounted:
+                        self._stores.lazy.complete(image)
+                    else:
+                        version = replace(version, state="Failed", reason=_vanished(version))
                 if version.state == "Failed":
                     log.error("%s", version.reason)
                 target = self._deployer.target(version)

@@ -7,6 +7,7 @@ plain view of it for code that may not import pydantic. Field meanings stand in 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,16 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """A daemon for lazy images that is there: its program, its configuration, its fixed place."""
+
+    name: str
+    program: str
+    settings: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class House:
     """Places, doors and bounds of one agent."""
 
@@ -53,6 +64,7 @@ class House:
     stop_timeout_s: float
     writable: str
     runtime: str
+    engines: tuple[Engine, ...] = ()
 
     @property
     def config(self) -> Path:
@@ -108,6 +120,39 @@ def house_of(data: dict[str, Any]) -> House:
         stop_timeout_s=float(data["limits"]["stop_timeout_s"]),
         writable=data["storage"]["writable"],
         runtime=data["runtime"]["binary"],
+        engines=_engines(data["lazy"]["engines"], paths["lib"]) if "lazy" in data else (),
+    )
+
+
+def engine_directory(run: Path, name: str) -> Path:
+    """Return an engine's directory on tmpfs; DOCKER_CONFIG of the daemon is this one."""
+    return run / "lazy" / name
+
+
+def engine_socket(run: Path, name: str) -> Path:
+    """Return where an engine serves containerd's snapshots API."""
+    return engine_directory(run, name) / "engine.sock"
+
+
+def engine_data(data: Path, name: str) -> Path:
+    """Return an engine's directory on disk."""
+    return data / "lazy" / name
+
+
+def engine_state(data: Path, name: str) -> Path:
+    """Return a file that an engine makes when it first runs."""
+    return engine_data(data, name) / "snapshotter" / "metadata.db"
+
+
+def program(lib: Path, name: str) -> str | None:
+    """Return a program's path: one of setup's private binaries, else one on PATH."""
+    return shutil.which(name, path=str(lib / "bin")) or shutil.which(name)
+
+
+def _engines(described: list[dict[str, str]], lib: Path) -> tuple[Engine, ...]:
+    found = ((one, program(lib, one["binary"])) for one in described)
+    return tuple(
+        Engine(one["name"], path, one["settings"], one["place"]) for one, path in found if path
     )
 
 

@@ -15,6 +15,7 @@ import logging
 import os
 import stat
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from agent.aio.tasks import finish
@@ -87,7 +88,7 @@ class Builder:
         self, version: FunctionVersion, timings: Timings, deadline: float
     ) -> Blueprint:
         found = self._blueprints.get(_identity(version))
-        if found is not None:
+        if found is not None and self._rooms.images.is_current(found.image):
             timings.cached += ["image", "spec"]
             return found
         if version.image is None:
@@ -131,8 +132,9 @@ class Builder:
         timings.image_ms = lap.ms()
         container = await self._lease(order)
         try:
+            container.source = blueprint.image.source
             order.leased(container)
-            rootfs = await self._furnish(container, blueprint)
+            rootfs = await self._furnish(container, blueprint, deadline)
             timings.slots_ms = lap.ms()
             spec = blueprint.template.encode(
                 InstancePlan(
@@ -167,12 +169,17 @@ class Builder:
         output = Output(self._fifos / id, order.sink)
         return Container(id, rooms.containerd, rooms.cgroups.instance(id), output, slot, layer)
 
-    async def _furnish(self, container: Container, blueprint: Blueprint) -> Path:
+    async def _furnish(self, container: Container, blueprint: Blueprint, deadline: float) -> Path:
         """Mount the root, make sure that there is something to execute, open the FIFOs."""
+        images, image = self._rooms.images, blueprint.image
+        await images.reachable(image)
         rootfs = await self._rooms.rootfs.prepare(
             container.id, blueprint.image.layers, container.layer
         )
-        why = find_executable(rootfs, blueprint.executable, blueprint.search, blueprint.workdir)
+        find = partial(
+            find_executable, rootfs, blueprint.executable, blueprint.search, blueprint.workdir
+        )
+        why = await images.look(image, find, deadline=deadline) if image.source else find()
         if why is not None:
             raise FunctionFailed(_no_executable(why, blueprint.executable))
         container.output.open()
@@ -251,6 +258,7 @@ class Builder:
             raise
         output = Output(self._fifos / id, sink)
         container = Container(id, rooms.containerd, rooms.cgroups.instance(id), output, slot, layer)
+        container.source = record.source
         try:
             output.open()
             anchor = (await rooms.containerd.containers.get(id)).sandbox

@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+from agent.config import LazySettings
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, Manifest
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners, Stores
+from agent.deployments.lazy_image import LazyImages
 from agent.errors import (
     NotFound,
     RuntimeUnavailable,
@@ -53,10 +55,13 @@ class Town(House):
                 inspect=self._inspect, get=self._get, put=self._put, delete=self._delete
             ),
             transfer=SimpleNamespace(pull=self._pull),
+            lazy=(),
         )
         functions = cast(FunctionStore, FakeStore(self.store, self.points))
         calls: Any = None  # no deploy asks for a call
-        stores = Stores(functions, calls, containerd, self.logs, self.events)
+        prepared: Any = None  # nothing is mounted lazily
+        lazy = LazyImages(LazySettings(), containerd, prepared, self.events)
+        stores = Stores(functions, calls, containerd, lazy, self.logs, self.events)
         runners = Runners(self.fleet, self.jobs, self.ports.builder)
         self.deployer = Deployer(self.config, self.catalog, runners, stores)
         return self
@@ -81,13 +86,15 @@ class Town(House):
         layers = [Descriptor(self.layer_type, "sha256:1", size) for size in self.compressed]
         return Manifest("m", Descriptor("c", "sha256:0", 0), tuple(layers))
 
-    async def _pull(self, name, *, deadline, accept):
+    async def _pull(self, name, *, deadline, accept, choose=None):
         self.pulls.append(name)
         await self.points.at("pull")
         if self.registry_down:
             raise RuntimeUnavailable("the registry does not answer")
         if name in self.images:
-            accept(SimpleNamespace(manifest=self._manifest()))
+            found: Any = SimpleNamespace(manifest=self._manifest())
+            accept(found)
+            assert choose is None or await choose(found) == ""
             self.records[name] = record(self.images[name].digest)
         return await self._inspect(name)
 

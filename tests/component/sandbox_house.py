@@ -293,6 +293,12 @@ class FakeImages:
         await self.points.at("images.prepare")
         return PreparedImage(facts, (Path("/layer"),), b"", b""), False
 
+    def is_current(self, image):
+        return True
+
+    async def reachable(self, image):
+        pass
+
 
 class House:
     """A builder over fake rooms."""
