@@ -139,6 +139,7 @@ class Services:
     jobs: JobRunner
     deployer: Deployer
     reconciler: Reconciler
+    lost_files: LostFiles
     gateway: Gateway
     parts: NodeParts
 
@@ -320,7 +321,8 @@ class App:
             reload=self._supervisor.ask_reload,
             components=components(config.paths.lib, version("kindling")),
         )
-        return Services(catalog, fleet, jobs, deployer, reconciler, gateway, parts)
+        lost = LostFiles(fleet, catalog, stores, config.lazy.stuck_after_s)
+        return Services(catalog, fleet, jobs, deployer, reconciler, lost, gateway, parts)
 
     def _ports(self, telemetry: Telemetry, kept: Kept, machine: Machine) -> InstancePorts:
         return InstancePorts(
@@ -364,11 +366,8 @@ class App:
     def _begin(self, services: Services) -> asyncio.Task[None]:
         timer = spawn("timer", services.fleet.timer.run(services.catalog.targets))
         cycle = spawn("control cycle", services.reconciler.run())
-        parts = services.parts
-        lost = LostFiles(
-            services.fleet, services.catalog, parts.containerd.lazy, parts.lazy, parts.events
-        )
-        self._undo.push_async_callback(stop, timer, cycle, spawn("lost files", lost.run()))
+        lost = spawn("lost files", services.lost_files.run())
+        self._undo.push_async_callback(stop, timer, cycle, lost)
         return cycle
 
     async def _open_doors(

@@ -169,12 +169,14 @@ class LazySettings(_Section):
     """Images that start before they are here. No `engines`: every image is unpacked whole.
 
     Under `acceleration = "auto"` images of less than `least_mb` compressed are fetched whole.
-    Completing a lazy image begins `complete_after_s` after its deploy.
+    Completing a lazy image begins `complete_after_s` after its deploy. An engine that has not
+    answered for `stuck_after_s` is ended and started anew.
     """
 
     engines: tuple[EngineSettings, ...] = ENGINES
     least_mb: int = Field(default=64, ge=0)
     complete_after_s: float = Field(default=10.0, ge=0)
+    stuck_after_s: float = Field(default=15.0, ge=2)
 
 
 class LimitsSettings(_Section):

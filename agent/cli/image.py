@@ -28,7 +28,7 @@ Advance = Callable[[str, int, int], None]
 
 @click.group()
 def command() -> None:
-    """List, pull, import and remove images."""
+    """List, pull, import, accelerate and remove images."""
 
 
 @command.command("ls")
@@ -101,6 +101,28 @@ def rm(ref: str, as_json: bool) -> None:
         print_json({"removed": ref})
     else:
         click.echo(f"removed {ref}")
+
+
+@command.command("accelerate")
+@click.argument("ref")
+@click.option("--username", default="", help="Who pushes the index to the registry.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@json_option
+def accelerate(ref: str, username: str, password_stdin: bool, as_json: bool) -> None:
+    """Have the image REF start before it is here: index its layers, push the index beside it."""
+    from agent._pb.worker.v1 import worker_pb2 as pb
+
+    password = sys.stdin.read().rstrip("\n") if password_stdin else ""
+    registry = pb.Registry(username=username, password=password)
+    request = pb.AccelerateImageRequest(image=ref, registry=registry)
+    with connect() as client:
+        reply = client.ask(
+            "AccelerateImage", request, pb.AccelerateImageResponse, within_s=_TRANSFER_S
+        )
+    if as_json:
+        print_json({"image": ref, "index_digest": reply.index_digest, "engine": reply.engine})
+    else:
+        click.echo(f"{ref} has an index for {reply.engine}: {reply.index_digest}")
 
 
 def _parts(file: BinaryIO, name: str, advance: Advance) -> Iterator[pb.ImportImageRequest]:

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from agent.contracts.base import Headers
 from agent.model.failure import Failure
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, Meters
-from agent.model.spec import FunctionSpec
+from agent.model.spec import FunctionSpec, RegistrySpec
 from agent.rootless.outcome import ReloadOutcome
 from agent.telemetry.logs import LogLine
 
@@ -213,6 +213,9 @@ class Node(Protocol):
 
     async def remove_image(self, name: str) -> None:
         """Remove an image's name."""
+
+    async def accelerate_image(self, ref: str, registry: RegistrySpec) -> tuple[str, str]:
+        """Index an image for lazy starts and push the index; return its digest and its engine."""
 
     async def invoke(self, call: InvokeCall) -> InvokeResult:
         """Call a function; its failures are results, AgentError means no contract could answer."""

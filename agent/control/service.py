@@ -45,6 +45,7 @@ class WorkerService(DeployVerbs, ImageVerbs, CallVerbs, WatchVerbs, NodeVerbs, W
     ImportImage = unary("ImportImage", ImageVerbs.import_image)
     ListImages = unary("ListImages", ImageVerbs.list_images)
     RemoveImage = unary("RemoveImage", ImageVerbs.remove_image)
+    AccelerateImage = unary("AccelerateImage", ImageVerbs.accelerate_image)
     Invoke = unary("Invoke", CallVerbs.invoke)
     RunJob = unary("RunJob", CallVerbs.run_job)
     GetCall = unary("GetCall", CallVerbs.get_call)

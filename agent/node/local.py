@@ -33,10 +33,11 @@ from agent.control.node import (
 )
 from agent.core.deploy import pick
 from agent.deployments.catalog import DeployedFunction
+from agent.deployments.indexing import Indexer
 from agent.errors import AlreadyExists, InvalidSpec, NotFound, Problem, RuntimeUnavailable
 from agent.instances.instance import Instance
 from agent.model.records import CallRecord, Meters
-from agent.model.spec import FunctionSpec
+from agent.model.spec import FunctionSpec, RegistrySpec
 from agent.node.capacity import NodeCapacity
 from agent.node.images import IMPORTS, NodeImages
 from agent.node.parts import NodeParts
@@ -53,6 +54,7 @@ class LocalNode:
         self._parts = parts
         scratch = parts.config.paths.data / IMPORTS
         self._images = NodeImages(parts.containerd, parts.images, parts.catalog, scratch)
+        self._indexer = Indexer(parts.containerd, parts.config.paths.data / "index")
         self._capacity = NodeCapacity(parts)
         self._started_ns = time.time_ns()
         self._health = health
@@ -129,6 +131,10 @@ class LocalNode:
     async def remove_image(self, name: str) -> None:
         """See `control.node.Node.remove_image`."""
         await self._images.remove(name)
+
+    async def accelerate_image(self, ref: str, registry: RegistrySpec) -> tuple[str, str]:
+        """See `control.node.Node.accelerate_image`."""
+        return await self._indexer.accelerate(ref, registry)
 
     # -- calls
 

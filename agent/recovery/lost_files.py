@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 
-from agent.containerd.lazy import LazyEngines, LazySource, is_lost
+from agent.containerd.lazy import LazySource, is_lost
 from agent.core.instance import State
 from agent.deployments.catalog import Catalog
-from agent.deployments.lazy_image import LazyImages
+from agent.deployments.deploy import Stores
 from agent.errors import AgentError
 from agent.instances.fleet import Fleet
 from agent.instances.instance import Instance
-from agent.telemetry.events import Events, Subject
+from agent.telemetry.events import Subject
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-STUCK_LOOKS = 15
 GRACE_S = 10.0  # calls that need no more files may end
 LOST = "its files are gone: {engine}, which served its image, has ended"
 
@@ -37,17 +35,17 @@ class LostFiles:
         self,
         fleet: Fleet,
         catalog: Catalog,
-        engines: LazyEngines,
-        images: LazyImages,
-        events: Events,
+        stores: Stores,
+        stuck_after_s: float,
     ) -> None:
         self._fleet = fleet
         self._catalog = catalog
-        self._engines = engines
-        self._images = images
-        self._events = events
+        self._engines = stores.containerd.lazy
+        self._images = stores.lazy
+        self._events = stores.events
         self._told: set[str] = set()
-        self._silent: Counter[str] = Counter()
+        self._silent: dict[str, float] = {}
+        self._stuck_after_s = stuck_after_s
 
     async def run(self) -> None:
         """Look once a second, for ever; at nothing, where there is no engine."""
@@ -97,10 +95,10 @@ class LostFiles:
             if source is None or engine is None or not source.alive or await engine.answers():
                 self._silent.pop(text, None)
                 continue
-            self._silent[text] += 1
-            if self._silent[text] >= STUCK_LOOKS:
+            now = self._fleet.now()
+            if now - self._silent.setdefault(text, now) >= self._stuck_after_s:
                 self._silent.pop(text)
-                log.warning("%s has not answered for %d s: ended", engine.name, STUCK_LOOKS)
+                log.warning("%s does not answer: ended", engine.name)
                 engine.stuck()
 
 

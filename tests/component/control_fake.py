@@ -22,7 +22,7 @@ from agent.control.node import (
 )
 from agent.errors import NotFound
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, ImageFacts, Meters
-from agent.model.spec import FunctionSpec
+from agent.model.spec import FunctionSpec, RegistrySpec
 from agent.model.spec_parse import parse_spec
 from agent.rootless.outcome import DONE, FAILED, RUNNING, ReloadOutcome
 from agent.telemetry.logs import LogLine
@@ -129,6 +129,10 @@ class FakeNode:
 
     async def remove_image(self, name: str) -> None:
         self._come("remove_image", name)
+
+    async def accelerate_image(self, ref: str, registry: RegistrySpec) -> tuple[str, str]:
+        self._come("accelerate_image", ref, registry)
+        return "sha256:1", "soci"
 
     async def invoke(self, call: InvokeCall) -> InvokeResult:
         self._come("invoke", call)

@@ -90,6 +90,11 @@ class WorkerStub:
                 request_serializer=worker_dot_v1_dot_worker__pb2.RemoveImageRequest.SerializeToString,
                 response_deserializer=worker_dot_v1_dot_worker__pb2.RemoveImageResponse.FromString,
                 _registered_method=True)
+        self.AccelerateImage = channel.unary_unary(
+                '/worker.v1.Worker/AccelerateImage',
+                request_serializer=worker_dot_v1_dot_worker__pb2.AccelerateImageRequest.SerializeToString,
+                response_deserializer=worker_dot_v1_dot_worker__pb2.AccelerateImageResponse.FromString,
+                _registered_method=True)
         self.Invoke = channel.unary_unary(
                 '/worker.v1.Worker/Invoke',
                 request_serializer=worker_dot_v1_dot_worker__pb2.InvokeRequest.SerializeToString,
@@ -236,6 +241,13 @@ class WorkerServicer:
 
     def RemoveImage(self, request, context):
         """Remove an image's name. FAILED_PRECONDITION while a deployed version needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AccelerateImage(self, request, context):
+        """Build the index that lets an image start before it is here, and push it beside the image.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -399,6 +411,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.RemoveImage,
                     request_deserializer=worker_dot_v1_dot_worker__pb2.RemoveImageRequest.FromString,
                     response_serializer=worker_dot_v1_dot_worker__pb2.RemoveImageResponse.SerializeToString,
+            ),
+            'AccelerateImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.AccelerateImage,
+                    request_deserializer=worker_dot_v1_dot_worker__pb2.AccelerateImageRequest.FromString,
+                    response_serializer=worker_dot_v1_dot_worker__pb2.AccelerateImageResponse.SerializeToString,
             ),
             'Invoke': grpc.unary_unary_rpc_method_handler(
                     servicer.Invoke,
@@ -764,6 +781,33 @@ class Worker:
             '/worker.v1.Worker/RemoveImage',
             worker_dot_v1_dot_worker__pb2.RemoveImageRequest.SerializeToString,
             worker_dot_v1_dot_worker__pb2.RemoveImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AccelerateImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/worker.v1.Worker/AccelerateImage',
+            worker_dot_v1_dot_worker__pb2.AccelerateImageRequest.SerializeToString,
+            worker_dot_v1_dot_worker__pb2.AccelerateImageResponse.FromString,
             options,
             channel_credentials,
             insecure,
