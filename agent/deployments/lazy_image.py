@@ -147,11 +147,19 @@ class LazyImages:
         )
 
     async def _check_mounted(self, engine: LazyEngine, image: Image, deadline: float) -> None:
-        """Raise RuntimeUnavailable unless an engine has really mounted some layer of an image."""
-        layers = await engine.snapshots.image_layers(image.chain_id, deadline=deadline)
-        mounted = {one.point for one in mountinfo.parse(mountinfo.text())}
-        if not mounted.intersection(layers):
-            raise RuntimeUnavailable("it has mounted no layer of it")
+        """Raise RuntimeUnavailable unless an engine has really mounted most of an image.
+
+        A layer that it cannot mount it has unpacked, and says nothing. What there is of it is let
+        go then.
+        """
+        directories = await engine.snapshots.image_layers(image.chain_id, deadline=deadline)
+        points = {one.point for one in mountinfo.parse(mountinfo.text())}
+        layers = zip(directories, reversed(image.manifest.layers), strict=True)
+        mounted = sum(layer.size_bytes for at, layer in layers if at in points)
+        whole = sum(layer.size_bytes for layer in image.manifest.layers)
+        if 2 * mounted < whole:
+            await self._unmount(image.facts())
+            raise RuntimeUnavailable(f"it has mounted {mounted} of {whole} bytes only")
 
     async def mounted(self) -> set[str]:
         """Return the chain ids of all images that engines of the worker before have mounted.

@@ -7,10 +7,13 @@ are never fetched but by the reads of the tests.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,13 @@ import pytest
 from agent._pb.worker.v1 import worker_pb2 as pb
 from tests import oci, registry
 from tests.integration.functions import Functions
-from tests.integration.running import LIB, RunningAgent
+from tests.integration.running import LIB, RunningAgent, signal_pid
 from tests.tls_registry import TlsRegistry, tls_registry
 
 FILES = 8
 FILE_BYTES = 3 << 20
 NEVER_S = 86_400.0
+SOCI = "application/vnd.amazon.soci.index.v1+json"
 CONFIG = {"Cmd": ["/bin/httpd", "-f", "-p", "9000", "-h", "/srv"]}
 
 pytestmark = pytest.mark.skipif(
@@ -147,10 +151,7 @@ class TestDeploy:
 
     def test_a_mount_that_fails_falls_back_to_unpacking_and_says_so(self, lazy, tls, content):
         name = push(tls, "broken", content[:1])
-        lazy.agent.cli("image", "accelerate", name)
-        lazy.agent.cli("image", "rm", name)
-        for blob in index_blobs(tls, "broken"):
-            blob.unlink()
+        push_false_index(tls, "broken")
         with lazy.watching() as watched:
             reply = deploy(lazy, "broken", name, acceleration="lazy")
             assert ["unpacked whole" in one for one in reply.warnings] == [True], reply.warnings
@@ -160,13 +161,141 @@ class TestDeploy:
         assert reads(lazy.agent, "broken", "0") == content[0]
 
 
-def index_blobs(tls: TlsRegistry, repository: str) -> list[Path]:
-    """What a registry keeps of the layers' indexes; the engine cannot mount without."""
-    root = tls.directory / "registry/docker/registry/v2"
-    links = (root / f"repositories/{repository}/_layers/sha256").glob("*/link")
-    blobs = [root / "blobs/sha256" / digest[7:9] / digest[7:] / "data" for digest in texts(links)]
-    return [blob for blob in blobs if blob.exists() and blob.read_bytes()[4:8] == b"\x0c\0\x14\0"]
+def push_false_index(tls: TlsRegistry, repository: str) -> None:
+    """Put an index beside an image whose tables of contents are none."""
+    layout = tls.directory / "registry/docker/registry/v2/repositories" / repository
+    subject = (layout / "_manifests/tags/1/current/link").read_text()
+    blobs = {oci.digest(data): data for data in (b"{}", b"no table of contents")}
+    config, table = (
+        {"mediaType": SOCI, "digest": digest, "size": len(data)} for digest, data in blobs.items()
+    )
+    layers = [
+        table | {"annotations": {"com.amazon.soci.image-layer-digest": link.read_text()}}
+        for link in (layout / "_layers/sha256").glob("*/link")
+    ]
+    manifest = {"schemaVersion": 2, "mediaType": oci.OCI_MANIFEST, "config": config}
+    data = json.dumps(manifest | {"layers": layers}).encode()
+    entry = {"mediaType": oci.OCI_MANIFEST, "digest": oci.digest(data), "size": len(data)}
+    index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX}
+    whole = json.dumps(index | {"manifests": [entry | {"artifactType": SOCI}]}).encode()
+    blobs |= {oci.digest(data): data, oci.digest(whole): whole}
+    at = {"mediaType": oci.OCI_INDEX, "digest": oci.digest(whole), "size": len(whole)}
+    registry.push(tls.plain, repository, subject.replace(":", "-"), oci.OciImage(blobs, at))
 
 
-def texts(paths: Any) -> list[str]:
-    return [path.read_text() for path in paths]
+class TestTrouble:
+    """Each test kills or cuts off something while a function serves from a mount."""
+
+    @pytest.fixture
+    def big(self, lazy: Functions, indexed: str) -> str:
+        """A function that serves from a mount and has read its first file; its instance."""
+        deploy(lazy, "big", indexed, acceleration="lazy", scaling={"min": 1}, timeout_s=60)
+        lazy.deploy("other", "static", memory_mb=128, scaling={"min": 1})
+        assert reads(lazy.agent, "big", "small") == b"small\n"
+        return lazy.ready("big")[0].id
+
+    def test_the_engine_is_killed(self, lazy, big, content):
+        with lazy.watching() as watched:
+            signal_pid(lazy.agent.pids["soci"], signal.SIGKILL)
+            wait_replaced(lazy, "big", big)
+            lost = watched.of("big", "InstanceLostFiles")
+        assert [event.instance for event in lost] == [big]
+        assert "has ended" in lazy.log("big")
+        assert reads(lazy.agent, "big", "1") == content[1]
+        assert reads(lazy.agent, "other", "") == b"hello\n"
+
+    def test_the_engine_hangs(self, lazy, big, content):
+        signal_pid(lazy.agent.pids["soci"], signal.SIGSTOP)
+        # More reads that hang than the worker has threads.
+        hanging = [Reader(lazy.agent, "big", "2") for _ in range(12)]
+        assert reads(lazy.agent, "other", "", timeout_s=5) == b"hello\n"
+        lazy.agent.cli("status", timeout_s=5)
+        wait_replaced(lazy, "big", big)
+        assert [reader.end() for reader in hanging] != []
+        assert reads(lazy.agent, "big", "2") == content[2]
+
+    def test_the_registry_is_away(self, lazy, tls, big, content):
+        tls.stop()
+        try:
+            reader = Reader(lazy.agent, "big", "3")
+            assert reads(lazy.agent, "big", "small") == b"small\n"
+            assert reads(lazy.agent, "other", "", timeout_s=5) == b"hello\n"
+            assert reader.waits()
+        finally:
+            tls.start()
+        assert reader.end() == content[3]
+        assert [one.id for one in lazy.ready("big")] == [big]
+
+    def test_containerd_is_killed(self, lazy, big, content):
+        agent = lazy.agent
+        before = agent.pids["containerd"]
+        signal_pid(before, signal.SIGKILL)
+        agent.wait_until(lambda: agent.pids["containerd"] not in (0, before), 10, "a containerd")
+        assert reads(agent, "big", "4") == content[4]
+        lazy.remove("big", force=True)
+        agent.cli("status")
+
+    def test_the_worker_is_killed_and_then_the_engine(self, lazy, big, content):
+        agent = lazy.agent
+        before = agent.pids["worker"]
+        signal_pid(before, signal.SIGKILL)
+        agent.wait_until(lambda: agent.pids["worker"] not in (0, before), 10, "a worker")
+        agent.wait_until(lambda: reads(agent, "big", "small") == b"small\n", 20, "an answer")
+        lazy.reconnect()
+        assert [one.id for one in lazy.ready("big")] == [big]
+        signal_pid(agent.pids["soci"], signal.SIGKILL)
+        wait_replaced(lazy, "big", big)
+        assert reads(agent, "big", "5") == content[5]
+
+    def test_everything_is_killed(self, lazy, big, content):
+        agent = lazy.agent
+        agent.kill_everything()
+        agent.start()
+        lazy.reconnect()
+        assert reads(agent, "big", "6") == content[6]
+        assert mounts(agent) != []
+
+
+class TestCompletion:
+    def test_a_completed_image_needs_neither_registry_nor_engine(self, lazy, tls, indexed, content):
+        agent = lazy.agent
+        agent.configure({"lazy": {"complete_after_s": 0.0}})
+        assert agent.stop() == 0
+        agent.start()
+        lazy.reconnect()
+        with lazy.watching() as watched:
+            deploy(lazy, "big", indexed, acceleration="lazy", scaling={"min": 1})
+            before = lazy.ready("big")[0].id
+            agent.wait_until(
+                lambda: any(event.type == "ImageCompleted" for event in watched.events),
+                30,
+                "the image complete",
+            )
+        tls.stop()
+        try:
+            signal_pid(agent.pids["soci"], signal.SIGKILL)
+            wait_replaced(lazy, "big", before)
+            assert [reads(agent, "big", str(n)) for n in range(FILES)] == content
+            agent.wait_until(lambda: not mounts(agent), 20, "nothing mounted any more")
+        finally:
+            tls.start()
+
+
+class Reader:
+    """A call in a thread of its own."""
+
+    def __init__(self, agent: RunningAgent, name: str, path: str) -> None:
+        self.body: bytes | None = None
+        self._thread = threading.Thread(target=self._run, args=(agent, name, path))
+        self._thread.start()
+
+    def _run(self, agent: RunningAgent, name: str, path: str) -> None:
+        self.body = reads(agent, name, path)
+
+    def waits(self) -> bool:
+        return self._thread.is_alive()
+
+    def end(self) -> bytes | None:
+        self._thread.join(60)
+        assert not self.waits()
+        return self.body
