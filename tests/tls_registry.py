@@ -41,7 +41,7 @@ class TlsRegistry:
 
     def start(self) -> None:
         with (self.directory / "tls.log").open("ab") as log:
-            command = [registry.BINARY, "serve", self.directory / "tls.yml"]
+            command = [str(registry.BINARY), "serve", str(self.directory / "tls.yml")]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         until = time.monotonic() + START_S
         trusted = ssl.create_default_context(cafile=str(self.ca))
@@ -84,6 +84,6 @@ def tls_registry(directory: Path) -> Iterator[TlsRegistry]:
 def _certificate(host: str, ca: Path, key: Path) -> None:
     made = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=kindling-test"]
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    names = ["-addext", f"subjectAltName=IP:{host}", "-keyout", key, "-out", ca]
+    names = ["-addext", f"subjectAltName=IP:{host}", "-keyout", str(key), "-out", str(ca)]
     subprocess.run([*made, *curve, *names], check=True, capture_output=True)
     ca.chmod(0o644)
