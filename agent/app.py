@@ -297,9 +297,9 @@ class App:
         jobs = JobRunner(fleet, kept.calls.save)
         runners = Runners(fleet, jobs, machine.builder)
         lazy = LazyImages(config.lazy, machine.containerd, machine.images, events)
-        self._undo.push_async_callback(lazy.close)
         stores = Stores(kept.functions, kept.calls, machine.containerd, lazy, logs, events)
         deployer = Deployer(config, catalog, runners, stores)
+        self._undo.push_async_callback(deployer.leave)
         gateway = Gateway(config, catalog, machine.connector, telemetry.metrics.calls)
         reconciler = Reconciler(catalog, deployer, runners, stores, kept.records, kept.ledger)
         parts = NodeParts(
@@ -418,7 +418,7 @@ class App:
         # From now on what nobody here starts or ends is the next worker's to judge. Calls are still
         # taken: what the cycle is about to end may take a while.
         await stop(serving.cycle)
-        await services.parts.lazy.close()
+        await services.deployer.leave()
         serving.control.leave()
         services.gateway.hand_over(passing)
         if not await starts_have_slots(services.fleet, SLOTS_S):

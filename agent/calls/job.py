@@ -66,6 +66,7 @@ class JobRunner:
         call's id is in use, Overloaded when nothing more fits on the node or in `scaling.max`.
         """
         target.check_runnable()
+        await target.image_here()
         extra = target.contract.job_input(event, call.request_id).environment
         instance = await self._admitted(target, call)
         record = CallRecord(

@@ -82,7 +82,7 @@ class Transfer:
         if accept is not None:
             accept(found)
         name = str(reference)
-        here = await self._present(name, found, deadline)
+        here = await self.present(name, found, deadline)
         if here is not None:
             return here
         what = f"pull image {name}"
@@ -97,7 +97,8 @@ class Transfer:
                 raise NotFound(text) from error
             return await self._images.inspect(name, deadline=deadline)
 
-    async def _present(self, name: str, found: Resolved, deadline: float) -> Image | None:
+    async def present(self, name: str, found: Resolved, deadline: float) -> Image | None:
+        """Return what is unpacked here under this name, if it is what was found there."""
         try:
             image = await self._images.inspect(name, deadline=deadline)
         except (NotFound, InvalidSpec):

@@ -30,6 +30,7 @@ from agent.core.deploy import decide
 from agent.deployments.catalog import Catalog
 from agent.deployments.image import ImageSource
 from agent.deployments.lazy_image import LazyImages
+from agent.deployments.preparing import Preparing
 from agent.deployments.removal import Removal
 from agent.errors import (
     FailedPrecondition,
@@ -114,6 +115,9 @@ class Deployer:
         self._builder = runners.builder
         self._stores = stores
         self._images = ImageSource(stores.containerd, catalog, stores.lazy)
+        self._preparing = Preparing(
+            self._images, catalog, runners.builder, stores.events, self._settle
+        )
         self._max_functions = config.limits.max_functions
         self._facts = node_facts(config)
         # A lock lives as long as somebody holds it or waits for it.
@@ -127,14 +131,15 @@ class Deployer:
     async def deploy(self, spec: FunctionSpec, *, wait: bool) -> Deployment:
         """Deploy a checked spec.
 
-        With `wait` returns when the image is Ready and `scaling.min` instances serve. Raises
-        InvalidSpec, NotFound (no such image), AlreadyExists, FailedPrecondition, or FunctionFailed
-        when a wanted instance does not start.
+        With `wait` returns when the image is Ready and `scaling.min` instances serve; without, a
+        version whose image is not here yet is Preparing (`preparing.py`). Raises InvalidSpec,
+        NotFound (no such image), AlreadyExists, FailedPrecondition, or FunctionFailed when a wanted
+        instance does not start.
         """
         name = parse_image_ref(spec.image).full
         async with self._lock(spec.name):
             with self._catalog.image_use.deploying(name), self._counted(spec.name):
-                outcome, target = await self._deploy(spec)
+                outcome, target = await self._deploy(spec, wait=wait)
         if wait:
             await self._settled(target)
             outcome = replace(outcome, version=target.version)
@@ -161,35 +166,39 @@ class Deployer:
             lock = self._locks[name] = asyncio.Lock()
         return lock
 
-    async def _deploy(self, spec: FunctionSpec) -> tuple[Deployment, FunctionTarget]:
+    async def _deploy(self, spec: FunctionSpec, *, wait: bool) -> tuple[Deployment, FunctionTarget]:
         try:
             function = self._catalog.get(spec.name)
             existing = {n: t.version for n, t in function.versions.items()}
-            latest: int | None = function.latest
+            # One that is Preparing is LATEST to be.
+            coming = (n for n, version in existing.items() if version.state == "Preparing")
+            latest: int | None = max((function.latest, *coming))
         except NotFound:
             existing, latest = {}, None
-        facts, told = await self._images.fetch(spec)
+        here = True
+        if wait:
+            facts, told = await self._images.fetch(spec)
+        else:
+            facts, told, here = await self._images.sight(spec)
         known = {n: _identity(v.spec, v.image) for n, v in existing.items()}
         decision = decide(known, latest, _identity(spec, facts), spec.version)
         warnings = (*told, *_advice(spec, facts))
         if not decision.changed:
             target = self._catalog.find(spec.name, str(decision.version))
-            if target.version.state != "Ready":  # its image had vanished, and is here again
-                whole = replace(target.version, image=facts, state="Ready", reason="")
-                await self._builder.check(whole)
-                target.mended(whole)
+            await self._again(target, facts, here=here)
             return Deployment(target.version, False, warnings), target
         version = FunctionVersion(
             name=spec.name,
             version=decision.version,
             spec=spec.model_copy(update={"version": decision.version}),
             image=facts,
-            state="Ready",
+            state="Ready" if here else "Preparing",
             created_ns=time.time_ns(),
         )
         target = self.target(version)
         try:
-            await self._builder.check(version)
+            if here:
+                await self._builder.check(version)
             if not await finish(f"deploy {spec.name}", self._publish(target), within_s=STORE_S):
                 raise RuntimeUnavailable(f"{spec.name}: the store does not answer")
         finally:
@@ -197,21 +206,68 @@ class Deployer:
                 self._builder.forget(version)
                 if not existing:  # its log was made for nothing
                     self._stores.logs.drop(spec.name)
+        if not here:
+            self.prepare(target)
         return Deployment(version, True, warnings), target
+
+    async def _again(self, target: FunctionTarget, facts: ImageFacts, *, here: bool) -> None:
+        """Let a version run that is deployed again and cannot run yet, or not any more."""
+        if target.version.state == "Ready":
+            return
+        if not here:
+            if target.version.state == "Failed":
+                target.prepares()
+            self.prepare(target)
+            return
+        await self._preparing.end(target)
+        whole = replace(target.version, image=facts, state="Ready", reason="")
+        await self._builder.check(whole)
+        settled = self._settle(target, whole)
+        if not await finish(f"mend {whole.name}", settled, within_s=STORE_S):
+            raise RuntimeUnavailable(f"{whole.name}: the store does not answer")
 
     async def _publish(self, target: FunctionTarget) -> bool:
         """Store a new version and let calls find it: both or neither."""
         version = target.version
+        # What serves goes on as LATEST until the image of what follows it is here.
+        latest = version.state == "Ready"
         async with self._storing:
             self._fleet.mode.check()
-            await self._stores.functions.put(version, latest=True)
-            self.install(target, latest=True)
+            await self._stores.functions.put(version, latest=latest)
+            self.install(target, latest=latest)
         self._stores.events.add(
             "FunctionDeployed",
             Subject(version.name, version.version),
             f"{version.name} version {version.version} was deployed",
         )
         return True
+
+    async def _settle(self, target: FunctionTarget, version: FunctionVersion) -> bool:
+        """Store what became of a version; one that is Ready is LATEST unless a later one is."""
+        async with self._storing:
+            if self._catalog.target(version.key) is not target:
+                return False
+            self._fleet.mode.check()
+            ready = version.state == "Ready"
+            latest = ready and version.version >= self._catalog.get(version.name).latest
+            await self._stores.functions.put(version, latest=latest)
+            if ready:
+                target.mended(version)
+            else:
+                target.failed(version)
+            if latest:
+                target.keep_minimum()
+                self.install(target, latest=True)
+        return True
+
+    def prepare(self, target: FunctionTarget) -> None:
+        """Fetch the image of a version that is Preparing, in the background."""
+        self._preparing.begin(target)
+
+    async def leave(self) -> None:
+        """Leave to the next worker what goes on in the background."""
+        await self._preparing.close()
+        await self._stores.lazy.close()
 
     async def stored(self) -> None:
         """Wait until what is being stored is: the next worker reads it then."""
@@ -283,6 +339,9 @@ class Deployer:
         force: bool,
     ) -> None:
         name = targets[0].version.name
+
+        for target in targets:
+            await self._preparing.end(target)
 
         async def end(force: bool) -> None:
             grace_s = 0.0 if force else None

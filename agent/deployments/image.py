@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish
 from agent.containerd.client import Containerd
+from agent.containerd.images import Image
 from agent.core.image_size import check_image_size, packed_bytes
 from agent.deployments.catalog import Catalog
 from agent.deployments.lazy_image import LazyImages
@@ -23,12 +24,13 @@ from agent.model.records import ImageFacts
 from agent.model.spec import FunctionSpec
 
 if TYPE_CHECKING:
-    from agent.containerd.images import Image, ImageRecord
+    from agent.containerd.images import ImageRecord
     from agent.containerd.registry import Resolved
 
 log = logging.getLogger(__name__)
 
 PULL_S = 600.0
+SIGHT_S = 30.0
 TAKE_BACK_S = 60.0
 LOCAL_HOST = "kindling.local"
 
@@ -40,6 +42,29 @@ class ImageSource:
         self._door = containerd
         self._catalog = catalog
         self._lazy = lazy
+
+    async def sight(self, spec: FunctionSpec) -> tuple[ImageFacts, tuple[str, ...], bool]:
+        """Return the image that a spec names as its registry tells it, not fetched yet.
+
+        Also what to warn of, and whether it is here already. Raises as `fetch` does.
+        """
+        reference = parse_image_ref(spec.image)
+        name, transfer = reference.full, self._door.transfer
+        deadline = asyncio.get_running_loop().time() + SIGHT_S
+        if reference.host != LOCAL_HOST:
+            try:
+                found = await transfer.resolve(name, deadline=deadline)
+            except RuntimeUnavailable as error:
+                log.warning("image %s: %s", spec.image, error)
+            else:
+                size = found.manifest.compressed_bytes
+                check_image_size(spec.contract, name, compressed_bytes=size)
+                image = await transfer.present(name, found, deadline)
+                if image is None:
+                    seen = Image(name, found.target.digest, found.manifest, found.config, None)
+                    return seen.facts(), (), False
+        # What is here, or an error of the registry's that the caller is to hear.
+        return *await self.fetch(spec), True
 
     async def fetch(self, spec: FunctionSpec) -> tuple[ImageFacts, tuple[str, ...]]:
         """Return the image that a spec names, pulled if it is not here, and what to warn of.

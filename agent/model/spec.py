@@ -131,6 +131,7 @@ class FunctionSpec(_Table):
     async_calls: AsyncCalls
     on_client_cancel: Literal["keep", "signal", "recycle"]
     labels: dict[str, str]
+    wait_for_image: bool
 
     @property
     def memory_bytes(self) -> int:

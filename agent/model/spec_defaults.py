@@ -49,6 +49,7 @@ def with_defaults(raw: Tree) -> Tree:
         "acceleration": "auto",
         "registry": {},
         "on_client_cancel": "keep",
+        "wait_for_image": True,
     }
     filled.update(raw)
     filled["env"] = _texts(raw.get("env", {}))

@@ -101,7 +101,9 @@ class Reconciler:
             for found in function.versions:
                 version = found
                 image = version.image
-                if image is not None and image.chain_id not in unpacked:
+                if version.state == "Preparing":
+                    pass  # its image is fetched again, below
+                elif image is not None and image.chain_id not in unpacked:
                     if image.chain_id in mounted:
                         self._stores.lazy.complete(image)
                     else:
@@ -110,6 +112,8 @@ class Reconciler:
                     log.error("%s", version.reason)
                 target = self._deployer.target(version)
                 self._deployer.install(target, latest=version.version == function.latest)
+                if version.state == "Preparing":
+                    self._deployer.prepare(target)
 
     async def adopt(self) -> None:
         """Take over what the worker before left, and remove what cannot be taken over.

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from agent.config import LazySettings
 from agent.core import oci_image
-from agent.core.oci_image import Descriptor, Manifest
+from agent.core.oci_image import Descriptor, ImageConfig, Manifest
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners, Stores
 from agent.deployments.lazy_image import LazyImages
@@ -49,12 +49,13 @@ class Town(House):
         self.layer_type = oci_image.DOCKER_LAYER + ".gzip"
         self.records = {}
         self.pulls = []
+        self.far = {}
         self.registry_down = False
         containerd: Any = SimpleNamespace(
             images=SimpleNamespace(
                 inspect=self._inspect, get=self._get, put=self._put, delete=self._delete
             ),
-            transfer=SimpleNamespace(pull=self._pull),
+            transfer=SimpleNamespace(pull=self._pull, resolve=self._resolve, present=self._present),
             lazy=(),
         )
         functions = cast(FunctionStore, FakeStore(self.store, self.points))
@@ -97,6 +98,19 @@ class Town(House):
             assert choose is None or await choose(found) == ""
             self.records[name] = record(self.images[name].digest)
         return await self._inspect(name)
+
+    async def _resolve(self, name, *, deadline):
+        """Nobody resolves unless the test has `far`: images that a pull brings later."""
+        if name not in self.far:
+            raise RuntimeUnavailable("the registry does not answer")
+        return SimpleNamespace(
+            target=SimpleNamespace(digest=self.far[name].digest),
+            manifest=self._manifest(),
+            config=ImageConfig((self.far[name].chain_id,)),
+        )
+
+    async def _present(self, name, found, deadline):
+        return await self._inspect(name) if name in self.records else None
 
     async def _get(self, name):
         if name not in self.records:

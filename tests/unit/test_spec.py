@@ -20,7 +20,7 @@ FIELDS = [
     *("mounts", "port", "user", "memory_mb", "cpu_millis", "pids", "disk_mb", "timeout_s"),
     *("startup_timeout_s", "concurrency", "max_queue", "queue_timeout_s", "environment"),
     *("scaling", "hooks", "health_check", "egress", "acceleration", "registry", "async_calls"),
-    *("on_client_cancel", "labels"),
+    *("on_client_cancel", "labels", "wait_for_image"),
 ]
 
 
