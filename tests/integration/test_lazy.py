@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 from agent._pb.worker.v1 import worker_pb2 as pb
+from agent.cli.deploy import spec_message
 from tests import oci, registry
 from tests.integration.functions import Functions
-from tests.integration.running import LIB, RunningAgent, signal_pid
+from tests.integration.running import LIB, RunningAgent, own, signal_pid
 from tests.tls_registry import TlsRegistry, tls_registry
 
 FILES = 8
@@ -224,7 +225,7 @@ class TestTrouble:
         finally:
             tls.start()
         assert reader.end() == content[3]
-        assert [one.id for one in lazy.ready("big")] == [big]
+        assert big in [one.id for one in lazy.ready("big")]
 
     def test_containerd_is_killed(self, lazy, big, content):
         agent = lazy.agent
@@ -279,6 +280,60 @@ class TestCompletion:
             agent.wait_until(lambda: not mounts(agent), 20, "nothing mounted any more")
         finally:
             tls.start()
+
+
+class TestPreparing:
+    def test_a_deploy_answers_before_its_image_is_here_and_calls_wait(self, lazy, tls, content):
+        name = push(tls, "slow", content)
+        spec = {"name": "slow", "image": name, "contract": "fc", "kind": "http", "port": 9000}
+        request = pb.DeployRequest(spec=spec_message({**spec, "acceleration": "eager"}))
+        with lazy.watching() as watched:
+            reply = lazy.client.ask("Deploy", request, pb.DeployResponse, within_s=30)
+            assert reply.version.state == pb.VERSION_STATE_PREPARING
+            assert reads(lazy.agent, "slow", "0") == content[0]
+            found = lazy.client.ask("Get", pb.GetRequest(name="slow"), pb.Function)
+            assert found.latest.state == pb.VERSION_STATE_READY
+            lazy.agent.wait_until(lambda: bool(watched.of("slow", "ImageReady")), 5, "the event")
+        lazy.remove("slow")
+
+
+class TestDiskFull:
+    """An agent whose data lie on a file system too small for one of the images."""
+
+    @pytest.fixture
+    def narrow(self, make_agent: Callable[..., RunningAgent], tls: TlsRegistry) -> Iterator[Any]:
+        agent = make_agent(
+            node="narrow",
+            # The other agent of this module has the slots.
+            sections={"lazy": {"least_mb": 1}, "storage": {"writable": "tmpfs"}},
+            environment={"SSL_CERT_FILE": str(tls.ca)},
+        )
+        agent.data.mkdir()
+        tmpfs = ["mount", "-t", "tmpfs", "-o", "size=44m,mode=0750", "tmpfs", str(agent.data)]
+        subprocess.run(tmpfs, check=True)
+        own(agent.data)
+        try:
+            yield agent.start()
+            agent.stop()
+        finally:
+            subprocess.run(["umount", str(agent.data)], check=True)
+            agent.close()
+
+    def test_what_does_not_fit_is_refused_and_the_rest_serves(self, narrow, tls, content, tmp_path):
+        toml = 'name = "{}"\nimage = "{}"\ncontract = "fc"\nkind = "http"\nport = 9000\n'
+        for name, files in (("small", content[:1]), ("huge", content), ("next", content[1:2])):
+            spec = toml.format(name, push(tls, name, files)) + "memory_mb = 128\n"
+            (tmp_path / f"{name}.toml").write_text(spec)
+        narrow.cli("deploy", tmp_path / "small.toml", "--wait")
+        assert reads(narrow, "small", "0") == content[0]
+        refused = narrow.cli("deploy", tmp_path / "huge.toml", "--wait", check=False)
+        assert refused.status == 1
+        assert "no space left on device" in refused.err
+        assert reads(narrow, "small", "0") == content[0]
+        narrow.cli("remove", "small")
+        narrow.cli("deploy", tmp_path / "next.toml", "--wait")
+        assert reads(narrow, "next", "0") == content[1]
+        narrow.cli("remove", "next")
 
 
 class Reader:
