@@ -17,7 +17,7 @@ from agent.containerd.client import Containerd
 from agent.containerd.images import Image
 from agent.core.image_size import check_image_size, packed_bytes
 from agent.deployments.catalog import Catalog
-from agent.deployments.lazy_image import LazyImages
+from agent.deployments.lazy_image import LOCAL_HOST, LazyImages
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import ImageFacts
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 PULL_S = 600.0
 SIGHT_S = 30.0
 TAKE_BACK_S = 60.0
-LOCAL_HOST = "kindling.local"
 
 
 class ImageSource:

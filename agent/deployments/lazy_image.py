@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MB = 1 << 20
+LOCAL_HOST = "kindling.local"
 ENGINE_S = 20.0
+RESUME_S = 5.0  # all others wait for it
 INDEX_S = 10.0
 COMPLETE_S = 3600.0
 FIRST_PAUSE_S = 5.0
@@ -161,22 +163,40 @@ class LazyImages:
             await self._unmount(image.facts())
             raise RuntimeUnavailable(f"it has mounted {mounted} of {whole} bytes only")
 
-    async def mounted(self) -> set[str]:
-        """Return the chain ids of all images that engines of the worker before have mounted.
+    async def resume(self, unpacked: Collection[str], images: Collection[ImageFacts]) -> set[str]:
+        """Go on with what the worker before had mounted; return the chain ids it may still be.
 
-        An engine that has never run has none. One that does not answer may have: whatever it is
-        asked for is then completed by an ordinary pull, or found missing when it is started.
+        `unpacked` are the chain ids that need no mount. An engine that does not answer soon may
+        have mounted whatever is not unpacked, but for images that no registry has: an ordinary
+        pull then brings it, or fails.
         """
+        found, unknown = await self._mounted_before()
+        may_be: set[str] = set()
+        for facts in images:
+            if facts.chain_id in unpacked:
+                if facts.chain_id in found:
+                    self._mounted[facts.chain_id] = facts
+            elif facts.chain_id in found or (
+                unknown and parse_image_ref(facts.ref).host != LOCAL_HOST
+            ):
+                may_be.add(facts.chain_id)
+                self.complete(facts)
+        return may_be
+
+    async def _mounted_before(self) -> tuple[set[str], bool]:
+        """Return what engines have mounted, and whether one that may have more did not answer."""
         found: set[str] = set()
+        unknown = False
         for engine in self._door.lazy:
             if not engine.has_run:
                 continue
             try:
-                await engine.up(asyncio.get_running_loop().time() + ENGINE_S)
+                await engine.up(asyncio.get_running_loop().time() + RESUME_S)
                 found |= {shot.key for shot in await engine.snapshots.list()}
             except AgentError as error:
-                log.warning("%s: what it has mounted is not known", error)
-        return found
+                unknown = True
+                log.warning("%s; what it has mounted is not known", error)
+        return found, unknown
 
     # -- completing
 

@@ -109,6 +109,9 @@ class PreparedImages:
             for engine in door.lazy:
                 source = engine.source()
                 if source is None:
+                    if engine.has_run:
+                        text = f"{engine.name}, which may have mounted the image, does not run yet"
+                        raise RuntimeUnavailable(text) from None
                     continue
                 with contextlib.suppress(NotFound):
                     dirs = await engine.snapshots.image_layers(chain_id, deadline=deadline)
