@@ -211,7 +211,9 @@ class App:
         config = self._config
         paths, ask = config.paths, self._supervisor.ask_engine
         lazy = LazyPlaces(config.lazy.engines, paths.run, paths.data, paths.lib, ask)
-        containerd = Containerd(paths.run / "containerd" / "containerd.sock", lazy=lazy)
+        socket = paths.run / "containerd" / "containerd.sock"
+        registries = config.registries.directory
+        containerd = Containerd(socket, registries=registries, lazy=lazy)
         self._undo.push_async_callback(containerd.close)
         await containerd.ready(asyncio.get_running_loop().time() + CONTAINERD_S)
         CgroupTree.load(config.paths.run, config.node.name)
@@ -362,12 +364,15 @@ class App:
         await machine.network.ready()
         await machine.layers.ready()
         await asyncio.to_thread(scratch.sweep, self._config.paths.data / IMPORTS)
+        await asyncio.to_thread(machine.containerd.hosts.sweep)
 
     def _begin(self, services: Services) -> asyncio.Task[None]:
         timer = spawn("timer", services.fleet.timer.run(services.catalog.targets))
         cycle = spawn("control cycle", services.reconciler.run())
         lost = spawn("lost files", services.lost_files.run())
-        self._undo.push_async_callback(stop, timer, cycle, lost)
+        engines = services.parts.containerd.lazy
+        files = [spawn(f"credentials of {one.name}", one.credentials.run()) for one in engines]
+        self._undo.push_async_callback(stop, timer, cycle, lost, *files)
         return cycle
 
     async def _open_doors(

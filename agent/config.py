@@ -179,6 +179,12 @@ class LazySettings(_Section):
     stuck_after_s: float = Field(default=15.0, ge=2)
 
 
+class RegistriesSettings(_Section):
+    """How registries are reached: `<directory>/<host>/hosts.toml`, or Docker's certificates."""
+
+    directory: Path | None = Path("/etc/kindling/registries")
+
+
 class LimitsSettings(_Section):
     """Bounds on what the node keeps and how long it waits."""
 
@@ -203,6 +209,7 @@ class NodeConfig(_Section):
     storage: StorageSettings = StorageSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     lazy: LazySettings = LazySettings()
+    registries: RegistriesSettings = RegistriesSettings()
     limits: LimitsSettings = LimitsSettings()
     volumes: dict[str, Path] = Field(default_factory=dict)
 

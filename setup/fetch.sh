@@ -7,7 +7,7 @@ HOST_PACKAGES=(
   crun runc slirp4netns uidmap nftables iproute2 catatonit
   python3 python3-venv ca-certificates util-linux e2fsprogs kmod
 )
-DEV_PACKAGES=(gcc libc6-dev nginx-light wrk docker-registry busybox-static procps shellcheck systemd)
+DEV_PACKAGES=(gcc libc6-dev nginx-light wrk docker-registry busybox-static procps shellcheck systemd openssl)
 # Services of DEV_PACKAGES as package:unit. Never started by us, and not left to start at boot.
 DEV_SERVICES=(nginx-light:nginx.service docker-registry:docker-registry.service)
 

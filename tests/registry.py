@@ -1,4 +1,7 @@
-"""Debian's docker-registry on loopback for tests, and pushing images into it over plain HTTP."""
+"""Debian's docker-registry on loopback for tests, and pushing images into it.
+
+Plain HTTP for anybody, or over TLS, with a password file, or behind a token service.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import contextlib
 import http.client
 import json
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.certificates import Certificate
 from tests.oci import OciImage
 
 BINARY = Path("/usr/bin/docker-registry")
@@ -21,20 +27,51 @@ CONFIG = """\
 version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}}}
-http: {{addr: "{address}"}}
+http: {{addr: "{address}"{tls}}}
+{auth}
 """
+TLS = ', tls: {{certificate: "{pem}", key: "{key}"}}'
+USER, PASSWORD = "me", "hush-7f3a9c51"
+# What htpasswd -B makes of them.
+HTPASSWD = "me:$2y$05$abcdefghijklmnopqrstuuS8rcnasCrkzgHPOGpxLBYmz5QjjhzHe\n"
+AUTH_HTPASSWD = 'auth: {{htpasswd: {{realm: here, path: "{path}"}}}}'
+
+
+@dataclass(frozen=True)
+class Caller:
+    """How a test speaks to a registry: whom it believes, and its Authorization header."""
+
+    ca: str = ""
+    authorization: str = ""
+
+    def connection(self, address: str) -> http.client.HTTPConnection:
+        if not self.ca:
+            return http.client.HTTPConnection(address, timeout=30)
+        context = ssl.create_default_context(cadata=self.ca)
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a server's own certificate, too
+        return http.client.HTTPSConnection(address, timeout=30, context=context)
+
+
+ANYBODY = Caller()
 
 
 @contextlib.contextmanager
-def registry(directory: Path) -> Iterator[str]:
-    """Run a registry keeping its data below `directory`; gives host:port."""
-    address = f"127.0.0.1:{_free_port()}"
+def registry(
+    directory: Path, *, tls: Certificate | None = None, auth: str = "", port: int = 0
+) -> Iterator[str]:
+    """Run a registry keeping its data below `directory`; gives host:port.
+
+    `auth` is a section of its configuration: AUTH_HTPASSWD, or a token service's.
+    """
+    address = f"127.0.0.1:{port or free_port()}"
     config = directory / "registry.yml"
-    config.write_text(CONFIG.format(root=directory / "registry", address=address))
+    shown = TLS.format(pem=tls.pem, key=tls.key) if tls is not None else ""
+    root = directory / "registry"
+    config.write_text(CONFIG.format(root=root, address=address, tls=shown, auth=auth))
     log = (directory / "registry.log").open("wb")
     process = subprocess.Popen([BINARY, "serve", config], stdout=log, stderr=log)
     try:
-        _wait_for(address, process)
+        _wait_for(address, process, Caller(tls.text if tls is not None else ""))
         yield address
     finally:
         process.terminate()
@@ -42,23 +79,38 @@ def registry(directory: Path) -> Iterator[str]:
         log.close()
 
 
-def push(address: str, repository: str, tag: str, image: OciImage, *, skip: str = "") -> None:
+def with_passwords(directory: Path) -> str:
+    """Return the section for a registry that wants USER and PASSWORD, written below `directory`."""
+    path = directory / "htpasswd"
+    path.write_text(HTPASSWD)
+    return AUTH_HTPASSWD.format(path=path)
+
+
+def push(
+    address: str,
+    repository: str,
+    tag: str,
+    image: OciImage,
+    *,
+    skip: str = "",
+    by: Caller = ANYBODY,
+) -> None:
     """Put an image under repository:tag; the blob whose digest is `skip` is removed again."""
     manifests = [
         key for key, data in image.blobs.items() if key != image.digest and _is_manifest(data)
     ]
     for digest, data in image.blobs.items():
         if digest not in manifests and digest != image.digest:
-            _put_blob(address, repository, digest, data)
+            _put_blob(address, repository, digest, data, by)
     for digest in manifests:
         data = image.blobs[digest]
         kind = str(json.loads(data).get("mediaType", ""))
-        _request(address, "PUT", f"/v2/{repository}/manifests/{digest}", data, kind)
+        _request(address, "PUT", f"/v2/{repository}/manifests/{digest}", data, kind, by=by)
     kind = str(image.manifest["mediaType"])
     data = image.blobs[image.digest]
-    _request(address, "PUT", f"/v2/{repository}/manifests/{tag}", data, kind)
+    _request(address, "PUT", f"/v2/{repository}/manifests/{tag}", data, kind, by=by)
     if skip:
-        _request(address, "DELETE", f"/v2/{repository}/blobs/{skip}")
+        _request(address, "DELETE", f"/v2/{repository}/blobs/{skip}", by=by)
 
 
 def _is_manifest(data: bytes) -> bool:
@@ -67,17 +119,27 @@ def _is_manifest(data: bytes) -> bool:
     return "mediaType" in json.loads(data)
 
 
-def _put_blob(address: str, repository: str, digest: str, data: bytes) -> None:
-    location = _request(address, "POST", f"/v2/{repository}/blobs/uploads/")
+def _put_blob(address: str, repository: str, digest: str, data: bytes, by: Caller) -> None:
+    location = _request(address, "POST", f"/v2/{repository}/blobs/uploads/", by=by)
     parts = urlsplit(location)
     target = f"{parts.path}?{parts.query}&digest={digest}"
-    _request(address, "PUT", target, data, "application/octet-stream")
+    _request(address, "PUT", target, data, "application/octet-stream", by=by)
 
 
-def _request(address: str, method: str, path: str, body: bytes = b"", kind: str = "") -> str:
+def _request(
+    address: str,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    kind: str = "",
+    *,
+    by: Caller = ANYBODY,
+) -> str:
     """Make one request that must succeed; returns its Location."""
-    connection = http.client.HTTPConnection(address, timeout=30)
+    connection = by.connection(address)
     headers = {"Content-Type": kind} if kind else {}
+    if by.authorization:
+        headers["Authorization"] = by.authorization
     connection.request(method, path, body, headers)
     reply = connection.getresponse()
     text = reply.read()
@@ -87,17 +149,22 @@ def _request(address: str, method: str, path: str, body: bytes = b"", kind: str 
     return reply.headers.get("Location", "")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(address: str, process: subprocess.Popen[bytes], caller: Caller) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(OSError):
-            _request(address, "GET", "/v2/")
+            connection = caller.connection(address)
+            connection.request("GET", "/v2/")
+            # 401 is an answer, too.
+            connection.getresponse().read()
+            connection.close()
             return
         time.sleep(0.05)
     raise AssertionError("docker-registry does not answer: see registry.log beside its data")

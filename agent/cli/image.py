@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 import click
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # The largest message that the agent takes in an import; see worker.proto.
 CHUNK_BYTES = 1 << 20
+MAX_PASSWORD = 64 << 10
 # 10 GB, the largest image that any contract allows, at less than 3 MB/s.
 _TRANSFER_S = 3600.0
 
@@ -50,14 +51,24 @@ def ls(as_json: bool) -> None:
 
 @command.command("pull")
 @click.argument("ref")
+@click.option("--username", default="", help="Name at the registry; with --password-stdin.")
+@click.option("--password-stdin", is_flag=True, help="Read the name's password from stdin.")
+@click.option("--ca", type=click.File("r"), help="The registry's authority, as a PEM file.")
 @json_option
-def pull(ref: str, as_json: bool) -> None:
+def pull(ref: str, username: str, password_stdin: bool, ca: TextIO | None, as_json: bool) -> None:
     """Pull the image REF from its registry and unpack it."""
     from agent._pb.worker.v1 import worker_pb2 as pb
 
+    if bool(username) != password_stdin:
+        raise click.UsageError("--username and --password-stdin go together")
+    registry = pb.Registry(username=username, ca_pem=ca.read() if ca is not None else "")
+    if password_stdin:
+        # Not an argument: those are shown to everybody on the machine.
+        registry.password = sys.stdin.read(MAX_PASSWORD).rstrip("\r\n")
     done: pb.Image | None = None
     with connect() as client, _progress() as advance:
-        request = pb.PrepareImageRequest(image=ref)
+        given = registry if registry.ByteSize() else None
+        request = pb.PrepareImageRequest(image=ref, registry=given)
         for step in client.follow("PrepareImage", request, pb.ImageProgress, within_s=_TRANSFER_S):
             advance(f"{step.phase} {table.short(step.name)}", step.bytes, step.total_bytes)
             if step.HasField("done"):

@@ -18,8 +18,10 @@ from agent._pb.containerd.services.version.v1 import version_pb2_grpc as version
 from agent.containerd.channel import Channel
 from agent.containerd.containers import Containers
 from agent.containerd.content import Content
+from agent.containerd.endpoints import RegistryHosts
 from agent.containerd.images import Images
 from agent.containerd.importer import Importer
+from agent.containerd.keyring import Keyring
 from agent.containerd.lazy import LazyEngines, LazyPlaces
 from agent.containerd.leases import Leases
 from agent.containerd.sandboxes import Sandboxes
@@ -36,18 +38,26 @@ class Containerd:
     """A containerd behind its unix socket, in one of its namespaces."""
 
     def __init__(
-        self, socket: Path, namespace: str = NAMESPACE, lazy: LazyPlaces | None = None
+        self,
+        socket: Path,
+        namespace: str = NAMESPACE,
+        *,
+        registries: Path | None = None,
+        lazy: LazyPlaces | None = None,
     ) -> None:
         self.channel = Channel(socket, namespace)
-        self.lazy = LazyEngines(self.channel, lazy)
+        # Beside the socket: on tmpfs, and seen by containerd under the same name.
+        self.hosts = RegistryHosts(registries, socket.parent / "registry-hosts")
         self.content = Content(self.channel)
         self.snapshots = Snapshots(self.channel)
         self.images = Images(self.channel, self.content, self.snapshots)
+        self.keyring = Keyring()
+        self.lazy = LazyEngines(self.channel, lazy, self.keyring)
         self.containers = Containers(self.channel)
         self.tasks = Tasks(self.channel)
         self.sandboxes = Sandboxes(self.channel)
         self.leases = Leases(self.channel)
-        self.transfer = Transfer(self.channel, self.images, self.leases)
+        self.transfer = Transfer(self.channel, self.images, self.leases, self.hosts)
         self.importer = Importer(
             self.channel, self.content, self.images, self.leases, self.transfer
         )

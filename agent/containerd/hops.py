@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -34,6 +35,9 @@ from agent.errors import FailedPrecondition
 LookUp = Callable[[str], Awaitable[tuple[Address, ...]]]
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# A registry that says nothing for so long is asked again, or given up.
+CONNECT_S = 10.0
+SILENCE_S = 30.0
 _PRINTABLE = re.compile(r"[!-~]+")
 _SHOWN_CHARS = 200
 
@@ -83,16 +87,28 @@ class Pins(AbstractResolver):
 
 
 class Hops:
-    """One conversation with a registry at `base`; `image` and `registry` are for its errors."""
+    """One conversation with a registry at `base`; `whose` begins its errors.
 
-    def __init__(self, base: URL, image: str, registry: str, look_up: LookUp = look_up) -> None:
+    `tls` says whom to believe, at every hop, as containerd's client does.
+    """
+
+    def __init__(
+        self,
+        base: URL,
+        whose: str,
+        look_up: LookUp = look_up,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._base = base
-        self._whose = f"image {image}: the registry {registry}"
+        self._whose = whose
         self._pins = Pins()
         self._look_up = look_up
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=self._pins, use_dns_cache=False),
+            connector=aiohttp.TCPConnector(
+                resolver=self._pins, use_dns_cache=False, ssl=tls if tls is not None else True
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_read=SILENCE_S),
         )
         self._home: Home | None = None
 
@@ -113,10 +129,10 @@ class Hops:
             if url.origin() != origin:
                 # For good: what comes back from elsewhere does not get it again.
                 authorization = ""
-            shown = {"Authorization": authorization} if authorization else {}
+            authorized = {"Authorization": authorization} if authorization else {}
             proxy = await self._allow(url)
             async with self._session.get(
-                url, headers={**headers, **shown}, allow_redirects=False, proxy=proxy
+                url, headers={**headers, **authorized}, allow_redirects=False, proxy=proxy
             ) as reply:
                 location = reply.headers.get("Location")
                 if reply.status not in REDIRECTS or location is None:
@@ -124,10 +140,22 @@ class Hops:
                     return
                 url = self.target(location, url)
             if url in passed:
-                raise self.refused(_shown(url), "it redirects in a circle")
+                raise self.refused(shown(url), "it redirects in a circle")
             if len(passed) > MAX_REDIRECTS:
-                raise self.refused(_shown(url), f"it redirects more than {MAX_REDIRECTS} times")
+                raise self.refused(shown(url), f"it redirects more than {MAX_REDIRECTS} times")
             passed.append(url)
+
+    @contextlib.asynccontextmanager
+    async def post(
+        self, url: URL, form: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a form, which may hold credentials, to `url` and nowhere else. Raises as `get`."""
+        proxy = await self._allow(url)
+        async with self._session.post(url, data=form, allow_redirects=False, proxy=proxy) as reply:
+            if reply.status in REDIRECTS:
+                location = self.target(reply.headers.get("Location", ""), url)
+                raise self.refused(shown(location), "credentials follow no redirect")
+            yield reply
 
     def target(self, text: str, base: URL | None = None) -> URL:
         """Return the address that a registry names, seen from `base`."""
@@ -143,11 +171,12 @@ class Hops:
     async def _allow(self, url: URL) -> str | None:
         """Judge a hop, keep its host's addresses, and return the proxy to take for it."""
         host, has_userinfo = url.raw_host or "", url.raw_user is not None
-        why = refused_url(
-            url.scheme, host, has_userinfo=has_userinfo, home_scheme=self._base.scheme
-        )
+        # Known with the first answer, and nothing sends anywhere before.
+        is_bound = self._home is None or self._home.wants_tls
+        home_scheme = self._base.scheme if is_bound else "http"
+        why = refused_url(url.scheme, host, has_userinfo=has_userinfo, home_scheme=home_scheme)
         if why:
-            raise self.refused(_shown(url), why)
+            raise self.refused(shown(url), why)
         proxy = _proxy_for(url)
         if proxy is not None:
             at = URL(proxy).raw_host or ""
@@ -159,7 +188,7 @@ class Hops:
         if host != self._base.raw_host:
             why = refused_addresses(home, url.scheme, addresses)
         if why:
-            raise self.refused(_shown(url), why)
+            raise self.refused(shown(url), why)
         self._pins.addresses[host] = addresses
         return proxy
 
@@ -223,6 +252,6 @@ def _proxy_for(url: URL) -> str | None:
     return getproxies_environment().get(url.scheme)
 
 
-def _shown(url: URL) -> str:
+def shown(url: URL) -> str:
     """Return an address for an error, without its query: that may hold a signature."""
     return str(url.with_query(None).with_fragment(None).with_user(None))[:_SHOWN_CHARS]

@@ -19,6 +19,9 @@ from pathlib import Path
 from agent.aio.apart import Apart
 from agent.config import EngineSettings
 from agent.containerd.channel import Channel
+from agent.containerd.docker_config import DockerConfig
+from agent.containerd.engine_credentials import EngineCredentials
+from agent.containerd.keyring import Keyring
 from agent.containerd.snapshots import Snapshots
 from agent.core.oci_image import Manifest
 from agent.errors import RuntimeUnavailable
@@ -74,11 +77,14 @@ def is_lost(source: str) -> bool:
 class LazyEngine:
     """One engine that is installed."""
 
-    def __init__(self, settings: EngineSettings, places: LazyPlaces, channel: Channel) -> None:
+    def __init__(
+        self, settings: EngineSettings, places: LazyPlaces, channel: Channel, keyring: Keyring
+    ) -> None:
         self.settings = settings
         self.name = settings.name
         self.snapshots = Snapshots(channel, settings.name)
         self.directory = engine_directory(places.run, settings.name)
+        self.credentials = EngineCredentials(keyring, DockerConfig(self.directory / "config.json"))
         self.indexer = program(places.lib, settings.indexer) if settings.indexer else None
         self._socket = engine_socket(places.run, settings.name)
         self._state = engine_state(places.data, settings.name)
@@ -135,10 +141,10 @@ class LazyEngine:
 class LazyEngines:
     """Every installed engine, in the configuration's order."""
 
-    def __init__(self, channel: Channel, places: LazyPlaces | None) -> None:
+    def __init__(self, channel: Channel, places: LazyPlaces | None, keyring: Keyring) -> None:
         found = places.engines if places is not None else ()
         self._engines = {
-            settings.name: LazyEngine(settings, places, channel)
+            settings.name: LazyEngine(settings, places, channel, keyring)
             for settings in found
             if places is not None and program(places.lib, settings.binary)
         }

@@ -9,23 +9,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
 from agent._pb.containerd.services.transfer.v1 import transfer_pb2 as pb
 from agent._pb.containerd.services.transfer.v1 import transfer_pb2_grpc as rpc
 from agent._pb.containerd.types import platform_pb2
-from agent._pb.containerd.types.transfer import imagestore_pb2, progress_pb2, registry_pb2
+from agent._pb.containerd.types.transfer import imagestore_pb2, progress_pb2
 from agent.aio import tasks
 from agent.containerd import registry
+from agent.containerd.access import Access
 from agent.containerd.channel import Channel
+from agent.containerd.download import Download
+from agent.containerd.endpoints import RegistryHosts
 from agent.containerd.images import Image, Images, image_ref
 from agent.containerd.leases import Leases
-from agent.containerd.registry import Credentials, Resolved
+from agent.containerd.registry import Resolved
+from agent.containerd.silence import Progress, heard_from
 from agent.containerd.streams import Stream, open_stream, pack
-from agent.core.registry_hops import plain_http
-from agent.errors import AgentError, InvalidSpec, NotFound, Problem, RuntimeUnavailable
+from agent.core.oci_image import MANIFEST_TYPES
+from agent.errors import (
+    AgentError,
+    FailedPrecondition,
+    InvalidSpec,
+    NotFound,
+    Problem,
+    RuntimeUnavailable,
+)
 from agent.model.image_ref import ImageRef
 
 LAST_STEPS_S = 1.0
@@ -34,31 +44,35 @@ PLATFORM = platform_pb2.Platform(os="linux", architecture="amd64")
 BAD_LAYER_WORDS = ("wrong diff id", "failed to extract layer", "layers and diffIDs don't match")
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far one blob (or the whole pull, `name` "") has come; told every 0.3 s at most."""
-
-    event: str
-    name: str
-    done_bytes: int
-    total_bytes: int
-
-
 class Transfer:
     """Pulls, and the unpacking that `importer` shares."""
 
-    def __init__(self, channel: Channel, images: Images, leases: Leases) -> None:
+    def __init__(
+        self, channel: Channel, images: Images, leases: Leases, hosts: RegistryHosts
+    ) -> None:
         self._channel = channel
+        self._pulls = 0
+        self._hosts = hosts
         self._rpc = rpc.TransferStub(channel.grpc)
         self._images = images
         self._leases = leases
         self.snapshotter = images.snapshotter
 
-    async def resolve(
-        self, ref: str, *, deadline: float, credentials: Credentials | None = None
-    ) -> Resolved:
+    async def resolve(self, ref: str, *, deadline: float, access: Access) -> Resolved:
         """Ask the registry what a reference stands for; see `registry.resolve`."""
-        return await registry.resolve(image_ref(ref), deadline=deadline, credentials=credentials)
+        reference = image_ref(ref)
+        endpoints = await self._hosts.endpoints(reference, access.ca_pem)
+        return await registry.resolve(reference, endpoints, deadline=deadline, access=access)
+
+    async def has_referrer(
+        self, ref: str, digest: str, artifact_type: str, *, deadline: float, access: Access
+    ) -> bool:
+        """Say whether a registry has something of that type beside a manifest."""
+        reference = image_ref(ref)
+        endpoints = await self._hosts.endpoints(reference, access.ca_pem)
+        return await registry.has_referrer(
+            reference, endpoints, digest, artifact_type, deadline=deadline, access=access
+        )
 
     async def pull(
         self,
@@ -67,6 +81,7 @@ class Transfer:
         deadline: float,
         progress: Callable[[Progress], None] | None = None,
         accept: Callable[[Resolved], None] | None = None,
+        access: Access | None = None,
         choose: Callable[[Resolved], Awaitable[str]] | None = None,
     ) -> Image:
         """Fetch and unpack what `ref` stands for now, and return it under its full name.
@@ -74,27 +89,57 @@ class Transfer:
         `accept` sees the resolved image before download and may refuse it by raising. `choose`
         names the snapshotter of a lazy engine to mount it by, or "" to unpack it. `progress` is
         called on the loop and must not block. What is here already is not fetched again.
-        `deadline` is the loop's time and bounds all of it. Raises as `registry.resolve` does, and
-        InvalidSpec when the layers cannot be unpacked.
+        `deadline` is the loop's time and bounds all of it; `access` says who asks. Raises as
+        `registry.resolve` does, and InvalidSpec when the layers cannot be unpacked; no error
+        repeats a secret.
         """
-        reference = image_ref(ref)
-        found = await registry.resolve(reference, deadline=deadline)
+        known = access or Access()
+        self._pulls += 1
+        try:
+            return await self._pull(image_ref(ref), deadline, known, progress, accept, choose)
+        except AgentError as error:
+            clean = known.concealed(error)
+            if clean is error:
+                raise
+            raise clean from None
+        finally:
+            self._pulls -= 1
+
+    async def _pull(
+        self,
+        reference: ImageRef,
+        deadline: float,
+        access: Access,
+        progress: Callable[[Progress], None] | None,
+        accept: Callable[[Resolved], None] | None,
+        choose: Callable[[Resolved], Awaitable[str]] | None,
+    ) -> Image:
+        endpoints = await self._hosts.endpoints(reference, access.ca_pem)
+        found = await registry.resolve(reference, endpoints, deadline=deadline, access=access)
         if accept is not None:
             accept(found)
+        _check_served(reference, found)
         name = str(reference)
         here = await self.present(name, found, deadline)
         if here is not None:
             return here
-        what = f"pull image {name}"
         left_s = deadline - asyncio.get_running_loop().time()
         async with self._leases.hold("pull", max(left_s, 0.0)) as lease:
-            source = _source(reference, found.target.digest)
-            target = self.store(name, await choose(found) if choose is not None else "")
-            try:
-                await self._run(source, target, what, lease=lease, deadline=deadline, told=progress)
-            except NotFound as error:
-                text = f"{what}: {reference.host} lost a part of it meanwhile; try again"
-                raise NotFound(text) from error
+            snapshotter = await choose(found) if choose is not None else ""
+
+            async def run(source: Message) -> None:
+                target, what = self.store(name, snapshotter), f"pull image {name}"
+                async with heard_from(what, lambda: self._pulls == 1) as heard:
+
+                    def told(step: Progress) -> None:
+                        heard(step)
+                        if progress is not None:
+                            progress(step)
+
+                    await self._run(source, target, what, lease=lease, deadline=deadline, told=told)
+
+            download = Download(self._channel, self._hosts, reference, endpoints, access)
+            await download.run(found, run, deadline)
             return await self._images.inspect(name, deadline=deadline)
 
     async def present(self, name: str, found: Resolved, deadline: float) -> Image | None:
@@ -156,6 +201,15 @@ class Transfer:
             raise
 
 
+def _check_served(reference: ImageRef, found: Resolved) -> None:
+    """Refuse what containerd would not take for a manifest: it goes by what the registry says."""
+    if found.served_as not in MANIFEST_TYPES:
+        raise FailedPrecondition(
+            f"image {reference}: the registry {reference.host} serves its manifest as "
+            f"{found.served_as or 'nothing'!r}; it must say {found.target.media_type}"
+        )
+
+
 async def _follow(stream: Stream, told: Callable[[Progress], None]) -> None:
     """Pass progress on until the stream ends; a broken progress stream breaks no pull."""
     try:
@@ -164,10 +218,3 @@ async def _follow(stream: Stream, told: Callable[[Progress], None]) -> None:
             told(Progress(step.event, step.name, int(step.progress), int(step.total)))
     except AgentError:
         return
-
-
-def _source(reference: ImageRef, digest: str) -> registry_pb2.OCIRegistry:
-    resolver = registry_pb2.RegistryResolver(
-        default_scheme="http" if plain_http(reference.host) else ""
-    )
-    return registry_pb2.OCIRegistry(reference=f"{reference.name}@{digest}", resolver=resolver)

@@ -15,6 +15,7 @@ from agent.control.convert import (
     spec_from_proto,
     version_to_proto,
 )
+from agent.control.credentials import given_credentials
 from agent.control.verbs import Verbs
 from agent.errors import InvalidSpec, Problem
 
@@ -72,8 +73,14 @@ class DeployVerbs(Verbs):
         raise NotImplementedError
 
     async def set_credentials(self, request: pb.SetCredentialsRequest) -> pb.SetCredentialsResponse:
-        """Not built in this release."""
-        raise NotImplementedError
+        """Keep credentials for a registry; those for functions are not built in this release."""
+        if request.WhichOneof("target") == "function":
+            raise NotImplementedError("SetCredentials for a function")
+        if request.WhichOneof("target") is None:
+            raise InvalidSpec([Problem("registry", "is missing")])
+        host, registry, until = given_credentials(request)
+        await self.node.set_registry_credentials(host, registry, until)
+        return pb.SetCredentialsResponse()
 
 
 def named(name: str, field: str = "name") -> str:

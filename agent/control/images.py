@@ -11,6 +11,7 @@ from typing import cast
 
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.control.convert_watch import image_to_proto, step_to_proto
+from agent.control.credentials import registry_from_proto
 from agent.control.deploying import named
 from agent.control.node import ImageStep
 from agent.control.verbs import Verbs
@@ -30,9 +31,8 @@ class ImageVerbs(Verbs):
         """Pull an image."""
         if request.acceleration not in ("", "auto", "eager"):
             raise NotImplementedError(f"acceleration {request.acceleration}")
-        if request.HasField("registry"):
-            raise NotImplementedError("PrepareImage with registry credentials")
-        steps = self.node.pull_image(reference(request.image, "image"))
+        registry = registry_from_proto(request.registry)
+        steps = self.node.pull_image(reference(request.image, "image"), registry)
         async with aclosing(cast("AsyncGenerator[ImageStep, None]", steps)):
             async for step in steps:
                 yield step_to_proto(step)

@@ -202,8 +202,13 @@ class Node(Protocol):
     async def instances(self, function: str) -> Sequence[InstanceView]:
         """Return the instances of one function, or all for an empty name, in any order."""
 
-    def pull_image(self, ref: str) -> AsyncIterator[ImageStep]:
-        """Pull and unpack; the last step has `done`."""
+    def pull_image(self, ref: str, registry: RegistrySpec) -> AsyncIterator[ImageStep]:
+        """Pull and unpack, `registry` says how for this once; the last step has `done`."""
+
+    async def set_registry_credentials(
+        self, host: str, registry: RegistrySpec, until: float | None
+    ) -> None:
+        """Keep credentials for every image of a host until then (wall time); empty: forget."""
 
     async def import_image(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
         """Import an archive from its bytes; reads `chunks` to the end or raises."""

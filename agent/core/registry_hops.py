@@ -60,6 +60,15 @@ class Home:
         """Whether the internet reaches it; one public address is enough."""
         return any(not _place(address, self.own) for address in self.addresses)
 
+    @property
+    def wants_tls(self) -> bool:
+        """Whether nothing it names may be plain http: it is asked over https, and not from here.
+
+        From loopback to loopback nothing can be read on the way; `refused_addresses` sees to it.
+        """
+        here = all(unmapped(address).is_loopback for address in self.addresses)
+        return self.scheme == "https" and not (here and self.addresses)
+
 
 def refused_url(scheme: str, host: str, *, has_userinfo: bool, home_scheme: str) -> str:
     """Return why an address is not even looked up, "" when it is."""

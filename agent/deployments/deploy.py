@@ -44,7 +44,7 @@ from agent.model.failure import Failure, FailureKind
 from agent.model.image_ref import parse_image_ref
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import FunctionSpec, digest
+from agent.model.spec import FunctionSpec, digest, without_credentials
 from agent.model.spec_parse import parse_spec
 from agent.sandbox.builder import Builder
 from agent.store.calls import CallStore
@@ -60,7 +60,6 @@ WAIT_STEP_S = 0.02
 MB = 1 << 20
 # Checked, stored and given back, but read by nothing yet: a deploy that sets one is told so.
 UNUSED = (
-    "registry",
     "health_check",
     "scaling.standby",
     "scaling.freeze_after_ms",
@@ -140,6 +139,7 @@ class Deployer:
         async with self._lock(spec.name):
             with self._catalog.image_use.deploying(name), self._counted(spec.name):
                 outcome, target = await self._deploy(spec, wait=wait)
+                self._images.keep_credentials(spec)
         if wait:
             await self._settled(target)
             outcome = replace(outcome, version=target.version)
@@ -190,7 +190,7 @@ class Deployer:
         version = FunctionVersion(
             name=spec.name,
             version=decision.version,
-            spec=spec.model_copy(update={"version": decision.version}),
+            spec=without_credentials(spec).model_copy(update={"version": decision.version}),
             image=facts,
             state="Ready" if here else "Preparing",
             created_ns=time.time_ns(),
@@ -353,6 +353,7 @@ class Deployer:
                 self._fleet.mode.check()
                 await self._stores.functions.remove(name)
                 self._catalog.remove(name)
+                self._images.forget_credentials(name)
             await removal.end(end, force=force)
             for target in targets:
                 self._builder.forget(target.version)

@@ -24,6 +24,7 @@ from agent.model.records import ImageFacts
 from agent.model.spec import FunctionSpec
 
 if TYPE_CHECKING:
+    from agent.containerd.access import Access
     from agent.containerd.images import ImageRecord
     from agent.containerd.registry import Resolved
 
@@ -52,7 +53,8 @@ class ImageSource:
         deadline = asyncio.get_running_loop().time() + SIGHT_S
         if reference.host != LOCAL_HOST:
             try:
-                found = await transfer.resolve(name, deadline=deadline)
+                access = self._access(spec)
+                found = await transfer.resolve(name, deadline=deadline, access=access)
             except RuntimeUnavailable as error:
                 log.warning("image %s: %s", spec.image, error)
             else:
@@ -92,7 +94,7 @@ class ImageSource:
         deadline = asyncio.get_running_loop().time() + PULL_S
         try:
             image, warnings = await self._lazy.pull(
-                name, spec.acceleration, deadline=deadline, accept=accept
+                spec, name, deadline=deadline, accept=accept, access=self._access(spec)
             )
         except RuntimeUnavailable as error:
             log.warning("image %s: %s; using what is on this node", spec.image, error)
@@ -105,6 +107,20 @@ class ImageSource:
             back = self._take_back(name, image, before)
             await finish(f"take back image {name}", back, within_s=TAKE_BACK_S)
             raise
+
+    def _access(self, spec: FunctionSpec) -> Access:
+        host = parse_image_ref(spec.image).host
+        return self._door.keyring.access(host, spec.registry, spec.name)
+
+    def keep_credentials(self, spec: FunctionSpec) -> None:
+        """Keep what a deploy brought for its image's registry, in memory, for later pulls."""
+        host = parse_image_ref(spec.image).host
+        self._door.keyring.keep(spec.name, host, spec.registry)
+
+    def forget_credentials(self, function: str) -> None:
+        """Forget what a function's deploys brought."""
+        self._door.keyring.drop(function)
+        self._lazy.forget(function)
 
     async def _record(self, name: str) -> ImageRecord | None:
         with contextlib.suppress(NotFound):

@@ -8,18 +8,17 @@ tmpfs that is gone afterwards. One image at a time: it reads every byte of it.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish
+from agent.containerd.docker_config import DockerConfig
 from agent.core.registry_hops import plain_http
 from agent.errors import FailedPrecondition, RuntimeUnavailable
 from agent.model.image_ref import ImageRef, parse_image_ref
@@ -34,8 +33,6 @@ ENGINE_S = 20.0
 END_S = 10.0
 SAID_CHARS = 500
 _DIGEST = re.compile(rb"index with digest: (sha256:[0-9a-f]{64})")
-# Docker Hub's credentials stand under this name in docker's own files.
-_HUB = "https://index.docker.io/v1/"
 
 
 class Indexer:
@@ -61,7 +58,8 @@ class Indexer:
         deadline = asyncio.get_running_loop().time() + INDEX_S
         try:
             async with asyncio.timeout_at(deadline), self._turn:
-                await self._door.transfer.pull(reference.full, deadline=deadline)
+                access = self._door.keyring.access(reference.host, registry)
+                await self._door.transfer.pull(reference.full, deadline=deadline, access=access)
                 # Its daemon has the directory of indexes, where its program keeps them, too.
                 await engine.up(min(deadline, asyncio.get_running_loop().time() + ENGINE_S))
                 return await self._index(engine, reference, registry), engine.name
@@ -73,16 +71,16 @@ class Indexer:
         program += ["--namespace", self._door.channel.namespace]
         plain = ["--plain-http"] if plain_http(reference.host) else []
         name = reference.full
-        with self._environment(engine, reference, registry) as environment:
+        async with self._environment(engine, reference, registry) as environment:
             await _run([*program, "create", "--min-layer-size", "0", name], environment)
             said = await _run([*program, "push", *plain, name], environment)
         found = _DIGEST.search(said)
         return found[1].decode() if found is not None else ""
 
-    @contextlib.contextmanager
-    def _environment(
+    @contextlib.asynccontextmanager
+    async def _environment(
         self, engine: LazyEngine, reference: ImageRef, registry: RegistrySpec
-    ) -> Iterator[Mapping[str, str]]:
+    ) -> AsyncIterator[Mapping[str, str]]:
         """Give what the program runs with; its files are gone at the end."""
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         given = dict(os.environ)
@@ -90,8 +88,10 @@ class Indexer:
         scratch = Path(tempfile.mkdtemp(prefix="index-", dir=self._scratch))
         given |= {"TMPDIR": str(scratch)}
         try:
-            if registry.username or registry.password or registry.identity_token:
-                _write(private / "config.json", _docker_config(reference, registry))
+            host = reference.host
+            known = await self._door.keyring.access(host, registry).credentials(host)
+            if known is not None:
+                DockerConfig(private / "config.json").write({host: known})
                 given["DOCKER_CONFIG"] = str(private)
             if registry.ca_pem:
                 # The host's own authorities stay: Go reads their directory besides.
@@ -101,15 +101,6 @@ class Indexer:
         finally:
             shutil.rmtree(private, ignore_errors=True)
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _docker_config(reference: ImageRef, registry: RegistrySpec) -> str:
-    pair = base64.b64encode(f"{registry.username}:{registry.password}".encode()).decode()
-    entry = {"auth": pair}
-    if registry.identity_token:
-        entry = {"auth": "", "identitytoken": registry.identity_token}
-    host = _HUB if reference.host == "docker.io" else reference.host
-    return json.dumps({"auths": {host: entry}})
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING
 
 from agent.aio import tasks
 from agent.config import LazySettings
-from agent.containerd.images import image_ref
-from agent.containerd.registry import has_referrer
 from agent.containerd.snapshots import view_key
 from agent.core.acceleration import Acceleration, advice, worth_asking
 from agent.errors import AgentError, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
-from agent.model.records import ImageFacts
+from agent.model.records import FunctionVersion, ImageFacts
+from agent.model.spec import FunctionSpec
 from agent.telemetry.events import Events
 
 if TYPE_CHECKING:
+    from agent.containerd.access import Access
     from agent.containerd.client import Containerd
     from agent.containerd.images import Image
     from agent.containerd.lazy import LazyEngine
     from agent.containerd.registry import Resolved
-    from agent.containerd.transfer import Progress
+    from agent.containerd.silence import Progress
     from agent.sandbox.prepared_images import PreparedImages
 
 log = logging.getLogger(__name__)
@@ -88,9 +88,9 @@ class LazyImages:
     # -- pulling
 
     async def pull(
-        self, name: str, asked: Acceleration, *, deadline: float, accept: Accept
+        self, spec: FunctionSpec, name: str, *, deadline: float, accept: Accept, access: Access
     ) -> tuple[Image, tuple[str, ...]]:
-        """Make an image ready the way that was asked for; return it, and what to warn of.
+        """Make a spec's image ready the way that was asked for; return it, and what to warn of.
 
         A lazy mount that fails costs a warning: the image is then unpacked. Raises as
         `transfer.pull` does.
@@ -100,17 +100,24 @@ class LazyImages:
 
         async def choose(found: Resolved) -> str:
             nonlocal chosen
-            chosen, warning = await self._engine_for(name, asked, found)
+            chosen, warning = await self._engine_for(name, spec.acceleration, found, access)
             if warning:
                 warnings.append(warning)
-            return chosen.name if chosen is not None else ""
+            if chosen is None:
+                return ""
+            # It asks the registry by itself, and long after this deploy.
+            chosen.credentials.use(spec.name, parse_image_ref(name).host, spec.registry)
+            await chosen.credentials.refresh()
+            return chosen.name
 
         transfer = self._door.transfer
         try:
-            image = await transfer.pull(name, deadline=deadline, accept=accept, choose=choose)
+            image = await transfer.pull(
+                name, deadline=deadline, accept=accept, choose=choose, access=access
+            )
             if chosen is not None:
                 await self._check_mounted(chosen, image, deadline)
-                self.complete(image.facts())
+                self.complete(image.facts(), spec)
         except AgentError as error:
             if chosen is None:
                 raise
@@ -118,11 +125,11 @@ class LazyImages:
             log.warning("%s; unpacking it", text)
             self._events.add("LazyMountFailed", message=text, details={"image": name})
             warnings.append(f"{text}: it was fetched and unpacked whole")
-            image = await transfer.pull(name, deadline=deadline, accept=accept)
+            image = await transfer.pull(name, deadline=deadline, accept=accept, access=access)
         return image, tuple(warnings)
 
     async def _engine_for(
-        self, name: str, asked: Acceleration, found: Resolved
+        self, name: str, asked: Acceleration, found: Resolved, access: Access
     ) -> tuple[LazyEngine | None, str]:
         """Return the engine to mount an image by, None to unpack it, and a warning or ""."""
         least_bytes = self._settings.least_mb * MB
@@ -130,7 +137,16 @@ class LazyImages:
             return None, ""
         loop = asyncio.get_running_loop()
         for engine in self._door.lazy:
-            if not await self._indexed(engine, name, found, loop.time() + INDEX_S):
+            indexed = engine.annotated(found.manifest)
+            if engine.referrer_type:
+                indexed = await self._door.transfer.has_referrer(
+                    name,
+                    found.target.digest,
+                    engine.referrer_type,
+                    deadline=loop.time() + INDEX_S,
+                    access=access,
+                )
+            if not indexed:
                 continue
             try:
                 await engine.up(loop.time() + ENGINE_S)
@@ -138,15 +154,6 @@ class LazyImages:
                 return None, f"{error.message}: image {name} is fetched and unpacked whole"
             return engine, ""
         return None, advice(asked, name, engines=bool(self._door.lazy), indexed=False)
-
-    async def _indexed(
-        self, engine: LazyEngine, name: str, found: Resolved, deadline: float
-    ) -> bool:
-        if not engine.referrer_type:
-            return engine.annotated(found.manifest)
-        return await has_referrer(
-            image_ref(name), found.target.digest, engine.referrer_type, deadline=deadline
-        )
 
     async def _check_mounted(self, engine: LazyEngine, image: Image, deadline: float) -> None:
         """Raise RuntimeUnavailable unless an engine has really mounted most of an image.
@@ -163,7 +170,9 @@ class LazyImages:
             await self._unmount(image.facts())
             raise RuntimeUnavailable(f"it has mounted {mounted} of {whole} bytes only")
 
-    async def resume(self, unpacked: Collection[str], images: Collection[ImageFacts]) -> set[str]:
+    async def resume(
+        self, unpacked: Collection[str], versions: Collection[FunctionVersion]
+    ) -> set[str]:
         """Go on with what the worker before had mounted; return the chain ids it may still be.
 
         `unpacked` are the chain ids that need no mount. An engine that does not answer soon may
@@ -172,15 +181,21 @@ class LazyImages:
         """
         found, unknown = await self._mounted_before()
         may_be: set[str] = set()
-        for facts in images:
+        for version in versions:
+            facts = version.image
+            if facts is None:
+                continue
+            host = parse_image_ref(facts.ref).host
+            mounted = facts.chain_id in found
+            if mounted:
+                for engine in self._door.lazy:
+                    engine.credentials.use(version.name, host, version.spec.registry)
             if facts.chain_id in unpacked:
-                if facts.chain_id in found:
+                if mounted:
                     self._mounted[facts.chain_id] = facts
-            elif facts.chain_id in found or (
-                unknown and parse_image_ref(facts.ref).host != LOCAL_HOST
-            ):
+            elif mounted or (unknown and host != LOCAL_HOST):
                 may_be.add(facts.chain_id)
-                self.complete(facts)
+                self.complete(facts, version.spec)
         return may_be
 
     async def _mounted_before(self) -> tuple[set[str], bool]:
@@ -200,11 +215,11 @@ class LazyImages:
 
     # -- completing
 
-    def complete(self, facts: ImageFacts) -> None:
-        """Fetch and unpack a mounted image in the background, unless that is under way."""
+    def complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
+        """Fetch and unpack a spec's mounted image in the background, unless that is under way."""
         if facts.chain_id in self._completions:
             return
-        task = tasks.spawn(f"complete {facts.ref}", self._complete(facts))
+        task = tasks.spawn(f"complete {facts.ref}", self._complete(facts, spec))
         self._completions[facts.chain_id] = Completion(facts, task)
         task.add_done_callback(lambda _: self._completions.pop(facts.chain_id, None))
 
@@ -221,12 +236,12 @@ class LazyImages:
         found = self._completions.get(chain_id)
         await tasks.stop(found.task if found is not None else None)
 
-    async def _complete(self, facts: ImageFacts) -> None:
+    async def _complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
         await asyncio.sleep(self._settings.complete_after_s)  # sleeps: the start's reads come first
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                await self._fetch_whole(facts)
+                await self._fetch_whole(facts, spec)
                 break
             except AgentError as error:
                 log.warning("image %s is not complete yet: %s", facts.ref, error)
@@ -237,7 +252,7 @@ class LazyImages:
         text = f"image {facts.ref} is complete: starts need its registry no more"
         self._events.add("ImageCompleted", message=text, details={"image": facts.ref})
 
-    async def _fetch_whole(self, facts: ImageFacts) -> None:
+    async def _fetch_whole(self, facts: ImageFacts, spec: FunctionSpec) -> None:
         loop = asyncio.get_running_loop()
         blobs: dict[str, tuple[int, int]] = {}
         told_at = loop.time()
@@ -258,10 +273,12 @@ class LazyImages:
                 self._events.add("ImageCompleting", message=f"image {one}", details=details)
 
         # By digest: the tag may stand for another image by now.
-        name = f"{parse_image_ref(facts.ref).name}@{facts.digest}"
+        reference = parse_image_ref(facts.ref)
+        name = f"{reference.name}@{facts.digest}"
+        access = self._door.keyring.access(reference.host, spec.registry, spec.name)
         deadline = loop.time() + COMPLETE_S
         known = await self._is_named(name)
-        await self._door.transfer.pull(name, deadline=deadline, progress=told)
+        await self._door.transfer.pull(name, deadline=deadline, progress=told, access=access)
         # The view, and the image's own name, hold the layers from here on.
         await self._door.snapshots.image_layers(facts.chain_id, deadline=deadline)
         if not known:
@@ -275,6 +292,11 @@ class LazyImages:
         return False
 
     # -- letting go
+
+    def forget(self, function: str) -> None:
+        """Give engines no credentials for a removed function's image any more."""
+        for engine in self._door.lazy:
+            engine.credentials.drop(function)
 
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""

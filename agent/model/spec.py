@@ -77,7 +77,7 @@ class HealthCheck(_Table):
 class RegistrySpec(_Table):
     """How to reach the image. Name, password and token are never stored (see `canonical`)."""
 
-    username: str = ""
+    username: str = Field(default="", repr=False)
     password: str = Field(default="", repr=False)
     identity_token: str = Field(default="", repr=False)
     ca_pem: str = Field(default="", repr=False)
@@ -155,6 +155,12 @@ def canonical(spec: FunctionSpec) -> bytes:
 def digest(spec: FunctionSpec) -> str:
     """Return the SHA-256 of the canonical form, in hex."""
     return hashlib.sha256(canonical(spec)).hexdigest()
+
+
+def without_credentials(spec: FunctionSpec) -> FunctionSpec:
+    """Return the spec as a version keeps it: who pulls keeps credentials elsewhere."""
+    empty = dict.fromkeys(_NEVER_STORED, "")
+    return spec.model_copy(update={"registry": spec.registry.model_copy(update=empty)})
 
 
 def public(spec: FunctionSpec) -> dict[str, object]:

@@ -17,6 +17,7 @@ from agent.errors import Problem
 from agent.model import limits as figures
 from agent.model.image_ref import parse_image_ref
 from agent.model.limits import LIMITS, RANGES, RESERVED_ENV_PREFIXES, ContractLimits, Range
+from agent.model.registry_rules import registry_problems
 from agent.model.spec import FunctionSpec
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}", re.ASCII)
@@ -204,6 +205,10 @@ def _is_http_url(url: str) -> bool:
         return False
 
 
+def _registry(spec: FunctionSpec) -> Found:
+    yield from registry_problems(spec.registry)
+
+
 def _labels(spec: FunctionSpec) -> Found:
     if len(spec.labels) > figures.MAX_LABELS:
         yield Problem("labels", f"are more than {figures.MAX_LABELS}")
@@ -314,6 +319,7 @@ _ALWAYS: tuple[Callable[[FunctionSpec], Found], ...] = (
     _health_check,
     _egress,
     _async_calls,
+    _registry,
     _labels,
 )
 _PER_CONTRACT: tuple[Callable[[FunctionSpec, ContractLimits], Found], ...] = (

@@ -28,8 +28,9 @@ from agent.model.image_ref import parse_image_ref
 if TYPE_CHECKING:
     from agent.containerd.client import Containerd
     from agent.containerd.images import Image, ImageRecord
-    from agent.containerd.transfer import Progress
+    from agent.containerd.silence import Progress
     from agent.deployments.catalog import Catalog
+    from agent.model.spec import RegistrySpec
     from agent.sandbox.prepared_images import PreparedImages
 
 IMPORTS = "import"  # below the agent's data
@@ -67,9 +68,10 @@ class NodeImages:
         except (NotFound, InvalidSpec):
             return None
 
-    async def pull(self, ref: str) -> AsyncIterator[ImageStep]:
+    async def pull(self, ref: str, registry: RegistrySpec) -> AsyncIterator[ImageStep]:
         """Pull an image and yield its progress, the image itself last."""
         name = parse_image_ref(ref).full
+        access = self._containerd.keyring.access(parse_image_ref(ref).host, registry)
         # One place more than `told` uses: the end must always find room.
         steps: asyncio.Queue[ImageStep | None] = asyncio.Queue(MAX_STEPS + 1)
 
@@ -81,7 +83,9 @@ class NodeImages:
         async def work() -> Image | AgentError:
             deadline = asyncio.get_running_loop().time() + PULL_S
             try:
-                return await self._containerd.transfer.pull(name, deadline=deadline, progress=told)
+                return await self._containerd.transfer.pull(
+                    name, deadline=deadline, progress=told, access=access
+                )
             except AgentError as error:  # the reader's to hear, not the log's
                 return error
 

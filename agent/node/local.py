@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from agent.containerd.keyring import given
 from agent.contracts.base import Call
 from agent.contracts.bind import DIALECTS
 from agent.control.health import Health
@@ -120,9 +121,15 @@ class LocalNode:
         """See `control.node.Node.images`."""
         return await self._images.list()
 
-    def pull_image(self, ref: str) -> AsyncIterator[ImageStep]:
+    def pull_image(self, ref: str, registry: RegistrySpec) -> AsyncIterator[ImageStep]:
         """See `control.node.Node.pull_image`."""
-        return self._images.pull(ref)
+        return self._images.pull(ref, registry)
+
+    async def set_registry_credentials(
+        self, host: str, registry: RegistrySpec, until: float | None
+    ) -> None:
+        """See `control.node.Node.set_registry_credentials`."""
+        self._parts.containerd.keyring.set(host, given(registry), until)
 
     async def import_image(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
         """See `control.node.Node.import_image`."""

@@ -97,8 +97,8 @@ class Reconciler:
         stored = await self._stores.functions.load()
         unpacked = {shot.key for shot in await self._stores.containerd.snapshots.list()}
         versions = [version for function in stored for version in function.versions]
-        images = [one.image for one in versions if one.image is not None and one.state == "Ready"]
-        mounted = await self._stores.lazy.resume(unpacked, images)
+        ready = [one for one in versions if one.state == "Ready"]
+        mounted = await self._stores.lazy.resume(unpacked, ready)
         for function in stored:
             for found in function.versions:
                 version = found

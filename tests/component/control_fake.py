@@ -62,6 +62,8 @@ class FakeNode:
         self.deployed: dict[str, list[FunctionVersion]] = {}
         self.error: Exception | None = None
         self.seen: list[Any] = []
+        self.registries: list[RegistrySpec] = []
+        self.until: float | None = None
         self.imported = b""
         self.closed: asyncio.Queue[str] = asyncio.Queue()
         self.result: InvokeResult | None = None
@@ -112,10 +114,18 @@ class FakeNode:
         names = [function] if function else list(self.deployed)
         return [one for name in names for one in self._view(name).instances]
 
-    async def pull_image(self, ref: str) -> AsyncIterator[ImageStep]:
+    async def pull_image(self, ref: str, registry: RegistrySpec) -> AsyncIterator[ImageStep]:
         self._come("pull_image", ref)
+        self.registries.append(registry)
         yield ImageStep("downloading", "layer", 5, 10)
         yield ImageStep("done", done=IMAGE)
+
+    async def set_registry_credentials(
+        self, host: str, registry: RegistrySpec, until: float | None
+    ) -> None:
+        self._come("set_registry_credentials", host)
+        self.registries.append(registry)
+        self.until = until
 
     async def import_image(self, chunks: AsyncIterator[bytes], name: str) -> Sequence[ImageView]:
         self._come("import_image", name)

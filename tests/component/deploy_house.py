@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from agent.config import LazySettings
+from agent.containerd.keyring import Keyring
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
 from agent.deployments.catalog import Catalog
@@ -15,6 +16,7 @@ from agent.errors import (
     NotFound,
     RuntimeUnavailable,
 )
+from agent.model.image_ref import parse_image_ref
 from agent.model.spec_parse import parse_spec
 from agent.store.functions import FunctionStore
 from agent.telemetry.events import Events
@@ -50,6 +52,8 @@ class Town(House):
         self.records = {}
         self.pulls = []
         self.far = {}
+        self.shown = []
+        self.keyring = Keyring()
         self.registry_down = False
         containerd: Any = SimpleNamespace(
             images=SimpleNamespace(
@@ -57,6 +61,7 @@ class Town(House):
             ),
             transfer=SimpleNamespace(pull=self._pull, resolve=self._resolve, present=self._present),
             lazy=(),
+            keyring=self.keyring,
         )
         functions = cast(FunctionStore, FakeStore(self.store, self.points))
         calls: Any = None  # no deploy asks for a call
@@ -87,8 +92,9 @@ class Town(House):
         layers = [Descriptor(self.layer_type, "sha256:1", size) for size in self.compressed]
         return Manifest("m", Descriptor("c", "sha256:0", 0), tuple(layers))
 
-    async def _pull(self, name, *, deadline, accept, choose=None):
+    async def _pull(self, name, *, deadline, accept, access, choose=None):
         self.pulls.append(name)
+        self.shown.append(await access.credentials(parse_image_ref(name).host))
         await self.points.at("pull")
         if self.registry_down:
             raise RuntimeUnavailable("the registry does not answer")
@@ -99,7 +105,7 @@ class Town(House):
             self.records[name] = record(self.images[name].digest)
         return await self._inspect(name)
 
-    async def _resolve(self, name, *, deadline):
+    async def _resolve(self, name, *, deadline, access):
         """Nobody resolves unless the test has `far`: images that a pull brings later."""
         if name not in self.far:
             raise RuntimeUnavailable("the registry does not answer")

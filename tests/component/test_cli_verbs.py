@@ -15,6 +15,7 @@ from agent.control.node import InvokeCall, InvokeResult
 from agent.errors import FailedPrecondition, FunctionFailed, Overloaded
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import CallRecord, Meters
+from agent.model.spec import RegistrySpec
 from tests.component.cli_agent import Agent, running
 from tests.component.control_fake import AT_NS, IMAGE
 from tests.schemas import faults
@@ -446,6 +447,21 @@ def test_an_image_is_pulled(agent: Agent) -> None:
     assert done.stdout == f"{IMAGE.name} {IMAGE.digest}\n"
     assert asked(agent, "pull_image") == ("127.0.0.1:5000/a:1",)
     assert agent.json("image-pull", "image", "pull", "a:1")["digest"] == IMAGE.digest
+
+
+def test_a_password_is_read_from_stdin_and_a_ca_from_its_file(agent: Agent, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("CA")
+    words = ("image", "pull", "a:1", "--username", "me", "--password-stdin", "--ca", str(ca))
+    done = agent.cli(*words, stdin=b"s3cret\n")
+    assert done.exit_code == 0, done.stderr
+    wanted = RegistrySpec(username="me", password="s3cret", ca_pem="CA")
+    assert agent.node.registries == [wanted]
+    assert "s3cret" not in done.output
+    for half in (["--username", "me"], ["--password-stdin"]):
+        done = agent.cli("image", "pull", "a:1", *half)
+        assert done.exit_code == 2
+        assert "--username and --password-stdin go together" in done.stderr
 
 
 def test_an_image_is_imported_from_a_file_and_from_a_pipe(agent: Agent, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from agent.errors import (
     Problem,
 )
 from agent.model.failure import Failure, FailureKind
+from agent.model.spec import RegistrySpec
 from agent.telemetry.logs import LogLine
 from tests.component.control_door import Doors, open_doors
 from tests.component.control_fake import AT_NS
@@ -305,7 +306,7 @@ def test_the_proto_marks_the_same_calls_as_readonly() -> None:
     assert marked == READONLY
 
 
-@pytest.mark.parametrize("name", ["SetScaling", "SetCredentials", "PullUsage", "AckUsage"])
+@pytest.mark.parametrize("name", ["SetScaling", "PullUsage", "AckUsage"])
 async def test_what_is_not_built_says_so_by_name(doors: Doors, name: str) -> None:
     told = await refused(_call(doors.admin, name))
     assert told.code == grpc.StatusCode.UNIMPLEMENTED
@@ -317,6 +318,10 @@ async def test_a_node_that_has_not_built_a_verb_is_unimplemented(doors: Doors) -
     assert (told.code.name, told.message.split()[0]) == ("UNIMPLEMENTED", "StopCall")
     group = pb.DeployRequest(group=pb.GroupSpec(name="g"))
     assert "group" in (await refused(doors.admin.Deploy(group))).message
+    functions = pb.FunctionCredentials(name="f", access_key_secret="s3cret")
+    told = await refused(doors.admin.SetCredentials(pb.SetCredentialsRequest(function=functions)))
+    assert told.code.name == "UNIMPLEMENTED"
+    assert told.message.startswith("SetCredentials for a function ")
 
 
 async def test_images(doors: Doors) -> None:
@@ -329,11 +334,57 @@ async def test_images(doors: Doors) -> None:
     assert doors.node.seen[-1] == ("remove_image", "x")
 
 
+async def test_a_pull_has_the_credentials_of_its_call(doors: Doors) -> None:
+    registry = pb.Registry(username="me", password="s3cret", ca_pem="CA")
+    request = pb.PrepareImageRequest(image="r", registry=registry)
+    steps = [step async for step in doors.admin.PrepareImage(request)]
+    assert doors.node.registries == [
+        RegistrySpec(username="me", password="s3cret", ca_pem="CA"),
+    ]
+    assert not [step for step in steps if "s3cret" in str(step)]
+
+
+async def test_credentials_are_set_for_a_host_and_forgotten(doors: Doors) -> None:
+    given = pb.RegistryCredentials(host="Registry.example:5000", username="me", password="s3cret")
+    request = pb.SetCredentialsRequest(registry=given)
+    request.expires_at.FromSeconds(4_000_000_000)
+    assert not str(await doors.admin.SetCredentials(request))
+    assert doors.node.registries == [RegistrySpec(username="me", password="s3cret")]
+    assert doors.node.until == 4_000_000_000
+    forget = pb.SetCredentialsRequest(registry=pb.RegistryCredentials(host="docker.io"))
+    await doors.admin.SetCredentials(forget)
+    assert doors.node.registries[-1] == RegistrySpec()
+    assert not doors.node.until
+
+
+@pytest.mark.parametrize(
+    ("given", "expires_s", "field"),
+    [
+        ({"username": "me", "password": "s3cret"}, 0, "registry.host"),
+        ({"host": "https://x/v1", "username": "me", "password": "s3cret"}, 0, "registry.host"),
+        ({"host": "x:5000", "username": "me"}, 0, "registry.password"),
+        ({"host": "x:5000", "password": "s3cret"}, 0, "registry.username"),
+        ({"host": "x:5000", "username": "a:b", "password": "s3cret"}, 0, "registry.username"),
+        ({"host": "x:5000", "username": "me", "password": "s3cret"}, 7, "expires_at"),
+    ],
+)
+async def test_credentials_that_cannot_be_are_refused_by_field(
+    doors: Doors, given: dict[str, str], expires_s: int, field: str
+) -> None:
+    request = pb.SetCredentialsRequest(registry=pb.RegistryCredentials(**given))
+    if expires_s:
+        request.expires_at.FromSeconds(expires_s)
+    told = await refused(doors.admin.SetCredentials(request))
+    assert told.code.name == "INVALID_ARGUMENT"
+    assert told.message.startswith(field)
+    assert "s3cret" not in told.message
+    assert doors.node.registries == []
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
         ({"acceleration": "lazy"}, "acceleration lazy"),
-        ({"registry": pb.Registry(username="me", password="s3cret")}, "registry credentials"),
     ],
 )
 async def test_a_pull_that_is_not_built_is_refused_by_name_before_it_begins(

@@ -98,10 +98,6 @@ async def test_too_many_functions_are_refused(town):
 @pytest.mark.parametrize(
     ("field", "given"),
     [
-        ("registry", {"registry": {"username": "me", "password": "s3cret"}}),
-        ("registry", {"registry": {"identity_token": "s3cret"}}),
-        ("registry", {"registry": {"ca_pem": "s3cret"}}),
-        ("registry", {"registry": {"credential_command": ["/bin/cred"]}}),
         ("health_check", {"health_check": {"path": "/health"}}),
         ("scaling.standby", {"scaling": {"standby": 1}}),
         ("scaling.freeze_after_ms", {"scaling": {"freeze_after_ms": 100}}),

@@ -11,18 +11,22 @@ import pytest
 
 from agent.aio.tasks import spawn
 from agent.config import LazySettings
-from agent.containerd.transfer import Progress
+from agent.containerd.access import Access
+from agent.containerd.keyring import Keyring
+from agent.containerd.silence import Progress
 from agent.core.oci_image import Descriptor, Manifest
 from agent.deployments import lazy_image
 from agent.deployments.lazy_image import LazyImages
 from agent.errors import NotFound, RuntimeUnavailable
-from agent.model.records import ImageFacts
+from agent.model.records import FunctionVersion, ImageFacts
+from agent.model.spec_parse import parse_spec
 from agent.telemetry.events import Events
 from tests.component.function_house import until
 
 MB = 1 << 20
 FACTS = ImageFacts("r.example/x:1", "sha256:" + "1" * 64, "sha256:c", 1)
 WHOLE = f"r.example/x@{FACTS.digest}"
+SPEC = parse_spec({"name": "f", "image": FACTS.ref, "contract": "fc", "kind": "http"})
 LOCAL = ImageFacts("kindling.local/x:1", "sha256:" + "2" * 64, "sha256:d", 1)
 
 
@@ -38,9 +42,20 @@ class FakeEngine:
         self.mounts = {FACTS.chain_id}
         self.removed = []
         self.layers = ("/top", "/base")
+        self.credentials = SimpleNamespace(use=self._use, refresh=self._refresh)
+        self.users = []
         self.snapshots = SimpleNamespace(
             image_layers=self._layers, remove=self._remove, list=self._list
         )
+
+    def _use(self, function, host, registry):
+        self.users.append((function, host))
+
+    async def _refresh(self):
+        self.users.append("written")
+
+    def annotated(self, manifest):
+        return False
 
     async def up(self, deadline):
         if not self.runs:
@@ -74,7 +89,8 @@ class Yard:
         self.events = Events()
         door: Any = SimpleNamespace(
             lazy=[self.engine],
-            transfer=SimpleNamespace(pull=self._pull),
+            transfer=SimpleNamespace(pull=self._pull, has_referrer=self._has_referrer),
+            keyring=Keyring(),
             snapshots=SimpleNamespace(image_layers=self.engine._layers),
             images=SimpleNamespace(get=self._get, delete=self._delete, unlabel=self._unlabel),
         )
@@ -82,7 +98,10 @@ class Yard:
         settings = {"complete_after_s": 0.0, **settings}
         self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events)
 
-    async def _pull(self, name, *, deadline, accept=None, choose=None, progress=None):
+    async def _has_referrer(self, name, digest, kind, *, deadline, access):
+        return True
+
+    async def _pull(self, name, *, deadline, access, accept=None, choose=None, progress=None):
         layers = tuple(Descriptor("m", f"sha256:{n}", size) for n, size in enumerate(self.sizes))
         manifest = Manifest("m", Descriptor("c", "sha256:0", 0), layers[::-1])
         found: Any = SimpleNamespace(manifest=manifest, target=Descriptor("m", FACTS.digest, 1))
@@ -107,7 +126,10 @@ class Yard:
 
     async def pull(self, asked="lazy"):
         deadline = asyncio.get_running_loop().time() + 5
-        return await self.lazy.pull(FACTS.ref, asked, deadline=deadline, accept=lambda _: None)
+        spec = SPEC.model_copy(update={"acceleration": asked})
+        return await self.lazy.pull(
+            spec, FACTS.ref, deadline=deadline, accept=lambda _: None, access=Access()
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -115,10 +137,6 @@ def surroundings(monkeypatch):
     """Every image has an index; `mounted` is what the kernel has mounted."""
     mounted = ["/top", "/base"]
 
-    async def has_referrer(reference, digest, artifact_type, *, deadline):
-        return True
-
-    monkeypatch.setattr(lazy_image, "has_referrer", has_referrer)
     monkeypatch.setattr(lazy_image, "FIRST_PAUSE_S", 0.001)
     parsed = [SimpleNamespace(point=point) for point in mounted]
     fake = SimpleNamespace(parse=lambda _: [one for one in parsed if one.point in mounted])
@@ -131,6 +149,10 @@ async def yard():
     made = Yard()
     yield made
     await made.lazy.close()
+
+
+def version(facts):
+    return FunctionVersion("f", 1, SPEC, facts, "Ready", 0)
 
 
 async def done(yard):
@@ -160,10 +182,15 @@ async def test_a_mounted_image_is_completed_by_its_digest(yard):
 
 
 async def test_completing_goes_on_until_it_succeeds(yard):
-    yard.lazy.complete(FACTS)
+    yard.lazy.complete(FACTS, SPEC)
     yard.faults = [RuntimeUnavailable("away"), RuntimeUnavailable("still away")]
     await done(yard)
     assert yard.pulls == [(WHOLE, "")] * 3
+
+
+async def test_an_engine_has_the_credentials_before_it_mounts(yard):
+    await yard.pull()
+    assert yard.engine.users == [("f", "r.example"), "written"]
 
 
 async def test_two_deploys_of_an_image_complete_it_once(yard):
@@ -183,7 +210,7 @@ async def test_progress_is_told(yard, monkeypatch):
     watch = spawn("watch", _first(yard.events, "ImageCompleting", 2))
     await asyncio.sleep(0)
     yard.faults = [RuntimeUnavailable("stop here")]
-    yard.lazy.complete(FACTS)
+    yard.lazy.complete(FACTS, SPEC)
     seen = await watch
     assert seen[1].details == {"done_bytes": str(15 * MB), "total_bytes": str(100 * MB)}
     assert "15 of 100 MB" in seen[1].message
@@ -227,7 +254,7 @@ async def test_a_pull_by_an_engine_that_fails_is_done_again_without(yard):
 async def test_a_mount_is_let_go_when_it_is_complete_and_nothing_runs_on_it(yard):
     await yard.lazy.let_go(())
     assert yard.engine.removed == []
-    yard.lazy.complete(FACTS)
+    yard.lazy.complete(FACTS, SPEC)
     await done(yard)
     await yard.lazy.let_go({FACTS.chain_id})
     assert yard.engine.removed == []
@@ -237,30 +264,30 @@ async def test_a_mount_is_let_go_when_it_is_complete_and_nothing_runs_on_it(yard
 
 
 async def test_a_new_worker_completes_what_was_mounted(yard):
-    assert await yard.lazy.resume((), [FACTS, LOCAL]) == {FACTS.chain_id}
+    assert await yard.lazy.resume((), [version(FACTS), version(LOCAL)]) == {FACTS.chain_id}
     await done(yard)
 
 
 async def test_a_new_worker_lets_go_what_was_complete(yard):
-    assert await yard.lazy.resume({FACTS.chain_id}, [FACTS]) == set()
+    assert await yard.lazy.resume({FACTS.chain_id}, [version(FACTS)]) == set()
     await yard.lazy.let_go(())
     assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
 
 
 async def test_what_an_engine_had_that_does_not_answer_is_fetched(yard):
     yard.engine.runs = False
-    assert await yard.lazy.resume((), [FACTS, LOCAL]) == {FACTS.chain_id}
+    assert await yard.lazy.resume((), [version(FACTS), version(LOCAL)]) == {FACTS.chain_id}
     await done(yard)
 
 
 async def test_an_engine_that_has_never_run_is_not_started_for_nothing(yard):
     yard.engine.has_run = yard.engine.runs = False
-    assert await yard.lazy.resume((), [FACTS]) == set()
+    assert await yard.lazy.resume((), [version(FACTS)]) == set()
 
 
 async def test_closing_leaves_the_rest_to_the_next_worker():
     yard = Yard(complete_after_s=60.0)
-    yard.lazy.complete(FACTS)
+    yard.lazy.complete(FACTS, SPEC)
     assert yard.lazy.progress() == ["r.example/x:1: 0 of 0 MB"]
     with suppress(asyncio.CancelledError):
         await yard.lazy.close()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from agent.containerd import registry
+from agent.containerd.endpoints import RegistryHosts
 from agent.errors import AgentError, FailedPrecondition
 from agent.model.image_ref import parse_image_ref
 
@@ -50,7 +52,8 @@ async def server():
 async def resolve(server):
     deadline = asyncio.get_running_loop().time() + 20
     name = parse_image_ref(f"127.0.0.1:{server.port}/me/app:1")
-    return await registry.resolve(name, deadline=deadline)
+    endpoints = await RegistryHosts(None, Path("/nowhere")).endpoints(name)
+    return await registry.resolve(name, endpoints, deadline=deadline)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 from yarl import URL
 
 from agent.containerd import hops, registry
+from agent.containerd.access import Access
+from agent.containerd.credentials import Credentials
+from agent.containerd.endpoints import RegistryHosts
 from agent.core import oci_image
 from agent.core.registry_hops import MAX_REDIRECTS
 from agent.errors import AgentError, FailedPrecondition, NotFound, RuntimeUnavailable
@@ -18,7 +22,10 @@ from agent.model.image_ref import parse_image_ref
 from tests import oci
 
 HOME, OTHER = "127.0.0.1", "127.0.0.2"
-SECRET = registry.Credentials("me", "secret")
+
+
+async def secret(host):
+    return Credentials("me", "secret")
 
 
 class Server:
@@ -75,7 +82,8 @@ async def forbidden(start, home):
 async def resolve(home, host=HOME, **options):
     deadline = asyncio.get_running_loop().time() + 20
     name = parse_image_ref(f"{host}:{home.port}/me/app:1")
-    return await registry.resolve(name, deadline=deadline, **options)
+    endpoints = await RegistryHosts(None, Path("/nowhere")).endpoints(name)
+    return await registry.resolve(name, endpoints, deadline=deadline, **options)
 
 
 def redirect(where, status=307):
@@ -189,7 +197,7 @@ async def test_another_port_of_a_loopback_registrys_own_address_may_be_named(hom
         return await redirect(f"http://{HOME}:{other.port}{request.path}")(request)
 
     tokens.answer, home.answer = token, answer
-    resolved = await resolve(home, credentials=SECRET)
+    resolved = await resolve(home, access=Access(secret))
     assert resolved.target.digest == found.digest
     # The storage is another origin: neither the registry's token nor the password goes there.
     assert len(other.asked) == 2
@@ -226,8 +234,8 @@ async def test_a_password_does_not_follow_a_token_servers_redirect(home, start):
         return await challenge(f"http://{HOME}:{home.port}/token")(request)
 
     home.answer = answer
-    with pytest.raises(NotFound):
-        await resolve(home, credentials=SECRET)
+    with pytest.raises(RuntimeUnavailable, match="its token service"):
+        await resolve(home, access=Access(secret))
     assert home.asked[-1][1]["Authorization"].startswith("Basic ")
     assert [("Authorization" in headers) for _, headers in other.asked] == [False]
 
@@ -332,7 +340,7 @@ async def test_a_host_that_is_no_name_is_an_error_of_ours(home, host):
 
 
 async def test_plain_http_is_refused_of_a_registry_asked_over_https():
-    way = hops.Hops(URL("https://registry.example/v2"), "a:1", "registry.example")
+    way = hops.Hops(URL("https://registry.example/v2"), "image a:1: the registry registry.example")
     try:
         with pytest.raises(
             FailedPrecondition, match=r"registry\.example sends to http://.*over https"

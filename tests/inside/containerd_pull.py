@@ -8,10 +8,11 @@ import socket
 import time
 from typing import Any
 
+from agent.containerd import silence
 from agent.containerd.client import Containerd
 from agent.containerd.registry import Resolved
+from agent.containerd.silence import Progress
 from agent.containerd.snapshots import view_key
-from agent.containerd.transfer import Progress
 from agent.errors import AgentError, InvalidSpec, Problem
 from tests.inside.containerd_base import Place, main, soon
 from tests.inside.containerd_images import left
@@ -101,6 +102,17 @@ async def outcome(ct: Containerd, ref: str, seconds: float, **options: Any) -> A
     return {"class": None}
 
 
+async def fallen_silent(ct: Containerd, place: Place) -> Any:
+    """A server that stops in the middle and keeps the connection is asked for the rest."""
+    silence.SILENCE_S = 1.0
+    try:
+        image = await ct.transfer.pull(f"{os.environ['PULL_SILENT']}/stall:1", deadline=soon(60))
+        await drop(ct, image.name, image.chain_id)
+        return {"digest": image.digest, "left": await left(ct)}
+    finally:
+        silence.SILENCE_S = 60.0
+
+
 async def cancelled(ct: Containerd, place: Place) -> Any:
     """A pull that is cancelled in the middle leaves neither lease nor blob behind."""
     task = asyncio.get_running_loop().create_task(
@@ -119,4 +131,4 @@ async def cancelled(ct: Containerd, place: Place) -> Any:
 
 
 if __name__ == "__main__":
-    main(good, moved_tag, refused, cancelled)
+    main(good, moved_tag, refused, fallen_silent, cancelled)

@@ -254,7 +254,13 @@ class RunningAgent:
 
     # Using it
 
-    def cli(self, *arguments: str | Path, check: bool = True, timeout_s: float = 60.0) -> Done:
+    def cli(
+        self,
+        *arguments: str | Path,
+        check: bool = True,
+        timeout_s: float = 60.0,
+        stdin: str = "",
+    ) -> Done:
         """Run `kindling …` against it, as root; fails on a non-zero exit unless told not to."""
         done = subprocess.run(
             [str(KINDLING), *map(str, arguments)],
@@ -262,7 +268,7 @@ class RunningAgent:
             text=True,
             timeout=timeout_s,
             env=os.environ | {"KINDLING_SOCKET": str(self.socket)},
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             check=False,
         )
         if check and done.returncode != 0:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests import oci, registry
+from tests import misbehaving, oci, registry
 from tests.inside.containerd_rig import Rig, rig
 
 pytestmark = pytest.mark.integration
@@ -80,8 +80,17 @@ def pulls(place: Rig, tmp_path_factory: pytest.TempPathFactory) -> Facts:
         lost = json.loads(plain.blobs[plain.digest])["layers"][1]["digest"]
         registry.push(address, "lost", "1", plain, skip=lost)
         digest = f"plain@{plain.digest}"
-        facts = facts_of(place, "containerd_pull", PULL_REGISTRY=address, PULL_DIGEST=digest)
-    return facts | {"address": address, "expected": plain.digest}
+        with misbehaving.misbehaving(plain) as silent:
+            silent.faults["layer"] += [misbehaving.stall]
+            facts = facts_of(
+                place,
+                "containerd_pull",
+                PULL_REGISTRY=address,
+                PULL_DIGEST=digest,
+                PULL_SILENT=silent.address,
+            )
+            ranges = silent.ranges()
+    return facts | {"address": address, "expected": plain.digest, "ranges": ranges}
 
 
 def artifact(image: oci.OciImage) -> oci.OciImage:
@@ -241,6 +250,14 @@ def test_what_cannot_be_pulled_says_why(pulls: Facts, kind: str, failure: str, w
     assert told["class"] == failure
     assert words in told["text"]
     assert told["blobs"] == 0
+
+
+def test_a_registry_that_falls_silent_in_a_layer_is_asked_for_the_rest(pulls: Facts) -> None:
+    told = pulls["fallen_silent"]
+    assert told["digest"] == pulls["expected"]
+    assert told["left"] == NOTHING
+    assert len(pulls["ranges"]) == 1
+    assert not pulls["ranges"][0].startswith("bytes=0-")
 
 
 def test_refused_and_cancelled_pulls_leave_nothing(pulls: Facts) -> None:

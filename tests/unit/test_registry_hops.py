@@ -12,6 +12,22 @@ OWN = frozenset(map(ip_address, ("93.184.216.34", "10.9.9.9", "2606:2800:220::9"
 PUBLIC = "151.101.1.69"
 
 
+@pytest.mark.parametrize(
+    ("scheme", "addresses", "wants"),
+    [
+        ("https", ["127.0.0.1"], False),
+        ("https", ["127.0.0.1", "::1"], False),
+        ("https", ["::ffff:127.0.0.1"], False),
+        ("https", ["127.0.0.1", "10.0.0.1"], True),
+        ("https", ["192.0.2.1"], True),
+        ("https", [], True),
+        ("http", ["127.0.0.1"], False),
+    ],
+)
+def test_only_a_registry_of_this_machine_may_name_plain_http_over_tls(scheme, addresses, wants):
+    assert home(*addresses, scheme=scheme).wants_tls == wants
+
+
 def home(*addresses: str, scheme: str = "https") -> Home:
     return Home(scheme, tuple(map(ip_address, addresses)), OWN)
 

@@ -1,0 +1,40 @@
+"""What one pull may show: whose credentials for which host, and whom to believe.
+
+Made for one deploy or call (`keyring`) and thrown away with it. It remembers what it gave out, so
+that no error can repeat it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from agent.containerd.credentials import Credentials, conceal
+from agent.errors import AgentError
+
+Find = Callable[[str], Awaitable[Credentials | None]]
+"""Finds the credentials for a registry's host, as references name it; may raise AgentError."""
+
+
+class Access:
+    """How one pull reaches registries; without anything it is anonymous."""
+
+    def __init__(self, find: Find | None = None, ca_pem: str = "") -> None:
+        self._find = find
+        self.ca_pem = ca_pem
+        self._shown: list[Credentials] = []
+
+    async def credentials(self, host: str) -> Credentials | None:
+        """Return what may be shown to a host, None for nothing."""
+        found = await self._find(host) if self._find is not None else None
+        if found is not None and found not in self._shown:
+            self._shown.append(found)
+        return found
+
+    @property
+    def may_have_credentials(self) -> bool:
+        """Whether it is worth asking at all."""
+        return self._find is not None
+
+    def concealed(self, error: AgentError) -> AgentError:
+        """Return an error without what was shown."""
+        return conceal(error, self._shown)

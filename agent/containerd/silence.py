@@ -1,0 +1,60 @@
+"""Notices that a download has fallen silent: bytes are still to come, and none do.
+
+containerd waits for ever for a server that keeps its connection open and says nothing. Its
+progress tells which blobs are still open; unpacking, which tells nothing, is no silence. While
+other pulls go on, a blob that merely waits may wait for one of theirs: only what has begun counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from agent.errors import RuntimeUnavailable
+
+SILENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one blob (or the whole pull, `name` "") has come; told every 0.3 s at most."""
+
+    event: str
+    name: str
+    done_bytes: int
+    total_bytes: int
+
+
+@asynccontextmanager
+async def heard_from(
+    what: str, is_alone: Callable[[], bool]
+) -> AsyncIterator[Callable[[Progress], None]]:
+    """Give what is to hear all progress; raises RuntimeUnavailable when there is none for long."""
+    loop = asyncio.get_running_loop()
+    far: dict[str, Progress] = {}
+    limit = asyncio.timeout(None)
+    try:
+        async with limit:
+
+            def heard(step: Progress) -> None:
+                before = far.get(step.name)
+                far[step.name] = step
+                if before == step:
+                    return
+                is_open = any(_is_open(each, is_alone()) for each in far.values())
+                limit.reschedule(loop.time() + SILENCE_S if is_open else None)
+
+            yield heard
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        text = f"{what}: timeout: nothing came for {SILENCE_S:g} s"
+        raise RuntimeUnavailable(text) from error
+
+
+def _is_open(step: Progress, is_alone: bool) -> bool:
+    if step.done_bytes >= step.total_bytes:
+        return False
+    return is_alone or step.done_bytes > 0

@@ -1,0 +1,317 @@
+"""Registry credentials in memory: whose go where, which hold, and commands that print some."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.aio import tasks
+from agent.containerd.credential_command import MAX_BYTES, parse_printed, run_command
+from agent.containerd.credentials import HIDDEN, Credentials, conceal
+from agent.containerd.docker_config import DockerConfig
+from agent.containerd.engine_credentials import EngineCredentials
+from agent.containerd.keyring import FRESH_S, Keyring
+from agent.errors import AgentError, FailedPrecondition, InvalidSpec, Problem, RuntimeUnavailable
+from agent.model.spec import RegistrySpec
+
+NOTHING = RegistrySpec()
+HOST = "registry.example:5000"
+FIRST, SECOND = Credentials("me", "first"), Credentials("me", "second")
+
+
+class Clock:
+    """Wall time that a test moves."""
+
+    def __init__(self):
+        self.now_s = 1_000_000.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def ring(clock):
+    return Keyring(clock)
+
+
+async def found(ring, registry=NOTHING, function="f", host=HOST, asked=None):
+    return await ring.access(host, registry, function).credentials(asked or host)
+
+
+async def test_a_deploys_credentials_serve_its_functions_later_pulls_only(ring):
+    brought = RegistrySpec(username="me", password="first")
+    assert await found(ring, brought) == FIRST
+    assert await found(ring) is None  # nothing was deployed: a call's own are not kept
+    ring.keep("f", HOST, brought)
+    assert await found(ring) == FIRST
+    assert await found(ring, function="g") is None
+    assert await found(ring, host="other.example") is None
+    ring.drop("f")
+    assert await found(ring) is None
+
+
+async def test_what_came_last_counts(ring, clock):
+    ring.keep("f", HOST, RegistrySpec(username="me", password="first"))
+    clock.now_s += 1
+    ring.set(HOST, SECOND)
+    assert await found(ring) == SECOND
+    assert await found(ring, RegistrySpec(username="me", password="first")) == FIRST
+    ring.set(HOST, None)
+    assert await found(ring) == FIRST
+
+
+async def test_expired_credentials_are_not_shown_and_say_how_to_renew(ring, clock):
+    ring.set(HOST, FIRST, clock.now_s + 10)
+    assert await found(ring) == FIRST
+    clock.now_s += 10
+    with pytest.raises(FailedPrecondition, match=r"expired at .*SetCredentials") as error:
+        await found(ring)
+    assert HOST in error.value.message
+    ring.set(HOST, SECOND, clock.now_s + 10)
+    assert await found(ring) == SECOND
+
+
+async def test_a_mirror_gets_what_is_meant_for_it_and_nothing_else(ring):
+    brought = RegistrySpec(username="me", password="first")
+    ring.keep("f", HOST, brought)
+    assert await found(ring, brought, asked="mirror.example") is None
+    ring.set("mirror.example", SECOND)
+    assert await found(ring, brought, asked="mirror.example") == SECOND
+
+
+@pytest.mark.parametrize("name", ["docker.io", "index.docker.io", "registry-1.docker.io"])
+async def test_the_hub_has_several_names(ring, name):
+    ring.set(name, FIRST)
+    assert await found(ring, host="docker.io") == FIRST
+
+
+# -- commands
+
+
+class Command:
+    """Stands for a command; counts its runs."""
+
+    def __init__(self, *printed):
+        self.printed = list(printed)
+        self.runs = []
+
+    async def __call__(self, words, host):
+        self.runs.append((words, host))
+        printed = self.printed.pop(0)
+        if isinstance(printed, AgentError):
+            raise printed
+        return printed
+
+
+COMMAND = RegistrySpec(credential_command=("/bin/c", "x"))
+
+
+async def test_a_command_is_run_again_before_what_it_printed_expires(clock):
+    end_s = clock.now_s + 1000
+    command = Command((FIRST, end_s), (SECOND, end_s + 1000))
+    ring = Keyring(clock, command)
+    assert [await found(ring, COMMAND) for _ in range(3)] == [FIRST] * 3
+    clock.now_s = end_s - FRESH_S
+    assert await found(ring, COMMAND) == SECOND
+    assert command.runs == [(("/bin/c", "x"), HOST)] * 2
+
+
+async def test_what_a_command_prints_without_an_end_is_used_for_a_pull(clock):
+    command = Command((FIRST, None), (SECOND, None))
+    ring = Keyring(clock, command)
+    assert [await found(ring, COMMAND) for _ in range(2)] == [FIRST] * 2
+    clock.now_s += 61
+    assert await found(ring, COMMAND) == SECOND
+
+
+async def test_a_command_that_fails_leaves_what_was_set(clock):
+    failure = FailedPrecondition("no")
+    ring = Keyring(clock, Command(failure, failure))
+    with pytest.raises(FailedPrecondition, match="no"):
+        await found(ring, COMMAND)
+    ring.set(HOST, FIRST)
+    assert await found(ring, COMMAND) == FIRST
+
+
+async def test_a_command_that_prints_expired_credentials_is_named(clock):
+    ring = Keyring(clock, Command((FIRST, clock.now_s - 1)))
+    with pytest.raises(FailedPrecondition, match="/bin/c prints credentials that have expired"):
+        await found(ring, COMMAND)
+
+
+@pytest.mark.parametrize(
+    ("printed", "credentials", "until"),
+    [
+        ({"username": "me", "password": "first"}, FIRST, None),
+        ({"username": "me", "password": "first", "expires_at": 12.5}, FIRST, 12.5),
+        (
+            {"identity_token": "t", "expires_at": "1970-01-01T00:01:00Z"},
+            Credentials(identity_token="t"),
+            60.0,
+        ),
+        ({"ServerURL": "x", "Username": "me", "Secret": "first"}, FIRST, None),
+        ({"Username": "<token>", "Secret": "t"}, Credentials(identity_token="t"), None),
+    ],
+)
+def test_both_forms_of_output_are_read(printed, credentials, until):
+    assert parse_printed(json.dumps(printed).encode(), "c") == (credentials, until)
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        b"",
+        b"s3cret",
+        b"[1]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"username": "me"}',
+        b'{"username": "s3cret", "password": 7}',
+        b'{"identity_token": "s3cret", "expires_at": "tomorrow"}',
+        b'{"identity_token": "s3cret", "expires_at": true}',
+    ],
+)
+def test_other_output_is_refused_and_not_repeated(printed):
+    with pytest.raises(
+        FailedPrecondition, match=r"registry\.credential_command: c prints"
+    ) as error:
+        parse_printed(printed, "c")
+    assert "s3cret" not in error.value.message
+
+
+def python(text):
+    return [sys.executable, "-c", text]
+
+
+async def test_a_command_runs_without_a_shell_input_or_our_environment(monkeypatch):
+    monkeypatch.setenv("OUR_SECRET", "x")
+    text = (
+        "import json, os, sys; assert sys.stdin.read() == ''; assert sys.argv[1] == '$HOME;';"
+        "assert 'OUR_SECRET' not in os.environ; host = os.environ['KINDLING_REGISTRY'];"
+        "print(json.dumps({'username': host, 'password': os.environ['PATH'][:4]}))"
+    )
+    credentials, until = await run_command([*python(text), "$HOME;"], HOST)
+    assert (credentials, until) == (Credentials(HOST, "/usr"), None)
+
+
+@pytest.mark.parametrize(
+    ("words", "failure", "why"),
+    [
+        (["/nowhere/c"], FailedPrecondition, "No such file"),
+        (["/etc/passwd"], FailedPrecondition, "Permission denied"),
+        (
+            python("import sys; print('s3cret'); print('s3cret', file=sys.stderr); sys.exit(3)"),
+            FailedPrecondition,
+            "ended with status 3",
+        ),
+        (
+            python("import os; print('s3cret'); os.kill(os.getpid(), 9)"),
+            FailedPrecondition,
+            "ended by signal 9",
+        ),
+        (python(f"print('s3cret' * {MAX_BYTES})"), FailedPrecondition, "prints over"),
+    ],
+)
+async def test_a_command_that_fails_says_so_and_nothing_of_its_output(words, failure, why):
+    with pytest.raises(failure, match=why) as error:
+        await run_command(words, HOST)
+    assert "s3cret" not in error.value.message
+    assert error.value.message.startswith("registry.credential_command: ")
+
+
+async def test_a_command_that_hangs_ends_with_all_that_it_started(tmp_path):
+    pid = tmp_path / "pid"
+    text = (
+        "import os, time; child = os.fork();"
+        f"child and open({str(pid)!r}, 'w').write(str(child)); time.sleep(600)"
+    )
+    with pytest.raises(RuntimeUnavailable, match="took over"):
+        await run_command(python(text), HOST, within_s=1.0)
+    left = Path("/proc", pid.read_text(), "stat")
+    # An orphan of ours is collected by init, in its own time.
+    assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+# -- what is shown
+
+
+def test_no_form_of_a_secret_stays_in_an_error():
+    odd = Credentials("me", "p w/1")
+    text = f"a {odd.password} b {odd.basic} c p+w%2F1 d p%20w%2F1"
+    clean = conceal(RuntimeUnavailable(text), [odd])
+    assert clean.message == f"a {HIDDEN} b Basic {HIDDEN} c {HIDDEN} d {HIDDEN}"
+    assert isinstance(clean, RuntimeUnavailable)
+    spec = conceal(InvalidSpec([Problem("image", "p w/1")]), [odd])
+    assert spec.message == f"image: {HIDDEN}"
+    error = NotImplementedError()
+    assert conceal(other := FailedPrecondition("x"), [odd]) is other
+    assert "p w/1" not in repr(odd) + str(odd) + repr(error)
+
+
+def test_an_engines_file_is_its_owners_alone_and_goes_with_the_last_entry(tmp_path):
+    path = tmp_path / "config.json"
+    config = DockerConfig(path)
+    old = os.umask(0)
+    try:
+        config.write({"docker.io": FIRST, HOST: Credentials(identity_token="t")})
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    auths = json.loads(path.read_text())["auths"]
+    assert auths["https://index.docker.io/v1/"] == {"auth": "bWU6Zmlyc3Q="}
+    assert auths[HOST]["identitytoken"] == "t"
+    config.write({})
+    assert list(tmp_path.iterdir()) == []
+
+
+def shown_in(path):
+    auths = json.loads(path.read_text())["auths"] if path.exists() else {}
+    return auths.get(HOST, {}).get("auth")
+
+
+async def password_in(path, wanted, within_s=10.0):
+    """Wait until the file shows this password for HOST, or is gone for None."""
+    auth = wanted.basic.removeprefix("Basic ") if wanted is not None else None
+    async with asyncio.timeout(within_s):
+        while shown_in(path) != auth:  # noqa: ASYNC110 - a file tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_a_lazy_engines_file_follows_what_is_set_and_what_expires(clock, tmp_path):
+    end_s = clock.now_s + 1000
+    ring = Keyring(clock, Command((FIRST, end_s), (SECOND, end_s + 1000)))
+    path = tmp_path / "config.json"
+    engine = EngineCredentials(ring, DockerConfig(path))
+    engine.use("f", HOST, COMMAND)
+    await engine.refresh()
+    await password_in(path, FIRST)
+    clock.now_s = end_s - FRESH_S  # before the end
+    await engine.refresh()
+    await password_in(path, SECOND)
+    engine.drop("f")
+    await engine.refresh()
+    await password_in(path, None)
+
+
+async def test_a_lazy_engines_file_is_written_as_soon_as_credentials_are_set(ring, tmp_path):
+    path = tmp_path / "config.json"
+    engine = EngineCredentials(ring, DockerConfig(path))
+    engine.use("f", HOST, NOTHING)
+    running = tasks.spawn("engine", engine.run())
+    try:
+        for each in (FIRST, SECOND, None):
+            ring.set(HOST, each)
+            await password_in(path, each)
+    finally:
+        await tasks.stop(running)
