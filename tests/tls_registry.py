@@ -26,6 +26,7 @@ version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}}}
 http: {{addr: "{address}", tls: {{certificate: {ca}, key: {key}}}}}
+{auth}
 """
 
 
@@ -63,14 +64,16 @@ class TlsRegistry:
 
 
 @contextmanager
-def tls_registry(directory: Path) -> Iterator[TlsRegistry]:
-    """Run one keeping its data below `directory`."""
+def tls_registry(directory: Path, *, auth: str = "") -> Iterator[TlsRegistry]:
+    """Run one keeping its data below `directory`; `auth` as `registry.registry` takes it."""
     host = f"198.18.{os.getpid() % 254 + 1}.{time.monotonic_ns() % 254 + 1}"
     ca, key = directory / "ca.pem", directory / "key.pem"
     _certificate(host, ca, key)
     with registry.registry(directory) as plain:
         made = TlsRegistry(f"{host}:{PORT}", plain, directory, ca)
-        config = CONFIG.format(root=directory / "registry", address=made.address, ca=ca, key=key)
+        config = CONFIG.format(
+            root=directory / "registry", address=made.address, ca=ca, key=key, auth=auth
+        )
         (directory / "tls.yml").write_text(config)
         subprocess.run(["ip", "address", "add", f"{host}/32", "dev", "lo"], check=True)
         try:

@@ -59,12 +59,8 @@ def pull(ref: str, username: str, password_stdin: bool, ca: TextIO | None, as_js
     """Pull the image REF from its registry and unpack it."""
     from agent._pb.worker.v1 import worker_pb2 as pb
 
-    if bool(username) != password_stdin:
-        raise click.UsageError("--username and --password-stdin go together")
-    registry = pb.Registry(username=username, ca_pem=ca.read() if ca is not None else "")
-    if password_stdin:
-        # Not an argument: those are shown to everybody on the machine.
-        registry.password = sys.stdin.read(MAX_PASSWORD).rstrip("\r\n")
+    registry = _registry(username, password_stdin=password_stdin)
+    registry.ca_pem = ca.read() if ca is not None else ""
     done: pb.Image | None = None
     with connect() as client, _progress() as advance:
         given = registry if registry.ByteSize() else None
@@ -116,15 +112,14 @@ def rm(ref: str, as_json: bool) -> None:
 
 @command.command("accelerate")
 @click.argument("ref")
-@click.option("--username", default="", help="Who pushes the index to the registry.")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@click.option("--username", default="", help="Name at the registry; with --password-stdin.")
+@click.option("--password-stdin", is_flag=True, help="Read the name's password from stdin.")
 @json_option
 def accelerate(ref: str, username: str, password_stdin: bool, as_json: bool) -> None:
     """Have the image REF start before it is here: index its layers, push the index beside it."""
     from agent._pb.worker.v1 import worker_pb2 as pb
 
-    password = sys.stdin.read().rstrip("\n") if password_stdin else ""
-    registry = pb.Registry(username=username, password=password)
+    registry = _registry(username, password_stdin=password_stdin)
     request = pb.AccelerateImageRequest(image=ref, registry=registry)
     with connect() as client:
         reply = client.ask(
@@ -134,6 +129,16 @@ def accelerate(ref: str, username: str, password_stdin: bool, as_json: bool) -> 
         print_json({"image": ref, "index_digest": reply.index_digest, "engine": reply.engine})
     else:
         click.echo(f"{ref} has an index for {reply.engine}: {reply.index_digest}")
+
+
+def _registry(username: str, *, password_stdin: bool) -> pb.Registry:
+    """Return what opens a registry; the password is read, for arguments are shown to everybody."""
+    from agent._pb.worker.v1 import worker_pb2 as pb
+
+    if bool(username) != password_stdin:
+        raise click.UsageError("--username and --password-stdin go together")
+    password = sys.stdin.read(MAX_PASSWORD).rstrip("\r\n") if password_stdin else ""
+    return pb.Registry(username=username, password=password)
 
 
 def _parts(file: BinaryIO, name: str, advance: Advance) -> Iterator[pb.ImportImageRequest]:

@@ -27,7 +27,13 @@ from agent.core.oci_image import Manifest
 from agent.errors import RuntimeUnavailable
 from agent.linux.process import Identity
 from agent.rootless.grpc_probe import serves
-from agent.rootless.settings import engine_directory, engine_socket, engine_state, program
+from agent.rootless.settings import (
+    engine_authorities,
+    engine_directory,
+    engine_socket,
+    engine_state,
+    program,
+)
 
 LOOK_EVERY_S = 0.02
 HANGING = 2  # reads of lazy files that may hang at once
@@ -84,6 +90,7 @@ class LazyEngine:
         self.name = settings.name
         self.snapshots = Snapshots(channel, settings.name)
         self.directory = engine_directory(places.run, settings.name)
+        self.authorities = engine_authorities(places.run, settings.name)
         self.credentials = EngineCredentials(keyring, DockerConfig(self.directory / "config.json"))
         self.indexer = program(places.lib, settings.indexer) if settings.indexer else None
         self._socket = engine_socket(places.run, settings.name)

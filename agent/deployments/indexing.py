@@ -86,7 +86,7 @@ class Indexer:
         given = dict(os.environ)
         private = Path(tempfile.mkdtemp(prefix="push-", dir=engine.directory))
         scratch = Path(tempfile.mkdtemp(prefix="index-", dir=self._scratch))
-        given |= {"TMPDIR": str(scratch)}
+        given |= {"TMPDIR": str(scratch), "SSL_CERT_FILE": str(engine.authorities)}
         try:
             host = reference.host
             known = await self._door.keyring.access(host, registry).credentials(host)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from agent.aio import tasks
 from agent.config import LazySettings
 from agent.containerd.snapshots import view_key
-from agent.core.acceleration import Acceleration, advice, worth_asking
+from agent.core.acceleration import WHOLE, Acceleration, advice, worth_asking
 from agent.errors import AgentError, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
@@ -135,6 +135,9 @@ class LazyImages:
         least_bytes = self._settings.least_mb * MB
         if not worth_asking(asked, found.manifest.compressed_bytes, least_bytes):
             return None, ""
+        if access.ca_pem:
+            why = "lazy engines believe no authority of a deploy's own (registry.ca_pem)"
+            return None, f"image {name}: {why}: {WHOLE}" if asked == "lazy" else ""
         loop = asyncio.get_running_loop()
         for engine in self._door.lazy:
             indexed = engine.annotated(found.manifest)
@@ -297,6 +300,7 @@ class LazyImages:
         """Give engines no credentials for a removed function's image any more."""
         for engine in self._door.lazy:
             engine.credentials.drop(function)
+            tasks.launch(f"credentials of {engine.name}", engine.credentials.refresh())
 
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from agent.linux import mount
 from agent.rootless import child, ending, notify, protocol
@@ -21,6 +22,7 @@ from agent.rootless.grpc_probe import serves
 from agent.rootless.settings import (
     Engine,
     House,
+    engine_authorities,
     engine_data,
     engine_directory,
     engine_socket,
@@ -31,6 +33,9 @@ from agent.rootless.settings import (
 _READY_S = 180.0
 _PROBE_S = 0.05
 CREDENTIALS_VARIABLE = "DOCKER_CONFIG"
+AUTHORITIES_VARIABLE = "SSL_CERT_FILE"
+# Debian's, of all authorities that the host believes.
+HOSTS_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 class Engines:
@@ -114,6 +119,7 @@ class Engines:
             argv = _prepare(self._house, engine)
             directory = str(engine_directory(self._house.run, engine.name))
             environment = {**self._environment(), CREDENTIALS_VARIABLE: directory}
+            environment[AUTHORITIES_VARIABLE] = str(_authorities(self._house, engine))
             # It must not outlive us: its database would stay locked.
             pid = child.start(argv, environment, dies_with_parent=signal.SIGKILL)
         except OSError as error:
@@ -124,6 +130,19 @@ class Engines:
         daemon.started(pid, now)
         notify.say("supervise", f"{engine.name} started (pid {pid})")
         self._changed()
+
+
+def _authorities(house: House, engine: Engine) -> Path:
+    """Write down whom an engine believes: the host's authorities, and the node's registries'.
+
+    It reads them once, and for all registries alike. Raises OSError.
+    """
+    files = [Path(os.environ.get(AUTHORITIES_VARIABLE) or HOSTS_AUTHORITIES)]
+    if house.registries is not None:
+        files += sorted(house.registries.glob("*/*.crt"))
+    path = engine_authorities(house.run, engine.name)
+    path.write_bytes(b"\n".join(file.read_bytes() for file in files if file.is_file()))
+    return path
 
 
 def _prepare(house: House, engine: Engine) -> list[str]:

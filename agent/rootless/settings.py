@@ -65,6 +65,7 @@ class House:
     writable: str
     runtime: str
     engines: tuple[Engine, ...] = ()
+    registries: Path | None = None
 
     @property
     def config(self) -> Path:
@@ -101,6 +102,7 @@ def house_of(data: dict[str, Any]) -> House:
     """Pick the house's settings out of the configuration's JSON."""
     paths = {name: Path(value) for name, value in data["paths"].items()}
     run = paths["run"]
+    registries = data.get("registries", {}).get("directory")
     # Group kindling may call and administer; everyone who reaches the directory may look.
     doors = (
         Listener("invoke_tcp", data["invoke"]["listen"]),
@@ -121,6 +123,7 @@ def house_of(data: dict[str, Any]) -> House:
         writable=data["storage"]["writable"],
         runtime=data["runtime"]["binary"],
         engines=_engines(data["lazy"]["engines"], paths["lib"]) if "lazy" in data else (),
+        registries=Path(registries) if registries else None,
     )
 
 
@@ -142,6 +145,11 @@ def engine_data(data: Path, name: str) -> Path:
 def engine_state(data: Path, name: str) -> Path:
     """Return a file that an engine makes when it first runs."""
     return engine_data(data, name) / "snapshotter" / "metadata.db"
+
+
+def engine_authorities(run: Path, name: str) -> Path:
+    """Return the file of certificates that an engine believes, written when it is started."""
+    return engine_directory(run, name) / "authorities.pem"
 
 
 def program(lib: Path, name: str) -> str | None:

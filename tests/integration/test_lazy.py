@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +39,49 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@contextmanager
+def directory() -> Iterator[Path]:
+    """A directory that the agent's user can read, which pytest's own ones are not."""
+    made = Path(tempfile.mkdtemp(prefix="kd-registry-", dir="/tmp"))
+    made.chmod(0o755)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)
+
+
 @pytest.fixture(scope="module")
 def tls() -> Iterator[TlsRegistry]:
-    # Not below pytest's own directory, which is closed to the agent's user.
-    directory = Path(tempfile.mkdtemp(prefix="kd-registry-", dir="/tmp"))
-    directory.chmod(0o755)
-    try:
-        with tls_registry(directory) as made:
-            yield made
-    finally:
-        shutil.rmtree(directory)
+    with directory() as place, tls_registry(place) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def place(make_agent: Callable[..., RunningAgent], tls: TlsRegistry) -> Iterator[RunningAgent]:
-    """An agent that trusts the registry and completes no image by itself."""
+def locked() -> Iterator[TlsRegistry]:
+    """A registry that wants a password; whoever pushes needs none."""
+    with directory() as place, tls_registry(place, auth=registry.with_passwords(place)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def authorities(tls: TlsRegistry, locked: TlsRegistry) -> Iterator[Path]:
+    """The directory in which an operator says whom to believe."""
+    with directory() as place:
+        for one in (tls, locked):
+            (place / one.address).mkdir()
+            shutil.copy(one.ca, place / one.address / "ca.crt")
+        yield place
+
+
+@pytest.fixture(scope="module")
+def place(make_agent: Callable[..., RunningAgent], authorities: Path) -> Iterator[RunningAgent]:
+    """An agent that trusts the registries and completes no image by itself."""
     agent = make_agent(
         node="lazy",
-        sections={"lazy": {"least_mb": 1, "complete_after_s": NEVER_S, "stuck_after_s": 2.0}},
-        environment={"SSL_CERT_FILE": str(tls.ca)},
+        sections={
+            "lazy": {"least_mb": 1, "complete_after_s": NEVER_S, "stuck_after_s": 2.0},
+            "registries": {"directory": str(authorities)},
+        },
     ).start()
     yield agent
     agent.close()
@@ -184,6 +209,34 @@ def push_false_index(tls: TlsRegistry, repository: str) -> None:
     registry.push(tls.plain, repository, subject.replace(":", "-"), oci.OciImage(blobs, at))
 
 
+class TestCredentials:
+    """The engine asks the registry by itself, long after the deploy."""
+
+    def test_a_password_opens_a_registry_to_the_engine_and_lies_nowhere_after(
+        self, lazy, locked, content
+    ):
+        agent = lazy.agent
+        name = push(locked, "private", content)
+        given = ["--username", registry.USER, "--password-stdin"]
+        agent.cli("image", "accelerate", name, *given, stdin=registry.PASSWORD)
+        agent.cli("image", "rm", name)
+        secrets = {"username": registry.USER, "password": registry.PASSWORD}
+        reply = deploy(lazy, "private", name, acceleration="lazy", registry=secrets)
+        assert list(reply.warnings) == []
+        assert reads(agent, "private", "7") == content[7]
+        file = agent.run / "lazy/soci/config.json"
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert registry.PASSWORD not in agent.log()
+        lazy.remove("private")
+        agent.wait_until(lambda: not file.exists(), 60, "no credentials any more")
+
+    def test_an_authority_of_the_deploys_own_is_not_the_engines(self, lazy, indexed, tls):
+        reply = deploy(
+            lazy, "big", indexed, acceleration="lazy", registry={"ca_pem": tls.ca.read_text()}
+        )
+        assert ["registry.ca_pem" in one for one in reply.warnings] == [True]
+
+
 class TestTrouble:
     """Each test kills or cuts off something while a function serves from a mount."""
 
@@ -301,12 +354,17 @@ class TestDiskFull:
     """An agent whose data lie on a file system too small for one of the images."""
 
     @pytest.fixture
-    def narrow(self, make_agent: Callable[..., RunningAgent], tls: TlsRegistry) -> Iterator[Any]:
+    def narrow(
+        self, make_agent: Callable[..., RunningAgent], authorities: Path
+    ) -> Iterator[RunningAgent]:
         agent = make_agent(
             node="narrow",
             # The other agent of this module has the slots.
-            sections={"lazy": {"least_mb": 1}, "storage": {"writable": "tmpfs"}},
-            environment={"SSL_CERT_FILE": str(tls.ca)},
+            sections={
+                "lazy": {"least_mb": 1},
+                "storage": {"writable": "tmpfs"},
+                "registries": {"directory": str(authorities)},
+            },
         )
         agent.data.mkdir()
         tmpfs = ["mount", "-t", "tmpfs", "-o", "size=44m,mode=0750", "tmpfs", str(agent.data)]
