@@ -24,7 +24,13 @@ from agent.core.oci_image import Manifest
 from agent.errors import RuntimeUnavailable
 from agent.linux.process import Identity
 from agent.rootless.grpc_probe import serves
-from agent.rootless.settings import engine_directory, engine_socket, engine_state, program
+from agent.rootless.settings import (
+    engine_directory,
+    engine_program,
+    engine_socket,
+    engine_state,
+    program,
+)
 
 LOOK_EVERY_S = 0.02
 HANGING = 2  # reads of lazy files that may hang at once
@@ -140,7 +146,7 @@ class LazyEngines:
         self._engines = {
             settings.name: LazyEngine(settings, places, channel)
             for settings in found
-            if places is not None and program(places.lib, settings.binary)
+            if places is not None and engine_program(places.lib, settings.binary, settings.place)
         }
         self.files = Apart(HANGING)
         """For whoever reads files that may have to come from a registry first."""
