@@ -133,7 +133,8 @@ class EngineSettings(_Section):
     It is there when `binary` is found in the private binaries or on PATH. An image is indexed for
     it if its registry has a referrer of the artifact type `mark`, or each larger layer is annotated
     with `mark`. `settings` is its own configuration file, `place` a directory compiled into it,
-    `indexer` the program that makes and pushes an index.
+    `indexer` the program that makes and pushes an index. containerd learns of engines when it is
+    started: a reload brings none.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9]{0,15}$")

@@ -30,6 +30,8 @@ from agent.rootless.grpc_probe import serves
 from agent.rootless.settings import (
     engine_authorities,
     engine_directory,
+    engine_program,
+    engine_socket,
     engine_socket,
     engine_state,
     program,
@@ -153,7 +155,7 @@ class LazyEngines:
         self._engines = {
             settings.name: LazyEngine(settings, places, channel, keyring)
             for settings in found
-            if places is not None and program(places.lib, settings.binary)
+            if places is not None and engine_program(places.lib, settings.binary, settings.place)
         }
         self.files = Apart(HANGING)
         """For whoever reads files that may have to come from a registry first."""

@@ -157,8 +157,13 @@ def program(lib: Path, name: str) -> str | None:
     return shutil.which(name, path=str(lib / "bin")) or shutil.which(name)
 
 
+def engine_program(lib: Path, binary: str, place: str) -> str | None:
+    """Return the program of an engine that can run here; setup makes its fixed place."""
+    return program(lib, binary) if not place or Path(place).is_dir() else None
+
+
 def _engines(described: list[dict[str, str]], lib: Path) -> tuple[Engine, ...]:
-    found = ((one, program(lib, one["binary"])) for one in described)
+    found = ((one, engine_program(lib, one["binary"], one["place"])) for one in described)
     return tuple(
         Engine(one["name"], path, one["settings"], one["place"]) for one, path in found if path
     )

@@ -83,7 +83,7 @@ def test_an_engine_is_there_when_its_program_is_found(tmp_path):
     """A configuration entry more is an engine more."""
     config = json.loads(NodeConfig.model_validate({"paths": {"lib": tmp_path}}).model_dump_json())
     config["lazy"]["engines"].append({**config["lazy"]["engines"][0], "name": "third"})
-    config["lazy"]["engines"][2]["binary"] = "third-grpc"
+    config["lazy"]["engines"][2] |= {"binary": "third-grpc", "place": ""}
     assert [engine.name for engine in ENGINES] == ["soci", "stargz"]
     program = tmp_path / "bin" / "third-grpc"
     program.parent.mkdir()
@@ -91,3 +91,5 @@ def test_an_engine_is_there_when_its_program_is_found(tmp_path):
     program.chmod(0o755)
     found = {engine.name: engine.program for engine in house_of(config).engines}
     assert found["third"] == str(program)
+    config["lazy"]["engines"][2]["place"] = str(tmp_path / "missing")
+    assert "third" not in {engine.name for engine in house_of(config).engines}
