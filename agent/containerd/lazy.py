@@ -32,7 +32,6 @@ from agent.rootless.settings import (
     engine_directory,
     engine_program,
     engine_socket,
-    engine_socket,
     engine_state,
     program,
 )
