@@ -357,6 +357,9 @@ class Deployer:
             await removal.end(end, force=force)
             for target in targets:
                 self._builder.forget(target.version)
+                image = target.version.image
+                if image is not None and not self._catalog.holds_layers(image.chain_id):
+                    await self._stores.lazy.drop(image.chain_id)
             self._stores.logs.drop(name)
             self._stores.events.add("FunctionRemoved", Subject(name), f"{name} was removed")
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.aio import tasks
+from agent.aio.tasks import finish
 from agent.config import LazySettings
 from agent.containerd.snapshots import view_key
 from agent.core.acceleration import WHOLE, Acceleration, advice, worth_asking
@@ -45,6 +46,7 @@ INDEX_S = 10.0
 COMPLETE_S = 3600.0
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 60.0
+FORGET_S = 10.0
 TOLD_S = 10.0  # between two events about one image's progress
 
 Accept = Callable[["Resolved"], None]
@@ -281,12 +283,17 @@ class LazyImages:
         access = self._door.keyring.access(reference.host, spec.registry, spec.name)
         deadline = loop.time() + COMPLETE_S
         known = await self._is_named(name)
-        await self._door.transfer.pull(name, deadline=deadline, progress=told, access=access)
-        # The view, and the image's own name, hold the layers from here on.
-        await self._door.snapshots.image_layers(facts.chain_id, deadline=deadline)
-        if not known:
-            with contextlib.suppress(NotFound):
-                await self._door.images.delete(name)
+        try:
+            await self._door.transfer.pull(name, deadline=deadline, progress=told, access=access)
+            # The view, and the image's own name, hold the layers from here on.
+            await self._door.snapshots.image_layers(facts.chain_id, deadline=deadline)
+        finally:
+            if not known:
+                await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)
+
+    async def _forget_name(self, name: str) -> None:
+        with contextlib.suppress(AgentError):
+            await self._door.images.delete(name)
 
     async def _is_named(self, name: str) -> bool:
         with contextlib.suppress(NotFound):

@@ -132,6 +132,9 @@ class Builder:
         timings.image_ms = lap.ms()
         container = await self._lease(order)
         try:
+            if not self._rooms.images.is_current(blueprint.image):  # it may have waited for slots
+                blueprint = await self._blueprint(order.version, timings, deadline)
+            # From here on these mounts are known to be in use.
             container.source = blueprint.image.source
             order.leased(container)
             rootfs = await self._furnish(container, blueprint, deadline)

@@ -30,6 +30,7 @@ T = TypeVar("T")
 ACCOUNTS_BYTES = 1 << 20  # no honest passwd or group file is larger
 # What lazy files say whose engine or registry is away.
 UNREACHABLE = frozenset({errno.ENOTCONN, errno.EIO, errno.ESTALE})
+ENGINE_S = 3.0
 MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
 
 
@@ -107,12 +108,11 @@ class PreparedImages:
             dirs = await door.snapshots.image_layers(chain_id, deadline=deadline)
         except NotFound:
             for engine in door.lazy:
-                source = engine.source()
-                if source is None:
-                    if engine.has_run:
-                        text = f"{engine.name}, which may have mounted the image, does not run yet"
-                        raise RuntimeUnavailable(text) from None
+                if not engine.has_run:
                     continue
+                # It may just be starting again; others wait for the permit of this start.
+                soon = min(deadline, asyncio.get_running_loop().time() + ENGINE_S)
+                source = engine.source() or await engine.up(soon)
                 with contextlib.suppress(NotFound):
                     dirs = await engine.snapshots.image_layers(chain_id, deadline=deadline)
                     return tuple(map(Path, dirs)), str(source)

@@ -86,6 +86,7 @@ class Yard:
         self.deleted: list[str] = []
         self.unlabelled: list[tuple[str, str]] = []
         self.sizes = (90 * MB, 10 * MB)
+        self.gate: asyncio.Event | None = None
         self.events = Events()
         door: Any = SimpleNamespace(
             lazy=[self.engine],
@@ -109,6 +110,8 @@ class Yard:
         self.pulls.append((name, chosen))
         for step in self.steps if progress is not None else ():
             progress(step)
+        if self.gate is not None:
+            await self.gate.wait()
         if self.faults:
             raise self.faults.pop(0)
         return SimpleNamespace(
@@ -197,6 +200,17 @@ async def test_two_deploys_of_an_image_complete_it_once(yard):
     await asyncio.gather(yard.pull(), yard.pull())
     await done(yard)
     assert yard.pulls.count((WHOLE, "")) == 1
+
+
+async def test_what_nothing_runs_on_any_more_is_not_completed(yard):
+    gate = asyncio.Event()
+    yard.gate = gate
+    yard.lazy.complete(FACTS, SPEC)
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    await yard.lazy.drop(FACTS.chain_id)
+    await yard.lazy.drop("sha256:unknown")
+    assert (yard.completed, yard.lazy.progress()) == ([], [])
+    assert yard.deleted == [WHOLE]  # whatever of it was recorded already
 
 
 async def test_progress_is_told(yard, monkeypatch):
