@@ -132,6 +132,7 @@ class TestPrint:
             "would read the package lists of Debian",
             "would unpack containerd (>= 2.1)",
             "would unpack rootlesskit (>= 2.0)",
+            "would unpack soci-snapshotter (>= 0.4)",
             "would install /etc/sysctl.d/60-kindling.conf",
             "would make 16 slots of 512 MB",
             "would install the dependencies of requirements.lock, by hash",
