@@ -354,7 +354,8 @@ class TestUndo:
             "",
             """
             for place in /usr/lib/kindling /var/lib/kindling /var/lib/kindling-test /etc/kindling \
-              /etc/sysctl.d/60-kindling.conf /usr/local/bin/kindling; do
+              /etc/sysctl.d/60-kindling.conf /usr/local/bin/kindling \
+              /var/lib/soci-snapshotter-grpc; do
               if [ -e "$place" ] || [ -L "$place" ]; then echo "left: $place"; fi
             done
             if grep kindling /etc/passwd /etc/group /etc/subuid /etc/subgid; then echo left; fi
