@@ -344,6 +344,6 @@ def _instance_view(instance: Instance, inflight: int) -> InstanceView:
 def _features(parts: NodeParts) -> tuple[str, ...]:
     """Return what this host makes possible."""
     found = ["anchored_shims"] if parts.runners.builder.shims.anchored else []
-    found += [f"lazy_images_{engine.name}" for engine in parts.containerd.lazy]
+    found += ["lazy_images"] if parts.containerd.lazy else []
     slots = parts.config.storage.writable == "slots"
     return (*found, "quota_slots" if slots else "tmpfs_layers")

@@ -168,7 +168,8 @@ class WorkerServicer:
 
     def Deploy(self, request, context):
         """Deploy a function or a group. A spec that is canonically equal to the latest version changes
-        nothing and returns that version; any change makes the next version and moves LATEST.
+        nothing and returns that version; any change makes the next version and moves LATEST, at once or,
+        while its image is Preparing and another version serves, as soon as it is Ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
