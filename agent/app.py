@@ -20,7 +20,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,14 @@ import uvloop
 
 from agent.aio import stacks
 from agent.aio.tasks import spawn, stop
+from agent.app_parts import Kept, Machine, Services, Serving, Telemetry
 from agent.calls.job import JobRunner
 from agent.cgroups.tree import CgroupTree
 from agent.config import NodeConfig
 from agent.containerd import scratch
 from agent.containerd.client import Containerd
 from agent.containerd.containers import RuntimeOptions
+from agent.containerd.lazy import LazyPlaces
 from agent.contracts.bind import bind
 from agent.control.health import Health
 from agent.control.server import ControlServer
@@ -42,6 +43,7 @@ from agent.core.eviction import Idle
 from agent.core.mode import NodeMode
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners, Stores, node_facts
+from agent.deployments.lazy_image import LazyImages
 from agent.errors import AgentError
 from agent.gateway.doors.admin import AdminDoor
 from agent.gateway.doors.server import Gateway
@@ -60,6 +62,7 @@ from agent.node.images import IMPORTS
 from agent.node.local import LocalNode
 from agent.node.parts import NodeParts
 from agent.node.supervisor import SupervisorPipes
+from agent.recovery.lost_files import LostFiles
 from agent.recovery.reconcile import Reconciler
 from agent.rootless import protocol
 from agent.rootless.installed import init_path
@@ -92,64 +95,6 @@ ORDERS = "orders.json"
 DRAIN_SHARE = 0.4  # of the time to stop: calls in flight may end
 GRACE_SHARE = 0.3  # of the time to stop: functions may end after TERM
 SHIMS_PER_CORE = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Telemetry:
-    """What is noted of everything; the first to be there."""
-
-    metrics: AgentMetrics
-    events: Events
-    logs: Logs
-    watcher: Watcher
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What outlives a worker, open: on disk, and on tmpfs."""
-
-    functions: FunctionStore
-    calls: CallStore
-    orders: Orders
-    ledger: Ledger
-    records: InstanceFiles
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """The doors to the machine, open."""
-
-    containerd: Containerd
-    network: Network
-    layers: WritableLayers
-    rootfs: RootFilesystems
-    shims: Shims
-    builder: Builder
-    images: PreparedImages
-    connector: UpstreamConnector
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What runs functions and calls; nothing of it has begun."""
-
-    catalog: Catalog
-    fleet: Fleet
-    jobs: JobRunner
-    deployer: Deployer
-    reconciler: Reconciler
-    gateway: Gateway
-    parts: NodeParts
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """A worker that serves: what its end needs."""
-
-    machine: Machine
-    services: Services
-    control: ControlServer
-    cycles: tuple[asyncio.Task[None], ...]
 
 
 class App:
@@ -207,8 +152,11 @@ class App:
         What cannot work shows here, while the worker before still serves.
         """
         config = self._config
-        socket = config.paths.run / "containerd" / "containerd.sock"
-        containerd = Containerd(socket, registries=config.registries.directory)
+        paths, ask = config.paths, self._supervisor.ask_engine
+        lazy = LazyPlaces(config.lazy.engines, paths.run, paths.data, paths.lib, ask)
+        socket = paths.run / "containerd" / "containerd.sock"
+        registries = config.registries.directory
+        containerd = Containerd(socket, registries=registries, lazy=lazy)
         self._undo.push_async_callback(containerd.close)
         await containerd.ready(asyncio.get_running_loop().time() + CONTAINERD_S)
         CgroupTree.load(config.paths.run, config.node.name)
@@ -295,8 +243,10 @@ class App:
         fleet = self._make_fleet(catalog, self._ports(telemetry, kept, machine), telemetry.watcher)
         jobs = JobRunner(fleet, kept.calls.save)
         runners = Runners(fleet, jobs, machine.builder)
-        stores = Stores(kept.functions, kept.calls, machine.containerd, logs, events)
+        lazy = LazyImages(config.lazy, machine.containerd, machine.images, events)
+        stores = Stores(kept.functions, kept.calls, machine.containerd, lazy, logs, events)
         deployer = Deployer(config, catalog, runners, stores)
+        self._undo.push_async_callback(deployer.leave)
         gateway = Gateway(config, catalog, machine.connector, telemetry.metrics.calls)
         reconciler = Reconciler(catalog, deployer, runners, stores, kept.records, kept.ledger)
         machine.containerd.leases.worker = kept.ledger.generation
@@ -308,6 +258,7 @@ class App:
             config=config,
             containerd=machine.containerd,
             collector=collector,
+            lazy=lazy,
             layers=machine.layers,
             catalog=catalog,
             deployer=deployer,
@@ -322,7 +273,8 @@ class App:
             reload=self._supervisor.ask_reload,
             components=components(config.paths.lib, version("kindling")),
         )
-        return Services(catalog, fleet, jobs, deployer, reconciler, gateway, parts)
+        lost = LostFiles(fleet, catalog, stores, config.lazy.stuck_after_s)
+        return Services(catalog, fleet, jobs, deployer, reconciler, lost, gateway, parts)
 
     def _ports(self, telemetry: Telemetry, kept: Kept, machine: Machine) -> InstancePorts:
         return InstancePorts(
@@ -369,7 +321,10 @@ class App:
         timer = spawn("timer", services.fleet.timer.run(services.catalog.targets))
         cycle = spawn("control cycle", services.reconciler.run())
         collecting = spawn("image collection", services.parts.collector.run())
-        self._undo.push_async_callback(stop, timer, cycle, collecting)
+        lost = spawn("lost files", services.lost_files.run())
+        engines = services.parts.containerd.lazy
+        files = [spawn(f"credentials of {one.name}", one.credentials.run()) for one in engines]
+        self._undo.push_async_callback(stop, timer, cycle, collecting, lost, *files)
         return cycle, collecting
 
     async def _open_doors(
@@ -421,6 +376,7 @@ class App:
         # taken: what the cycle is about to end may take a while.
         await stop(*serving.cycles)
         services.parts.collector.active = False
+        await services.deployer.leave()
         serving.control.leave()
         services.gateway.hand_over(passing)
         if not await starts_have_slots(services.fleet, SLOTS_S):

@@ -156,6 +156,75 @@ class RuntimeSettings(_Section):
     parallel_starts: int = Field(default=8, ge=1, le=64)
 
 
+# How soci-snapshotter is told to work here. Completing an image is the agent's, by an ordinary pull
+# that outlives the daemon, so it fetches nothing by itself. What a layer's index lacks is not asked
+# for again and again (http); a read waits about 95 s for a registry that is away (blob).
+SOCI_SETTINGS = """\
+[http]
+MaxRetries = 1
+[blob]
+max_retries = 16
+max_wait_msec = 10000
+[background_fetch]
+disable = true
+[snapshotter]
+allow_invalid_mounts_on_restart = true
+"""
+
+
+class EngineSettings(_Section):
+    """A daemon that mounts images whose layers are still at their registry, as a snapshotter.
+
+    It is there when `binary` is found in the private binaries or on PATH. An image is indexed for
+    it if its registry has a referrer of the artifact type `mark`, or each larger layer is annotated
+    with `mark`. `settings` is its own configuration file, `place` a directory compiled into it,
+    `indexer` the program that makes and pushes an index. containerd learns of engines when it is
+    started: a reload brings none.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9]{0,15}$")
+    binary: str
+    found_by: Literal["referrer", "annotation"]
+    mark: str
+    settings: str = ""
+    place: str = ""
+    indexer: str = ""
+
+
+ENGINES = (
+    EngineSettings(
+        name="soci",
+        binary="soci-snapshotter-grpc",
+        found_by="referrer",
+        mark="application/vnd.amazon.soci.index.v1+json",
+        settings=SOCI_SETTINGS,
+        place="/var/lib/soci-snapshotter-grpc",
+        indexer="soci",
+    ),
+    EngineSettings(
+        name="stargz",
+        binary="containerd-stargz-grpc",
+        found_by="annotation",
+        mark="containerd.io/snapshot/stargz/toc.digest",
+        settings="[snapshotter]\nallow_invalid_mounts_on_restart = true\n",
+    ),
+)
+
+
+class LazySettings(_Section):
+    """Images that start before they are here. No `engines`: every image is unpacked whole.
+
+    Under `acceleration = "auto"` images of less than `least_mb` compressed are fetched whole.
+    Completing a lazy image begins `complete_after_s` after its deploy. An engine that has not
+    answered for `stuck_after_s` is ended and started anew.
+    """
+
+    engines: tuple[EngineSettings, ...] = ENGINES
+    least_mb: int = Field(default=64, ge=0)
+    complete_after_s: float = Field(default=10.0, ge=0)
+    stuck_after_s: float = Field(default=15.0, ge=2)
+
+
 class RegistriesSettings(_Section):
     """How registries are reached: `<directory>/<host>/hosts.toml`, or Docker's certificates."""
 
@@ -186,6 +255,7 @@ class NodeConfig(_Section):
     storage: StorageSettings = StorageSettings()
     images: ImagesSettings = ImagesSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    lazy: LazySettings = LazySettings()
     registries: RegistriesSettings = RegistriesSettings()
     limits: LimitsSettings = LimitsSettings()
     volumes: dict[str, Path] = Field(default_factory=dict)

@@ -11,6 +11,8 @@ RUNDIR=/run/kindling
 ETC=/etc/kindling
 VENV=$LIB/venv
 VERSIONS=$LIB/versions
+# Compiled into the lazy engine. Stays empty: the agent mounts its own over it, in its own namespace.
+LAZY_PLACE=/var/lib/soci-snapshotter-grpc
 # Not in /run/lock, where everybody may put links.
 LOCK=/run/kindling-setup.lock
 AGENT_USER=kindling

@@ -88,6 +88,7 @@ undo() {
   for path in "$SYSCTL" "$OPEN_FILES" "$COMMAND"; do
     if [ -e "$path" ] || [ -L "$path" ]; then act "remove $path" rm -rf "$path"; fi
   done
+  if [ -d "$LAZY_PLACE" ] && [ -z "$(ls -A "$LAZY_PLACE")" ]; then act "remove $LAZY_PLACE" rmdir "$LAZY_PLACE"; fi
   if id "$AGENT_USER" >/dev/null 2>&1; then
     act "remove the user $AGENT_USER and its subordinate ids" userdel "$AGENT_USER"
   fi

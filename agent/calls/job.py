@@ -67,6 +67,7 @@ class JobRunner:
         """
         asked_at = self._fleet.now()
         target.check_runnable()
+        await target.image_here()
         extra = target.contract.job_input(event, call.request_id).environment
         instance = await self._admitted(target, call)
         record = CallRecord(

@@ -37,6 +37,9 @@ class JobTarget(Protocol):
     def check_runnable(self) -> None:
         """Raise FunctionFailed when the version cannot run, as its state says."""
 
+    async def image_here(self) -> None:
+        """Wait until the version's image is here, as long as for room; raises FunctionFailed."""
+
 
 class Run:
     """One job under way. `started` and `ended` are resolved, never failed."""

@@ -7,6 +7,7 @@ told exactly once, here and nowhere else. Jobs are `agent/calls/job.py`'s.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from agent.telemetry.logs import FunctionLog
 log = logging.getLogger(__name__)
 
 MS = 1000.0
+IMAGE_RETRY_S = 1.0
 
 
 class PoolLease(Lease):
@@ -69,13 +71,18 @@ class FunctionTarget:
         out: FunctionLog,
     ) -> None:
         spec = version.spec
+        self._minimum = spec.scaling.min if spec.kind != "job" else 0
+        self._settled = asyncio.Event()
+        """Set unless its image is on its way."""
+        if version.state != "Preparing":
+            self._settled.set()
         self.version = version
         self.contract = contract
         self.log = out
         self.pool: Pool[Instance, Waiter] = Pool(
             Policy(
                 concurrency=spec.concurrency,
-                min=spec.scaling.min if spec.kind != "job" else 0,
+                min=self._minimum,
                 max=spec.scaling.max,
                 max_queue=spec.max_queue,
                 idle_s=spec.scaling.idle_s,
@@ -225,13 +232,48 @@ class FunctionTarget:
 
     def check_runnable(self) -> None:
         """Raise FunctionFailed when the version cannot run, as its state says."""
-        if self.version.state == "Failed":
-            raise FunctionFailed(Failure(FailureKind.IMAGE_UNAVAILABLE, self.version.reason))
+        version = self.version
+        if version.state == "Failed":
+            raise FunctionFailed(Failure(FailureKind.IMAGE_UNAVAILABLE, version.reason))
+        if version.state == "Preparing" and not version.spec.wait_for_image:
+            text = f"the image of {version.name} is on its way, and wait_for_image is false"
+            raise FunctionFailed(
+                Failure(FailureKind.IMAGE_UNAVAILABLE, text, retry_after_s=IMAGE_RETRY_S)
+            )
+
+    async def image_here(self) -> None:
+        """See `run.JobTarget.image_here`."""
+        limit_s = self.version.spec.queue_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._settled.wait()
+        except TimeoutError as error:
+            text = f"the image of {self.version.name} did not come within {limit_s:g} s"
+            raise FunctionFailed(Failure(FailureKind.QUEUE_TIMEOUT, text)) from error
+        self.check_runnable()
+
+    def prepares(self) -> None:
+        """Note that a Failed version's image is fetched again."""
+        self._is(replace(self.version, state="Preparing", reason=""))
 
     def mended(self, version: FunctionVersion) -> None:
-        """Let a Failed version run again: what it lacked is there."""
-        self.version = self.scaling.version = version
+        """Let a version run: what it lacked is there."""
+        self._is(version)
         self._fleet.timer.visit(self)
+        self.scaling.scale(self._fleet.now())  # calls may wait
+
+    def failed(self, version: FunctionVersion) -> None:
+        """Refuse those who wait for a version whose image does not come."""
+        self._is(version)
+        why = Failure(FailureKind.IMAGE_UNAVAILABLE, version.reason)
+        self._refuse(self.pool.expired(float("inf")), why)
+
+    def _is(self, version: FunctionVersion) -> None:
+        self.version = self.scaling.version = version
+        if version.state == "Preparing":
+            self._settled.clear()
+        else:
+            self._settled.set()
 
     async def run_job(self, call: Call, event: bytes) -> tuple[Reply, CallReport]:
         """See `ports.Target.run_job`."""
@@ -269,6 +311,10 @@ class FunctionTarget:
             granted = self._vacate(member, now)
             if granted is not None:
                 granted[0].granted(granted[1])
+
+    def keep_minimum(self) -> None:
+        """Keep instances as the spec says: this version is LATEST now."""
+        self.pool.policy = replace(self.pool.policy, min=self._minimum)
 
     def keep_no_minimum(self) -> None:
         """Let idle instances go: LATEST is another version."""

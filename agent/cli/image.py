@@ -16,7 +16,7 @@ import click
 from agent.cli import answer, table
 from agent.cli.answer import json_option, print_json
 from agent.cli.client import connect
-from agent.cli.image_pull import TRANSFER_S, pull
+from agent.cli.image_pull import TRANSFER_S, pull, registry_of
 from agent.cli.progress import Advance, bars
 from agent.cli.status import COLUMNS, image_row
 
@@ -38,7 +38,7 @@ class _Archive(click.File):
 
 @click.group()
 def command() -> None:
-    """List, show, pull, import and remove images."""
+    """List, show, pull, import, accelerate and remove images."""
 
 
 command.add_command(pull)
@@ -145,6 +145,27 @@ def rm(ref: str, as_json: bool) -> None:
         print_json({"removed": ref})
     else:
         click.echo(f"removed {ref}")
+
+
+@command.command("accelerate")
+@click.argument("ref")
+@click.option("--username", default="", help="Name at the registry; with --password-stdin.")
+@click.option("--password-stdin", is_flag=True, help="Read the name's password from stdin.")
+@json_option
+def accelerate(ref: str, username: str, password_stdin: bool, as_json: bool) -> None:
+    """Have the image REF start before it is here: index its layers, push the index beside it."""
+    from agent._pb.worker.v1 import worker_pb2 as pb
+
+    registry = registry_of(username, password_stdin=password_stdin)
+    request = pb.AccelerateImageRequest(image=ref, registry=registry)
+    with connect() as client:
+        reply = client.ask(
+            "AccelerateImage", request, pb.AccelerateImageResponse, within_s=TRANSFER_S
+        )
+    if as_json:
+        print_json({"image": ref, "index_digest": reply.index_digest, "engine": reply.engine})
+    else:
+        click.echo(f"{ref} has an index for {reply.engine}: {reply.index_digest}")
 
 
 def _parts(

@@ -37,12 +37,8 @@ def pull(ref: str, username: str, password_stdin: bool, ca: TextIO | None, as_js
     """
     from agent._pb.worker.v1 import worker_pb2 as pb
 
-    if bool(username) != password_stdin:
-        raise click.UsageError("--username and --password-stdin go together")
-    registry = pb.Registry(username=username, ca_pem=ca.read() if ca is not None else "")
-    if password_stdin:
-        # Not an argument: those are shown to everybody on the machine.
-        registry.password = sys.stdin.read(MAX_PASSWORD).rstrip("\r\n")
+    registry = registry_of(username, password_stdin=password_stdin)
+    registry.ca_pem = ca.read() if ca is not None else ""
     done: pb.Image | None = None
     with connect() as client, _lines() if as_json else _bar() as show:
         given = registry if registry.ByteSize() else None
@@ -101,3 +97,13 @@ def _description(step: pb.ImageProgress) -> str:
     if not step.layers:
         return step.phase
     return f"{step.phase} {step.layers_done}/{step.layers} layers"
+
+
+def registry_of(username: str, *, password_stdin: bool) -> pb.Registry:
+    """Return what opens a registry; the password is read, for arguments are shown to everybody."""
+    from agent._pb.worker.v1 import worker_pb2 as pb
+
+    if bool(username) != password_stdin:
+        raise click.UsageError("--username and --password-stdin go together")
+    password = sys.stdin.read(MAX_PASSWORD).rstrip("\r\n") if password_stdin else ""
+    return pb.Registry(username=username, password=password)

@@ -22,6 +22,7 @@ from agent.containerd.endpoints import RegistryHosts
 from agent.containerd.images import Images
 from agent.containerd.importer import Importer
 from agent.containerd.keyring import Keyring
+from agent.containerd.lazy import LazyEngines, LazyPlaces
 from agent.containerd.leases import Leases
 from agent.containerd.sandboxes import Sandboxes
 from agent.containerd.snapshots import Snapshots
@@ -40,7 +41,12 @@ class Containerd:
     """A containerd behind its unix socket, in one of its namespaces."""
 
     def __init__(
-        self, socket: Path, namespace: str = NAMESPACE, registries: Path | None = None
+        self,
+        socket: Path,
+        namespace: str = NAMESPACE,
+        *,
+        registries: Path | None = None,
+        lazy: LazyPlaces | None = None,
     ) -> None:
         self.channel = Channel(socket, namespace)
         # Beside the socket: on tmpfs, and seen by containerd under the same name.
@@ -49,6 +55,7 @@ class Containerd:
         self.snapshots = Snapshots(self.channel)
         self.images = Images(self.channel, self.content, self.snapshots)
         self.keyring = Keyring()
+        self.lazy = LazyEngines(self.channel, lazy, self.keyring)
         self.containers = Containers(self.channel)
         self.tasks = Tasks(self.channel)
         self.sandboxes = Sandboxes(self.channel)

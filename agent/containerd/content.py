@@ -54,6 +54,14 @@ class Content:
             return None
         return int(reply.info.size)
 
+    async def set_label(self, digest: str, label: str, value: str) -> None:
+        """Set one label of a blob; an empty value removes it. Raises NotFound."""
+        request = pb.UpdateRequest(
+            info=pb.Info(digest=digest, labels={label: value}),
+            update_mask=field_mask_pb2.FieldMask(paths=[f"labels.{label}"]),
+        )
+        await self._channel.call(self._rpc.Update, request, f"label {digest}")
+
     async def read(self, digest: str, max_bytes: int, *, deadline: float | None = None) -> bytes:
         """Return a whole blob. Raises NotFound, or RuntimeUnavailable beyond `max_bytes`."""
         request = pb.ReadContentRequest(digest=digest)

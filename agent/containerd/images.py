@@ -25,6 +25,8 @@ from agent.model.records import ImageFacts
 
 # An index of indexes is legal; more levels than this are a joke.
 MAX_DEPTH = 4
+# On an image's config, by what unpacked it: keeps the topmost snapshot from being collected.
+SNAPSHOT_LABEL = "containerd.io/gc.ref.snapshot."
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,11 @@ class Images:
             keys = oci_image.chain_ids(config.diff_ids)
             unpacked_bytes = (await self._snapshots.usage(keys, deadline=deadline)).size_bytes
         return Image(name, target.digest, manifest, config, unpacked_bytes)
+
+    async def unlabel(self, name: str, snapshotter: str) -> None:
+        """Let a snapshotter's layers of an image be collected, whoever else keeps the image."""
+        image = await self.inspect(name)
+        await self.content.set_label(image.manifest.config.digest, SNAPSHOT_LABEL + snapshotter, "")
 
     async def _resolve(
         self, target: Descriptor, name: str, deadline: float | None

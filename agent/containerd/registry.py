@@ -140,6 +140,26 @@ async def _conversation(
         raise _unreachable(error, whose, endpoint) from error
 
 
+async def has_referrer(
+    reference: ImageRef,
+    endpoints: Sequence[RegistryEndpoint],
+    digest: str,
+    artifact_type: str,
+    *,
+    deadline: float,
+    access: Access,
+) -> bool:
+    """Say whether a manifest has a referrer of this type; False too when that cannot be told."""
+    for endpoint in endpoints:
+        try:
+            async with _conversation(endpoint, reference, deadline, access, look_up) as asking:
+                if artifact_type in await asking.referrers(digest):
+                    return True
+        except AgentError:
+            continue
+    return False
+
+
 def _unreachable(error: Exception, whose: str, endpoint: RegistryEndpoint) -> AgentError:
     """Return what a connection that failed is for the caller."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
@@ -204,6 +224,18 @@ class _Conversation:
         oci_image.check_layers(manifest, config, where)
         shown = self._authorization.header if self._authorization is not None else ""
         return Resolved(target, manifest, config, said, shown)
+
+    async def referrers(self, digest: str) -> set[str]:
+        """Return the artifact types of a manifest's referrers (distribution spec 1.1).
+
+        A registry without that interface may have an index under a tag made of the digest instead.
+        """
+        try:
+            data, _ = await self._get(f"referrers/{digest}", oci_image.MAX_JSON_BYTES)
+        except NotFound:
+            tag = digest.replace(":", "-")
+            data, _ = await self._get(f"manifests/{tag}", oci_image.MAX_JSON_BYTES)
+        return oci_image.artifact_types(data)
 
     async def first_byte(self, digest: str) -> None:
         """Ask for the first byte of a blob, as long as it takes."""

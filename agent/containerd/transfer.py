@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from google.protobuf.message import Message
 
@@ -75,6 +75,22 @@ class Transfer:
         self._limit = limit
         self.snapshotter = images.snapshotter
 
+    async def resolve(self, ref: str, *, deadline: float, access: Access) -> Resolved:
+        """Ask the registry what a reference stands for; see `registry.resolve`."""
+        reference = image_ref(ref)
+        endpoints = await self._hosts.endpoints(reference, access.ca_pem)
+        return await registry.resolve(reference, endpoints, deadline=deadline, access=access)
+
+    async def has_referrer(
+        self, ref: str, digest: str, artifact_type: str, *, deadline: float, access: Access
+    ) -> bool:
+        """Say whether a registry has something of that type beside a manifest."""
+        reference = image_ref(ref)
+        endpoints = await self._hosts.endpoints(reference, access.ca_pem)
+        return await registry.has_referrer(
+            reference, endpoints, digest, artifact_type, deadline=deadline, access=access
+        )
+
     async def pull(
         self,
         ref: str,
@@ -83,11 +99,13 @@ class Transfer:
         progress: Callable[[Progress], None] | None = None,
         accept: Callable[[Resolved], None] | None = None,
         access: Access | None = None,
+        choose: Callable[[Resolved], Awaitable[str]] | None = None,
     ) -> Image:
         """Fetch and unpack what `ref` stands for now, and return it under its full name.
 
-        `accept` sees the resolved image before download and may refuse it by raising. `progress`
-        is called on the loop and must not block. What is here already is not fetched again, and
+        `accept` sees the resolved image before download and may refuse it by raising. `choose`
+        names the snapshotter of a lazy engine to mount it by, or "" to unpack it. `progress` is
+        called on the loop and must not block. What is here already is not fetched again, and
         callers who want the same at the same time, and all may have it, share one fetch.
         `deadline` is the loop's time and bounds all of it; `access` says who asks. Raises as
         `registry.resolve` does, InvalidSpec when the layers cannot be unpacked, Overloaded when
@@ -95,7 +113,7 @@ class Transfer:
         """
         known = access or Access()
         try:
-            return await self._pull(image_ref(ref), deadline, known, progress, accept)
+            return await self._pull(image_ref(ref), deadline, known, progress, accept, choose)
         except AgentError as error:
             clean = known.concealed(error)
             if clean is error:
@@ -109,6 +127,7 @@ class Transfer:
         access: Access,
         progress: Callable[[Progress], None] | None,
         accept: Callable[[Resolved], None] | None,
+        choose: Callable[[Resolved], Awaitable[str]] | None,
     ) -> Image:
         endpoints = await self._hosts.endpoints(reference, access.ca_pem)
         found = await registry.resolve(reference, endpoints, deadline=deadline, access=access)
@@ -116,15 +135,17 @@ class Transfer:
             accept(found)
         _check_served(reference, found)
         name = str(reference)
-        here = await self._present(name, found, deadline)
+        here = await self.present(name, found, deadline)
         if here is not None:
             return here
 
+        snapshotter = await choose(found) if choose is not None else ""
+
         async def fetch(told: Callable[[Progress], None]) -> Image:
             download = Download(self._channel, self._hosts, reference, endpoints, access)
-            return await self._fetch(download, name, found, deadline, told)
+            return await self._fetch(download, name, found, snapshotter, deadline, told)
 
-        key = (name, found.target.digest)
+        key = (name, found.target.digest, snapshotter)
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._fetches.join(key, f"fetch {name}", fetch, progress)
@@ -136,6 +157,7 @@ class Transfer:
         download: Download,
         name: str,
         found: Resolved,
+        snapshotter: str,
         deadline: float,
         told: Callable[[Progress], None],
     ) -> Image:
@@ -146,9 +168,12 @@ class Transfer:
         async with self._leases.hold("pull", max(left_s, 0.0), resumed_by=digest) as lease:
 
             async def once(source: Message) -> None:
+                target = self.store(name, snapshotter)
                 try:
-                    await self._heard(source, self.store(name), what, lease, deadline, told)
+                    await self._heard(source, target, what, lease, deadline, told)
                 except ForeignOwner as error:
+                    if snapshotter:
+                        raise
                     await self._pull_changed(source, name, what, lease, deadline, error)
 
             async def run(source: Message) -> None:
@@ -175,7 +200,8 @@ class Transfer:
 
             await self._run(source, target, what, lease=lease, deadline=deadline, told=step_told)
 
-    async def _present(self, name: str, found: Resolved, deadline: float) -> Image | None:
+    async def present(self, name: str, found: Resolved, deadline: float) -> Image | None:
+        """Return what is unpacked here under this name, if it is what was found there."""
         try:
             image = await self._images.inspect(name, deadline=deadline)
         except (NotFound, InvalidSpec):
@@ -233,9 +259,13 @@ class Transfer:
             log.warning("%s: owners cannot be changed: %s", what, again)
             raise error from again
 
-    def store(self, name: str, *, unpack: bool = True) -> imagestore_pb2.ImageStore:
+    def store(
+        self, name: str, snapshotter: str = "", *, unpack: bool = True
+    ) -> imagestore_pb2.ImageStore:
         """Return the destination: a record called `name` ("" for none) and unpacked layers."""
-        how = imagestore_pb2.UnpackConfiguration(platform=PLATFORM, snapshotter=self.snapshotter)
+        how = imagestore_pb2.UnpackConfiguration(
+            platform=PLATFORM, snapshotter=snapshotter or self.snapshotter
+        )
         unpacks = [how] if unpack else []
         return imagestore_pb2.ImageStore(name=name, platforms=[PLATFORM], unpacks=unpacks)
 

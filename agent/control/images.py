@@ -1,4 +1,4 @@
-"""The verbs for images: prepare, import, list, inspect, remove, and collecting what nothing needs.
+"""The verbs for images: all that `kindling image` does, and collecting what nothing needs.
 
 An import passes the archive's bytes on as they come; it is never held whole.
 """
@@ -22,6 +22,7 @@ from agent.control.node import ImageStep
 from agent.control.verbs import Verbs
 from agent.errors import InvalidSpec, Problem
 from agent.model.image_ref import parse_image_ref
+from agent.model.spec import RegistrySpec
 
 CHUNK_BYTES = 1 << 20
 
@@ -77,6 +78,21 @@ class ImageVerbs(Verbs):
         """Remove an image's name."""
         await self.node.remove_image(reference(request.name, "name"))
         return pb.RemoveImageResponse()
+
+    async def accelerate_image(
+        self, request: pb.AccelerateImageRequest
+    ) -> pb.AccelerateImageResponse:
+        """Index an image and push the index."""
+        given = request.registry
+        registry = RegistrySpec(
+            username=given.username,
+            password=given.password,
+            identity_token=given.identity_token,
+            ca_pem=given.ca_pem,
+        )
+        name = reference(request.image, "image")
+        digest, engine = await self.node.accelerate_image(name, registry)
+        return pb.AccelerateImageResponse(index_digest=digest, engine=engine)
 
 
 def reference(text: str, field: str) -> str:

@@ -283,6 +283,9 @@ class Node(Protocol):
     async def collect_garbage(self, *, dry_run: bool) -> GarbageReport:
         """Remove every image that nothing needs; with `dry_run` say what would go."""
 
+    async def accelerate_image(self, ref: str, registry: RegistrySpec) -> tuple[str, str]:
+        """Index an image for lazy starts and push the index; return its digest and its engine."""
+
     async def invoke(self, call: InvokeCall) -> InvokeResult:
         """Call a function; its failures are results, AgentError means no contract could answer."""
 

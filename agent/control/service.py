@@ -48,6 +48,7 @@ class WorkerService(DeployVerbs, ImageVerbs, CallVerbs, WatchVerbs, NodeVerbs, W
     InspectImage = unary("InspectImage", ImageVerbs.inspect_image)
     RemoveImage = unary("RemoveImage", ImageVerbs.remove_image)
     CollectGarbage = unary("CollectGarbage", ImageVerbs.collect_garbage)
+    AccelerateImage = unary("AccelerateImage", ImageVerbs.accelerate_image)
     Invoke = unary("Invoke", CallVerbs.invoke)
     RunJob = unary("RunJob", CallVerbs.run_job)
     GetCall = unary("GetCall", CallVerbs.get_call)

@@ -164,6 +164,18 @@ def valid_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def artifact_types(data: bytes) -> set[str]:
+    """Return the artifact types of an index's entries, none for what is no index."""
+    try:
+        index = json.loads(data)
+    except (ValueError, RecursionError):
+        return set()
+    entries = index.get("manifests") if isinstance(index, dict) else None
+    listed = entries if isinstance(entries, list) else []
+    found = [one.get("artifactType") for one in listed if isinstance(one, dict)]
+    return {kind for kind in found if isinstance(kind, str)}
+
+
 def parse_index(data: bytes, where: str) -> tuple[Descriptor, ...]:
     """Return the entries of an OCI index or a Docker manifest list.
 

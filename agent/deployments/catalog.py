@@ -103,3 +103,10 @@ class Catalog:
                 for t in function.versions.values()
             )
         )
+
+    def holds_layers(self, chain_id: str) -> bool:
+        """Say whether some version runs on these layers, under whatever name and digest."""
+        return any(
+            t.version.image is not None and t.version.image.chain_id == chain_id
+            for t in self.targets()
+        )

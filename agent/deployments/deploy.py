@@ -29,7 +29,9 @@ from agent.contracts.bind import bind
 from agent.core import stop_signal
 from agent.core.deploy import decide
 from agent.deployments.catalog import Catalog
-from agent.deployments.image import LOCAL_HOST, Fetched, ImageSource
+from agent.deployments.image import Fetched, ImageSource
+from agent.deployments.lazy_image import LOCAL_HOST, LazyImages
+from agent.deployments.preparing import Preparing
 from agent.deployments.removal import Removal
 from agent.errors import (
     FailedPrecondition,
@@ -57,8 +59,7 @@ STORE_S = 60.0
 REMOVE_SLACK_S = 60.0
 WAIT_STEP_S = 0.02
 MB = 1 << 20
-# Checked, stored and given back, but read by nothing yet: a deploy that sets one is told so. Of
-# `acceleration` only "lazy" is unused: images are unpacked whole, as "auto" and "eager" allow.
+# Checked, stored and given back, but read by nothing yet: a deploy that sets one is told so.
 UNUSED = (
     "health_check",
     "scaling.standby",
@@ -84,6 +85,7 @@ class Stores:
     functions: FunctionStore
     calls: CallStore
     containerd: Containerd
+    lazy: LazyImages
     logs: Logs
     events: Events
 
@@ -112,7 +114,10 @@ class Deployer:
         self._jobs = runners.jobs
         self._builder = runners.builder
         self._stores = stores
-        self._images = ImageSource(stores.containerd, catalog)
+        self._images = ImageSource(stores.containerd, catalog, stores.lazy)
+        self._preparing = Preparing(
+            self._images, catalog, runners.builder, stores.events, self._settle
+        )
         self._max_functions = config.limits.max_functions
         self._facts = node_facts(config)
         # A lock lives as long as somebody holds it or waits for it.
@@ -126,14 +131,15 @@ class Deployer:
     async def deploy(self, spec: FunctionSpec, *, wait: bool) -> Deployment:
         """Deploy a checked spec.
 
-        With `wait` returns when the image is Ready and `scaling.min` instances serve. Raises
-        InvalidSpec, NotFound (no such image), AlreadyExists, FailedPrecondition, or FunctionFailed
-        when a wanted instance does not start.
+        With `wait` returns when the image is Ready and `scaling.min` instances serve; without, a
+        version whose image is not here yet is Preparing (`preparing.py`). Raises InvalidSpec,
+        NotFound (no such image), AlreadyExists, FailedPrecondition, or FunctionFailed when a wanted
+        instance does not start.
         """
         name = parse_image_ref(spec.image).full
         async with self._lock(spec.name):
             with self._catalog.image_use.deploying(name), self._counted(spec.name):
-                outcome, target = await self._deploy(spec)
+                outcome, target = await self._deploy(spec, wait=wait)
                 self._images.keep_credentials(spec)
         if wait:
             await self._settled(target)
@@ -161,42 +167,42 @@ class Deployer:
             lock = self._locks[name] = asyncio.Lock()
         return lock
 
-    async def _deploy(self, spec: FunctionSpec) -> tuple[Deployment, FunctionTarget]:
+    async def _deploy(self, spec: FunctionSpec, *, wait: bool) -> tuple[Deployment, FunctionTarget]:
         try:
             function = self._catalog.get(spec.name)
             existing = {n: t.version for n, t in function.versions.items()}
-            latest: int | None = function.latest
+            # One that is Preparing is LATEST to be.
+            coming = (n for n, version in existing.items() if version.state == "Preparing")
+            latest: int | None = max((function.latest, *coming))
         except NotFound:
             existing, latest = {}, None
-        fetched = await self._images.fetch(spec)
-        facts = fetched.facts
+        fetched = await (self._images.fetch(spec) if wait else self._images.sight(spec))
+        facts, here = fetched.facts, fetched.here
         known = {n: _identity(v.spec, v.image) for n, v in existing.items()}
         decision = decide(known, latest, _identity(spec, facts), spec.version)
         before = existing[latest].spec if latest is not None else None
         warnings = (
+            *fetched.warnings,
             *_pull_advice(spec, fetched, before),
             *_advice(spec, facts),
-            *await self._images.advice(facts),
+            *(await self._images.advice(facts) if here else ()),
         )
         if not decision.changed:
             target = self._catalog.find(spec.name, str(decision.version))
-            if target.version.state != "Ready":  # its image had vanished, and is here again
-                whole = replace(target.version, image=facts, state="Ready", reason="")
-                await self._builder.check(whole)
-                target.pull = self._catalog.image_use.pulls.pop(facts.digest, None)
-                target.mended(whole)
+            await self._again(target, facts, here=here)
             return Deployment(target.version, False, warnings), target
         version = FunctionVersion(
             name=spec.name,
             version=decision.version,
             spec=without_credentials(spec).model_copy(update={"version": decision.version}),
             image=facts,
-            state="Ready",
+            state="Ready" if here else "Preparing",
             created_ns=time.time_ns(),
         )
         target = self.target(version)
         try:
-            await self._builder.check(version)
+            if here:
+                await self._builder.check(version)
             if not await finish(f"deploy {spec.name}", self._publish(target), within_s=STORE_S):
                 raise RuntimeUnavailable(f"{spec.name}: the store does not answer")
         finally:
@@ -204,15 +210,35 @@ class Deployer:
                 self._builder.forget(version)
                 if not existing:  # its log was made for nothing
                     self._stores.logs.drop(spec.name)
+        if not here:
+            self.prepare(target)
         return Deployment(version, True, warnings), target
+
+    async def _again(self, target: FunctionTarget, facts: ImageFacts, *, here: bool) -> None:
+        """Let a version run that is deployed again and cannot run yet, or not any more."""
+        if target.version.state == "Ready":
+            return
+        if not here:
+            if target.version.state == "Failed":
+                target.prepares()
+            self.prepare(target)
+            return
+        await self._preparing.end(target)
+        whole = replace(target.version, image=facts, state="Ready", reason="")
+        await self._builder.check(whole)
+        settled = self._settle(target, whole)
+        if not await finish(f"mend {whole.name}", settled, within_s=STORE_S):
+            raise RuntimeUnavailable(f"{whole.name}: the store does not answer")
 
     async def _publish(self, target: FunctionTarget) -> bool:
         """Store a new version and let calls find it: both or neither."""
         version = target.version
+        # What serves goes on as LATEST until the image of what follows it is here.
+        latest = version.state == "Ready"
         async with self._storing:
             self._fleet.mode.check()
-            await self._stores.functions.put(version, latest=True)
-            self.install(target, latest=True)
+            await self._stores.functions.put(version, latest=latest)
+            self.install(target, latest=latest)
         self._stores.events.add(
             "FunctionDeployed",
             Subject(version.name, version.version),
@@ -232,6 +258,35 @@ class Deployer:
             "bytes_pulled": str(pull.fetched_bytes),
             "bytes_cached": str(pull.cached_bytes),
         }
+
+    async def _settle(self, target: FunctionTarget, version: FunctionVersion) -> bool:
+        """Store what became of a version; one that is Ready is LATEST unless a later one is."""
+        async with self._storing:
+            if self._catalog.target(version.key) is not target:
+                return False
+            self._fleet.mode.check()
+            ready = version.state == "Ready"
+            latest = ready and version.version >= self._catalog.get(version.name).latest
+            await self._stores.functions.put(version, latest=latest)
+            if ready:
+                digest = version.image.digest if version.image is not None else ""
+                target.pull = self._catalog.image_use.pulls.pop(digest, None)
+                target.mended(version)
+            else:
+                target.failed(version)
+            if latest:
+                target.keep_minimum()
+                self.install(target, latest=True)
+        return True
+
+    def prepare(self, target: FunctionTarget) -> None:
+        """Fetch the image of a version that is Preparing, in the background."""
+        self._preparing.begin(target)
+
+    async def leave(self) -> None:
+        """Leave to the next worker what goes on in the background."""
+        await self._preparing.close()
+        await self._stores.lazy.close()
 
     async def stored(self) -> None:
         """Wait until what is being stored is: the next worker reads it then."""
@@ -304,6 +359,9 @@ class Deployer:
     ) -> None:
         name = targets[0].version.name
 
+        for target in targets:
+            await self._preparing.end(target)
+
         async def end(force: bool) -> None:
             grace_s = 0.0 if force else None
             await asyncio.gather(*(target.stop(grace_s=grace_s) for target in targets))
@@ -318,6 +376,9 @@ class Deployer:
             await removal.end(end, force=force)
             for target in targets:
                 self._builder.forget(target.version)
+                image = target.version.image
+                if image is not None and not self._catalog.holds_layers(image.chain_id):
+                    await self._stores.lazy.drop(image.chain_id)
             self._stores.logs.drop(name)
             self._catalog.image_use.released.set()
             self._stores.events.add("FunctionRemoved", Subject(name), f"{name} was removed")
@@ -383,6 +444,4 @@ def _unused(spec: FunctionSpec) -> tuple[str, ...]:
         {"name": spec.name, "image": spec.image, "contract": spec.contract, "kind": spec.kind}
     )
     asked = [field for field in UNUSED if attrgetter(field)(spec) != attrgetter(field)(silent)]
-    if spec.acceleration == "lazy":
-        asked.insert(0, 'acceleration = "lazy"')
     return tuple(f"{field} is accepted, but this version does not use it yet" for field in asked)

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish
 from agent.containerd.client import Containerd
+from agent.containerd.images import Image
 from agent.containerd.unpack import owners_in
 from agent.core.image_size import check_image_size, packed_bytes
 from agent.core.pulling import pull_of
 from agent.deployments.catalog import Catalog
+from agent.deployments.lazy_image import LOCAL_HOST, LazyImages
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.model.image_ref import ImageRef, parse_image_ref
 from agent.model.records import ImageFacts
@@ -28,32 +30,62 @@ from agent.model.spec import FunctionSpec
 
 if TYPE_CHECKING:
     from agent.containerd.access import Access
-    from agent.containerd.images import Image, ImageRecord
+    from agent.containerd.images import ImageRecord
     from agent.containerd.registry import Resolved
 
 log = logging.getLogger(__name__)
 
 PULL_S = 600.0
+SIGHT_S = 30.0
 TAKE_BACK_S = 60.0
 MAX_PULLS = 1000
-LOCAL_HOST = "kindling.local"
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a deploy runs. Not `asked`: its registry was not, or did not answer and `why_not`."""
+    """What a deploy runs. Not `asked`: its registry was not, or did not answer and `why_not`.
+
+    Not `here`: it is still to be fetched. `warnings` are of how it came.
+    """
 
     facts: ImageFacts
     asked: bool
     why_not: str = ""
+    here: bool = True
+    warnings: tuple[str, ...] = ()
 
 
 class ImageSource:
     """Where deploys get their images from."""
 
-    def __init__(self, containerd: Containerd, catalog: Catalog) -> None:
+    def __init__(self, containerd: Containerd, catalog: Catalog, lazy: LazyImages) -> None:
         self._door = containerd
         self._catalog = catalog
+        self._lazy = lazy
+
+    async def sight(self, spec: FunctionSpec) -> Fetched:
+        """Return the image that a spec names as its registry tells it, not fetched yet.
+
+        What is here, or is not to be asked for, is fetched as `fetch` does. Raises as that does.
+        """
+        reference = parse_image_ref(spec.image)
+        name, transfer = reference.full, self._door.transfer
+        deadline = asyncio.get_running_loop().time() + SIGHT_S
+        local = reference.host == LOCAL_HOST or spec.pull == "never"
+        if local or (spec.pull == "missing" and await self._here(reference) is not None):
+            return await self.fetch(spec)
+        try:
+            found = await transfer.resolve(name, deadline=deadline, access=self._access(spec))
+        except RuntimeUnavailable as error:
+            log.warning("image %s: %s", spec.image, error)
+        else:
+            size = found.manifest.compressed_bytes
+            check_image_size(spec.contract, name, compressed_bytes=size)
+            if await transfer.present(name, found, deadline) is None:
+                seen = Image(name, found.target.digest, found.manifest, found.config, None)
+                return Fetched(seen.facts(), asked=True, here=False)
+        # What is here, or an error of the registry's that the caller is to hear.
+        return await self.fetch(spec)
 
     async def fetch(self, spec: FunctionSpec) -> Fetched:
         """Return the image that a spec names, as its `pull` says.
@@ -129,8 +161,8 @@ class ImageSource:
         began = time.monotonic()
         deadline = asyncio.get_running_loop().time() + PULL_S
         try:
-            image = await door.transfer.pull(
-                name, deadline=deadline, accept=accept, access=self._access(spec)
+            image, warnings = await self._lazy.pull(
+                spec, name, deadline=deadline, accept=accept, access=self._access(spec)
             )
         except RuntimeUnavailable as error:
             with contextlib.suppress(NotFound):
@@ -140,7 +172,7 @@ class ImageSource:
             raise
         await self._note_pull(image, here, began)
         try:
-            return Fetched(_fitting(spec, image), asked=True)
+            return Fetched(_fitting(spec, image), asked=True, warnings=warnings)
         except InvalidSpec:
             back = self._take_back(name, image, before)
             await finish(f"take back image {name}", back, within_s=TAKE_BACK_S)
@@ -158,6 +190,7 @@ class ImageSource:
     def forget_credentials(self, function: str) -> None:
         """Forget what a function's deploys brought."""
         self._door.keyring.drop(function)
+        self._lazy.forget(function)
 
     async def _note_pull(self, image: Image, before: Mapping[str, int], began: float) -> None:
         """Note what a pull took, if it has fetched anything; `before` is what was here."""

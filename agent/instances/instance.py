@@ -403,6 +403,7 @@ class Instance:
             cold_start=self.cold_start,
             owner=self._ports.worker,
             kept=self._kept,
+            source=container.source,
         )
 
     def _remember(self) -> None:

@@ -89,7 +89,7 @@ class InstanceRecord:
 
     `owner` is the generation of the worker that starts or ends it; while that one lives, nobody
     else touches it. One that serves is for whoever serves now, unless it is `kept`: a job whose
-    caller waits at its owner.
+    caller waits at its owner. `source` is who serves its image's files, if that is a process.
     """
 
     id: str
@@ -107,6 +107,7 @@ class InstanceRecord:
     cold_start: ColdStart | None = None
     owner: int = 0
     kept: bool = False
+    source: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values."""

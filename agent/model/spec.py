@@ -135,6 +135,7 @@ class FunctionSpec(_Table):
     on_client_cancel: Literal["keep", "signal", "recycle"]
     labels: dict[str, str]
     init: Init
+    wait_for_image: bool
 
     @property
     def memory_bytes(self) -> int:

@@ -51,6 +51,7 @@ def with_defaults(raw: Tree) -> Tree:
         "registry": {},
         "on_client_cancel": "keep",
         "init": "auto",
+        "wait_for_image": True,
     }
     filled.update(raw)
     if isinstance(filled["init"], bool):  # as TOML and JSON have them; the wire has words

@@ -136,6 +136,7 @@ class NodeFactsView:
             "fleet": repr(parts.runners.fleet),
             "shims": repr(parts.runners.builder.shims),
             "jobs": repr(parts.runners.jobs),
+            "lazy": repr(parts.lazy),
             "targets": [repr(target) for target in parts.catalog.targets()],
             "layers": {kind: repr(counts) for kind, counts in parts.layers.counts().items()},
             "gateway": parts.gateway.state(),
@@ -152,4 +153,5 @@ class NodeFactsView:
             ("functions", str(len(parts.catalog.functions()))),
             ("instances", str(use.instances)),
             ("memory", f"{use.memory_bytes // MB} of {most // MB} MB"),
+            *(("completing", line) for line in parts.lazy.progress()),
         ]

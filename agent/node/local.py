@@ -36,6 +36,7 @@ from agent.control.node import (
 )
 from agent.core.deploy import pick
 from agent.deployments.catalog import DeployedFunction
+from agent.deployments.indexing import Indexer
 from agent.errors import AlreadyExists, InvalidSpec, NotFound, Problem, RuntimeUnavailable
 from agent.instances.instance import Instance
 from agent.model.records import CallRecord, Meters
@@ -56,6 +57,7 @@ class LocalNode:
         self._parts = parts
         scratch = parts.config.paths.data / IMPORTS
         self._images = NodeImages(parts.containerd, parts.collector, parts.catalog, scratch)
+        self._indexer = Indexer(parts.containerd, parts.config.paths.data / "index")
         self._capacity = NodeCapacity(parts)
         self._started_ns = time.time_ns()
         self._health = health
@@ -148,6 +150,10 @@ class LocalNode:
     async def collect_garbage(self, *, dry_run: bool) -> GarbageReport:
         """See `control.node.Node.collect_garbage`."""
         return await self._parts.collector.collect(dry_run=dry_run)
+
+    async def accelerate_image(self, ref: str, registry: RegistrySpec) -> tuple[str, str]:
+        """See `control.node.Node.accelerate_image`."""
+        return await self._indexer.accelerate(ref, registry)
 
     # -- calls
 
@@ -350,5 +356,6 @@ def _instance_view(instance: Instance, inflight: int) -> InstanceView:
 def _features(parts: NodeParts) -> tuple[str, ...]:
     """Return what this host makes possible."""
     found = ["anchored_shims"] if parts.runners.builder.shims.anchored else []
+    found += ["lazy_images"] if parts.containerd.lazy else []
     slots = parts.config.storage.writable == "slots"
     return (*found, "quota_slots" if slots else "tmpfs_layers")

@@ -10,6 +10,7 @@ from agent.containerd.client import Containerd
 from agent.core.mode import NodeMode
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners
+from agent.deployments.lazy_image import LazyImages
 from agent.gateway.doors.server import Gateway
 from agent.node.image_collector import ImageCollector
 from agent.recovery.reconcile import Reconciler
@@ -27,6 +28,7 @@ class NodeParts:
     config: NodeConfig
     containerd: Containerd
     collector: ImageCollector
+    lazy: LazyImages
     layers: WritableLayers
     catalog: Catalog
     deployer: Deployer

@@ -34,7 +34,7 @@ from agent.core.reconcile import (
 )
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners, Stores
-from agent.deployments.image import LOCAL_HOST
+from agent.deployments.lazy_image import LOCAL_HOST
 from agent.errors import AgentError, NotFound
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import CallRecord, FunctionVersion, InstanceRecord
@@ -96,15 +96,23 @@ class Reconciler:
         """
         stored = await self._stores.functions.load()
         unpacked = {shot.key for shot in await self._stores.containerd.snapshots.list()}
+        versions = [version for function in stored for version in function.versions]
+        ready = [one for one in versions if one.state == "Ready"]
+        mounted = await self._stores.lazy.resume(unpacked, ready)
         for function in stored:
             for found in function.versions:
                 version = found
-                if version.image is not None and version.image.chain_id not in unpacked:
+                image = version.image
+                coming = version.state == "Preparing"  # its image is fetched again, below
+                here = image is None or image.chain_id in unpacked or image.chain_id in mounted
+                if not coming and not here:
                     version = replace(version, state="Failed", reason=_vanished(version))
                 if version.state == "Failed":
                     log.error("%s", version.reason)
                 target = self._deployer.target(version)
                 self._deployer.install(target, latest=version.version == function.latest)
+                if version.state == "Preparing":
+                    self._deployer.prepare(target)
 
     async def adopt(self) -> None:
         """Take over what the worker before left, and remove what cannot be taken over.

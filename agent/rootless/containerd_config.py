@@ -7,9 +7,10 @@ makes of it. Plugins that are not listed as disabled keep containerd's defaults.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from agent.rootless.settings import House
+from agent.rootless.settings import House, engine_socket
 
 # Each of these costs start time, wants root or paths outside our own, or answers to nobody here.
 DISABLED_PLUGINS = (
@@ -51,8 +52,15 @@ def owners_processor(python: Path) -> str:
 """
 
 
-def text(*, root: Path, state: Path, socket: Path, python: Path) -> str:
-    """Return the configuration for one private containerd."""
+def text(
+    *,
+    root: Path,
+    state: Path,
+    socket: Path,
+    python: Path,
+    engines: Sequence[tuple[str, Path]] = (),
+) -> str:
+    """Return the configuration for one private containerd; `engines`: name and socket."""
     disabled = "".join(f"  {_quoted(name)},\n" for name in DISABLED_PLUGINS)
     return f"""\
 # Written by kindling at every start; changes are lost.
@@ -82,7 +90,24 @@ disabled_plugins = [
   platform = "linux/amd64"
   snapshotter = "overlayfs"
 
-{owners_processor(python)}"""
+{owners_processor(python)}""" + "".join(_engine(name, address) for name, address in engines)
+
+
+def _engine(name: str, address: Path) -> str:
+    """Return what makes a daemon a snapshotter that pulls may name; it need not run yet."""
+    return f"""\
+
+[proxy_plugins.{name}]
+  type = "snapshot"
+  address = {_quoted(address)}
+  [proxy_plugins.{name}.exports]
+    # Only then a pull asks it to mount a layer before it fetches one.
+    enable_remote_snapshot_annotations = "true"
+
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = {_quoted(name)}
+"""
 
 
 def _quoted(value: object) -> str:
@@ -97,7 +122,8 @@ def prepare(house: House) -> list[str]:
     config = state / "config.toml"
     root, sock = house.data / "containerd", house.containerd_socket
     python = house.lib / "venv" / "bin" / "python"
-    config.write_text(text(root=root, state=state, socket=sock, python=python))
+    engines = [(one.name, engine_socket(house.run, one.name)) for one in house.engines]
+    config.write_text(text(root=root, state=state, socket=sock, python=python, engines=engines))
     # A socket of a killed containerd would look like a living one that does not answer.
     sock.unlink(missing_ok=True)
     return [str(house.lib / "bin" / "containerd"), "--config", str(config), "--log-level=warn"]

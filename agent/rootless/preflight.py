@@ -168,6 +168,12 @@ def private_binaries(
     return found
 
 
+def lazy_images(engines: Sequence[str]) -> Check:
+    """Judge the engines for lazy images that are installed; a node works without."""
+    detail = ", ".join(engines) or "no engine: every image is unpacked whole"
+    return Check("lazy images", bool(engines), detail, "setup/host.sh", required=False)
+
+
 def device(path: str, error: str, *, required: bool) -> Check:
     """Judge a device node by what opening it said (empty: it opened)."""
     return Check(path, not error, error or "usable", f"chmod 0666 {path}", required)

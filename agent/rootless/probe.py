@@ -88,6 +88,7 @@ def _programs(house: House) -> list[Check]:
         preflight.program("slirp4netns", _which("slirp4netns"), "slirp4netns"),
         preflight.program("nft", _which("nft"), "nftables"),
         preflight.program("ip", _which("ip"), "iproute2"),
+        preflight.lazy_images([engine.name for engine in house.engines]),
     ]
 
 

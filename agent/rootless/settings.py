@@ -7,6 +7,7 @@ plain view of it for code that may not import pydantic. Field meanings stand in 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,16 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """A daemon for lazy images that is there: its program, its configuration, its fixed place."""
+
+    name: str
+    program: str
+    settings: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class House:
     """Places, doors and bounds of one agent."""
 
@@ -53,6 +64,8 @@ class House:
     stop_timeout_s: float
     writable: str
     runtime: str
+    engines: tuple[Engine, ...] = ()
+    registries: Path | None = None
 
     @property
     def config(self) -> Path:
@@ -89,6 +102,7 @@ def house_of(data: dict[str, Any]) -> House:
     """Pick the house's settings out of the configuration's JSON."""
     paths = {name: Path(value) for name, value in data["paths"].items()}
     run = paths["run"]
+    registries = data.get("registries", {}).get("directory")
     # Group kindling may call and administer; everyone who reaches the directory may look.
     doors = (
         Listener("invoke_tcp", data["invoke"]["listen"]),
@@ -108,6 +122,50 @@ def house_of(data: dict[str, Any]) -> House:
         stop_timeout_s=float(data["limits"]["stop_timeout_s"]),
         writable=data["storage"]["writable"],
         runtime=data["runtime"]["binary"],
+        engines=_engines(data["lazy"]["engines"], paths["lib"]) if "lazy" in data else (),
+        registries=Path(registries) if registries else None,
+    )
+
+
+def engine_directory(run: Path, name: str) -> Path:
+    """Return an engine's directory on tmpfs; DOCKER_CONFIG of the daemon is this one."""
+    return run / "lazy" / name
+
+
+def engine_socket(run: Path, name: str) -> Path:
+    """Return where an engine serves containerd's snapshots API."""
+    return engine_directory(run, name) / "engine.sock"
+
+
+def engine_data(data: Path, name: str) -> Path:
+    """Return an engine's directory on disk."""
+    return data / "lazy" / name
+
+
+def engine_state(data: Path, name: str) -> Path:
+    """Return a file that an engine makes when it first runs."""
+    return engine_data(data, name) / "snapshotter" / "metadata.db"
+
+
+def engine_authorities(run: Path, name: str) -> Path:
+    """Return the file of certificates that an engine believes, written when it is started."""
+    return engine_directory(run, name) / "authorities.pem"
+
+
+def program(lib: Path, name: str) -> str | None:
+    """Return a program's path: one of setup's private binaries, else one on PATH."""
+    return shutil.which(name, path=str(lib / "bin")) or shutil.which(name)
+
+
+def engine_program(lib: Path, binary: str, place: str) -> str | None:
+    """Return the program of an engine that can run here; setup makes its fixed place."""
+    return program(lib, binary) if not place or Path(place).is_dir() else None
+
+
+def _engines(described: list[dict[str, str]], lib: Path) -> tuple[Engine, ...]:
+    found = ((one, engine_program(lib, one["binary"], one["place"])) for one in described)
+    return tuple(
+        Engine(one["name"], path, one["settings"], one["place"]) for one, path in found if path
     )
 
 

@@ -18,7 +18,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from agent.rootless import (
     mounts,
     notify,
     outcome,
+    pids,
     protocol,
     replacing,
     settings,
@@ -41,6 +41,7 @@ from agent.rootless import (
     sockets,
 )
 from agent.rootless.daemon import Daemon
+from agent.rootless.engines import Engines
 from agent.rootless.grpc_probe import serves
 from agent.rootless.settings import House
 from agent.rootless.swap import LIMITS_S, Phase, Swap
@@ -75,6 +76,7 @@ class Supervisor:
         self.held = held
         self.containerd = Daemon("containerd", _CONTAINERD_READY_S)
         self.worker = Daemon("worker", _WORKER_READY_S)
+        self.engines = Engines(house, self._environment, self._write_pids)
         self.process: Worker | None = None
         """The worker's pipes."""
         self.successor: Worker | None = None
@@ -115,6 +117,7 @@ class Supervisor:
         now = time.monotonic()
         self.containerd.pid = state["containerd"]
         self.workers.retiring = {int(pid): until for pid, until in state["retiring"].items()}
+        self.engines.resume(state.get("engines", {}), now)
         if self.containerd.pid:
             # Whether it works is found out by probing, as for a new one.
             self.containerd.started(self.containerd.pid, now)
@@ -143,6 +146,7 @@ class Supervisor:
                 notify.say("supervise", f"containerd serves after {self.containerd.age_ms(now)} ms")
             elif self.containerd.late(now):
                 self._kill_late(self.containerd)
+        self.engines.step(now)
         if self.containerd.ready and self.worker.due(now):
             self._start_worker(now)
         if self.worker.waiting and self.worker.late(now):
@@ -152,7 +156,7 @@ class Supervisor:
         self.workers.kill_overdue(now)
 
     def _next_event_s(self) -> float:
-        times = [*self.containerd.timers(), *self.workers.retiring.values()]
+        times = [*self.containerd.timers(), *self.engines.timers(), *self.workers.retiring.values()]
         if self.containerd.waiting:
             # Its socket is the only sign of life it gives.
             times.append(time.monotonic() + _PROBE_S)
@@ -210,6 +214,8 @@ class Supervisor:
                 self._go(now)
         elif word == protocol.FAILED and worker is self.successor:
             self._lost_successor(f"the new worker: {text}")
+        elif word in (protocol.ENGINE, protocol.STUCK):
+            self.engines.heard(word, text)
         elif word == protocol.RELOAD:
             notify.send(str(self.house.notify), notify.RELOAD)
 
@@ -229,6 +235,7 @@ class Supervisor:
         tried: int | None = None
         for pid, status in ending.reap():
             self.workers.retiring.pop(pid, None)
+            self.engines.ended(pid, status, now)
             if pid == self.containerd.pid:
                 self._note_end(self.containerd, status, now)
             elif pid == self.worker.pid:
@@ -275,8 +282,9 @@ class Supervisor:
         notify.say("supervise", f"{daemon.name} ended with {how}: starting it again {when}")
 
     def _kill_late(self, daemon: Daemon) -> None:
-        text = f"{daemon.name} was not ready in {daemon.ready_within_s:g} s: killed"
-        notify.say("supervise", text)
+        notify.say(
+            "supervise", f"{daemon.name} was not ready in {daemon.ready_within_s:g} s: killed"
+        )
         daemon.give_up_waiting()
         ending.kill(daemon.pid, signal.SIGKILL)
 
@@ -382,6 +390,7 @@ class Supervisor:
             "left": sockets.paths_left(self.held, self.wanted),
             "passing": self.workers.passing,
             "containerd": self.containerd.pid,
+            "engines": self.engines.pids,
             "worker": self.process.save() if self.process is not None else None,
             "successor": self.successor.save() if self.successor is not None else None,
             "retiring": self.workers.retiring,
@@ -437,16 +446,8 @@ class Supervisor:
         notify.send(str(self.house.notify), notify.RELOADED)
 
     def _write_pids(self) -> None:
-        path = self.house.run / settings.PIDS_NAME
-        fresh = path.with_suffix(".new")
-        pids = {
-            "supervise": os.getpid(),
-            "containerd": self.containerd.pid,
-            "worker": self.worker.pid,
-        }
-        with suppress(OSError):  # for people and tests: a full disk must stop nothing
-            fresh.write_text(json.dumps(pids) + "\n")
-            fresh.replace(path)
+        own = {"containerd": self.containerd.pid, "worker": self.worker.pid}
+        pids.write(self.house.run, {**own, **self.engines.pids})
 
 
 def supervise_command(config: Path) -> list[str]:

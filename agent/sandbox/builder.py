@@ -15,6 +15,7 @@ import logging
 import os
 import stat
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from agent.aio.tasks import finish
@@ -44,6 +45,7 @@ INSTANCE_KIND = "instance"
 FUNCTION_LABEL = "kindling.function"
 VERSION_LABEL = "kindling.version"
 CREATE_SLACK_S = 2.0
+DIAGNOSIS_S = 5.0
 HOSTS_TEXT = """\
 127.0.0.1 localhost
 ::1 localhost ip6-localhost ip6-loopback
@@ -95,7 +97,7 @@ class Builder:
         self, version: FunctionVersion, timings: Timings, deadline: float
     ) -> Blueprint:
         found = self._blueprints.get(_identity(version))
-        if found is not None:
+        if found is not None and self._rooms.images.is_current(found.image):
             timings.cached += ["image", "spec"]
             return found
         if version.image is None:
@@ -104,11 +106,10 @@ class Builder:
         if cached:
             timings.cached.append("image")
         annotations, shown = self._rooms.shims.annotations, self._rooms.cgroups.shown
+        work = partial(blueprint_of, version, image, self._config, annotations, shown)
         try:
             async with asyncio.timeout_at(deadline):  # it looks at volumes, on any file system
-                blueprint = await asyncio.to_thread(
-                    blueprint_of, version, image, self._config, annotations, shown
-                )
+                blueprint = await self._rooms.images.look(image, work, deadline=deadline)
         except TimeoutError as error:
             raise RuntimeUnavailable(f"the volumes of {version.name} do not answer") from error
         self._blueprints[_identity(version)] = blueprint
@@ -129,8 +130,14 @@ class Builder:
             first = not blueprint.template.version.init_path
             if exit_code not in (FIRST_NOT_EXECUTED if first else NOT_EXECUTED):
                 return None
-        files = ImageFiles(blueprint.image.layers)
-        return await asyncio.to_thread(why_not, files, blueprint.program)
+        image = blueprint.image
+        deadline = asyncio.get_running_loop().time() + DIAGNOSIS_S
+        look = partial(why_not, ImageFiles(image.layers), blueprint.program)
+        try:
+            return await self._rooms.images.look(image, look, deadline=deadline)
+        except RuntimeUnavailable as error:  # a lazy image whose registry is away
+            log.warning("%s: why it was not executed is not known: %s", version.name, error)
+            return None
 
     # -- up
 
@@ -156,6 +163,10 @@ class Builder:
         timings.image_ms = lap.ms()
         container = await self._lease(order)
         try:
+            if not self._rooms.images.is_current(blueprint.image):  # it may have waited for slots
+                blueprint = await self._blueprint(order.version, timings, deadline)
+            # From here on these mounts are known to be in use.
+            container.source = blueprint.image.source
             order.leased(container)
             rootfs = await self._furnish(container, blueprint)
             timings.slots_ms = lap.ms()
@@ -193,6 +204,7 @@ class Builder:
 
     async def _furnish(self, container: Container, blueprint: Blueprint) -> Path:
         """Mount the root with its own files, open the FIFOs."""
+        await self._rooms.images.reachable(blueprint.image)
         rootfs = await self._rooms.rootfs.prepare(
             container.id,
             blueprint.image.layers,
@@ -272,6 +284,7 @@ class Builder:
             raise
         output = Output(self._fifos / id, sink)
         container = Container(id, rooms.containerd, rooms.cgroups.instance(id), output, slot, layer)
+        container.source = record.source
         try:
             output.open()
             anchor = (await rooms.containerd.containers.get(id)).sandbox

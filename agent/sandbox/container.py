@@ -55,6 +55,8 @@ class Container:
         self.output = output
         self.cgroup = cgroup
         self.pid = 0
+        self.source = ""
+        """The process that serves its image's files, as text; "" when they are unpacked."""
         self.ending = asyncio.Lock()
         self.gone = False
         """Whether everything it held has been given back."""

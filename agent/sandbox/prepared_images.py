@@ -1,34 +1,50 @@
 """What a start needs of an image, found once and kept: its facts, layers and accounts.
 
 Layers come from the one View per image; users and groups are looked up in the image's own passwd
-and group files. Nothing is pulled here: that is `agent/deployments/deploy.py` with
-`agent/containerd`. Forgetting an image is the caller's duty when its name is removed.
+and group files. Layers unpacked here come before those a lazy engine has mounted; what its process
+has mounted is kept as long as that lives, and read on threads that may hang. Nothing is pulled
+here: that is `agent/deployments/deploy.py` with `agent/containerd`. Forgetting an image is the
+caller's duty when its name is removed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from agent.containerd.client import Containerd
+from agent.containerd.lazy import LazySource, is_lost
 from agent.containerd.snapshots import lower_dirs, view_key
 from agent.core.users import MAX_FILE_BYTES
-from agent.errors import NotFound
+from agent.errors import NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.records import ImageFacts
 from agent.sandbox.image_files import ImageFiles
 
+T = TypeVar("T")
+
+# What lazy files say whose engine or registry is away.
+UNREACHABLE = frozenset({errno.ENOTCONN, errno.EIO, errno.ESTALE})
+ENGINE_S = 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """An unpacked image: layer directories topmost first, and its account files."""
+    """An image to start from: layer directories topmost first, and its account files.
+
+    `source` is the process that serves the layers, as text; "" when they are unpacked.
+    """
 
     facts: ImageFacts
     layers: tuple[Path, ...]
     passwd: bytes
     group: bytes
+    source: str = ""
 
 
 class PreparedImages:
@@ -42,21 +58,72 @@ class PreparedImages:
     async def prepare(self, facts: ImageFacts, *, deadline: float) -> tuple[PreparedImage, bool]:
         """Return the prepared image and whether it was ready already.
 
-        Raises NotFound when its unpacked layers are gone.
+        Raises NotFound when its layers are gone, RuntimeUnavailable when they cannot be reached.
         """
         found = self._prepared.get(facts.chain_id)
-        if found is not None:
+        if found is not None and not is_lost(found.source):
             # The layers may be another image's as well: what it says about itself may not.
             return replace(found, facts=facts), True
-        async with self._turn:  # a View that is being removed is made anew, not found
-            dirs = await self._containerd.snapshots.image_layers(facts.chain_id, deadline=deadline)
-            layers = tuple(Path(directory) for directory in dirs)
-            files = ImageFiles(layers)
-            passwd = await asyncio.to_thread(_read, files, "/etc/passwd")
-            group = await asyncio.to_thread(_read, files, "/etc/group")
-            prepared = PreparedImage(facts, layers, passwd, group)
-            self._prepared[facts.chain_id] = prepared
+        layers, source = await self._layers(facts.chain_id, deadline)
+        files = ImageFiles(layers)
+
+        def accounts() -> tuple[bytes, bytes]:
+            return _read(files, "/etc/passwd"), _read(files, "/etc/group")
+
+        blank = PreparedImage(facts, layers, b"", b"", source)
+        passwd, group = await self.look(blank, accounts, deadline=deadline)
+        prepared = replace(blank, passwd=passwd, group=group)
+        self._prepared[facts.chain_id] = prepared
         return prepared, False
+
+    def is_current(self, image: PreparedImage) -> bool:
+        """Say whether a start may still use what was prepared some time ago."""
+        kept = self._prepared.get(image.facts.chain_id)
+        return kept is not None and kept.layers is image.layers and not is_lost(image.source)
+
+    async def look(self, image: PreparedImage, work: Callable[[], T], *, deadline: float) -> T:
+        """Return what `work` finds in an image's files.
+
+        Raises RuntimeUnavailable when a lazy image's files do not come within the deadline.
+        """
+        if not image.source:
+            return await asyncio.to_thread(work)
+        what = f"files of image {image.facts.ref}"
+        try:
+            return await self._containerd.lazy.files.run(what, work, deadline=deadline)
+        except (TimeoutError, OSError) as error:
+            why = "not in time" if isinstance(error, TimeoutError) else error.strerror
+            raise RuntimeUnavailable(f"{what} do not come from their registry: {why}") from error
+
+    async def reachable(self, image: PreparedImage) -> None:
+        """Check that nobody waits for a lazy image's files for ever; raises RuntimeUnavailable."""
+        source = LazySource.parse(image.source)
+        engine = self._containerd.lazy.get(source.engine) if source is not None else None
+        if engine is not None and not await engine.answers():
+            raise RuntimeUnavailable(f"{engine.name}, which serves {image.facts.ref}, hangs")
+
+    async def _layers(self, chain_id: str, deadline: float) -> tuple[tuple[Path, ...], str]:
+        """Return an image's layers, and who serves them. Raises NotFound."""
+        door = self._containerd
+        try:
+            async with self._turn:  # a View that is being removed is made anew, not found
+                dirs = await door.snapshots.image_layers(chain_id, deadline=deadline)
+        except NotFound:
+            for engine in door.lazy:
+                if not engine.has_run:
+                    continue
+                # It may just be starting again; others wait for the permit of this start.
+                soon = min(deadline, asyncio.get_running_loop().time() + ENGINE_S)
+                source = engine.source() or await engine.up(soon)
+                with contextlib.suppress(NotFound):
+                    dirs = await engine.snapshots.image_layers(chain_id, deadline=deadline)
+                    return tuple(map(Path, dirs)), str(source)
+            raise
+        return tuple(map(Path, dirs)), ""
+
+    def completed(self, chain_id: str) -> None:
+        """Have starts use the unpacked layers from now on."""
+        self._prepared.pop(chain_id, None)
 
     async def forget(self, chain_id: str, needed: Callable[[], Collection[str]]) -> bool:
         """Drop an image that no version needs any more, with its View; False if that stays.
@@ -99,5 +166,7 @@ def _read(files: ImageFiles, path: str) -> bytes:
     """Return a file of accounts as the container would see it; b"" where there is none to read."""
     try:
         return files.read(path, MAX_FILE_BYTES + 1)
-    except OSError:
+    except OSError as error:
+        if error.errno in UNREACHABLE:
+            raise
         return b""

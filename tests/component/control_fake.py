@@ -183,6 +183,10 @@ class FakeNode:
     async def remove_image(self, name: str) -> None:
         self._come("remove_image", name)
 
+    async def accelerate_image(self, ref: str, registry: RegistrySpec) -> tuple[str, str]:
+        self._come("accelerate_image", ref, registry)
+        return "sha256:1", "soci"
+
     async def invoke(self, call: InvokeCall) -> InvokeResult:
         self._come("invoke", call)
         if self.result is not None:

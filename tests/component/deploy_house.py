@@ -6,11 +6,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+from agent.config import LazySettings
 from agent.containerd.keyring import Keyring
 from agent.core import oci_image
-from agent.core.oci_image import Descriptor, Manifest
+from agent.core.oci_image import Descriptor, ImageConfig, Manifest
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners, Stores
+from agent.deployments.lazy_image import LazyImages
 from agent.errors import (
     NotFound,
     RuntimeUnavailable,
@@ -51,6 +53,7 @@ class Town(House):
         self.records = {}
         self.labels: list[dict[str, str]] = [{}]  # of the snapshots, topmost first
         self.pulls = []
+        self.far = {}
         self.shown = []
         self.keyring = Keyring()
         self.blobs = {}
@@ -63,14 +66,17 @@ class Town(House):
                 delete=self._delete,
                 list=self._list,
             ),
-            transfer=SimpleNamespace(pull=self._pull),
+            transfer=SimpleNamespace(pull=self._pull, resolve=self._resolve, present=self._present),
+            lazy=(),
             keyring=self.keyring,
             snapshots=SimpleNamespace(chain=self._chain),
             content=SimpleNamespace(sizes=self._sizes),
         )
         functions = cast(FunctionStore, FakeStore(self.store, self.points))
         calls: Any = None  # no deploy asks for a call
-        stores = Stores(functions, calls, containerd, self.logs, self.events)
+        prepared: Any = None  # nothing is mounted lazily
+        lazy = LazyImages(LazySettings(), containerd, prepared, self.events)
+        stores = Stores(functions, calls, containerd, lazy, self.logs, self.events)
         runners = Runners(self.fleet, self.jobs, self.ports.builder)
         self.deployer = Deployer(self.config, self.catalog, runners, stores)
         return self
@@ -107,14 +113,16 @@ class Town(House):
         layers = [Descriptor(self.layer_type, "sha256:1", size) for size in self.compressed]
         return Manifest("m", Descriptor("c", "sha256:0", 0), tuple(layers))
 
-    async def _pull(self, name, *, deadline, accept, access):
+    async def _pull(self, name, *, deadline, accept, access, choose=None):
         self.pulls.append(name)
         self.shown.append(await access.credentials(parse_image_ref(name).host))
         await self.points.at("pull")
         if self.registry_down:
             raise RuntimeUnavailable("the registry does not answer")
         if name in self.images:
-            accept(SimpleNamespace(manifest=self._manifest()))
+            found: Any = SimpleNamespace(manifest=self._manifest())
+            accept(found)
+            assert choose is None or await choose(found) == ""
             self.blobs |= {"sha256:0": 10, "sha256:1": 500}
             self.records[name] = record(self.images[name].digest)
         return self._image(name)
@@ -124,6 +132,19 @@ class Town(House):
 
     async def _chain(self, chain_id):
         return [SimpleNamespace(labels=labels) for labels in self.labels]
+
+    async def _resolve(self, name, *, deadline, access):
+        """Nobody resolves unless the test has `far`: images that a pull brings later."""
+        if name not in self.far:
+            raise RuntimeUnavailable("the registry does not answer")
+        return SimpleNamespace(
+            target=SimpleNamespace(digest=self.far[name].digest),
+            manifest=self._manifest(),
+            config=ImageConfig((self.far[name].chain_id,)),
+        )
+
+    async def _present(self, name, found, deadline):
+        return await self._inspect(name) if name in self.records else None
 
     async def _get(self, name):
         if name not in self.records:

@@ -69,6 +69,7 @@ class FakeContainer:
         self.slot = SimpleNamespace(number=number)
         self.layer = SimpleNamespace(kind="slot512", number=number)
         self.pid = 4711
+        self.source = ""
         self.exit = asyncio.get_running_loop().create_future()
         self.unread = asyncio.get_running_loop().create_future()
         self.output = SimpleNamespace(drain=lambda: None, detach=self._detach)

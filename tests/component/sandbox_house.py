@@ -298,6 +298,15 @@ class FakeImages:
         await self.points.at("images.prepare")
         return PreparedImage(facts, (self.layer,), b"", b""), False
 
+    def is_current(self, image):
+        return True
+
+    async def reachable(self, image):
+        pass
+
+    async def look(self, image, work, *, deadline):
+        return await asyncio.to_thread(work)
+
 
 class House:
     """A builder over fake rooms."""

@@ -106,7 +106,6 @@ async def test_too_many_functions_are_refused(town):
 @pytest.mark.parametrize(
     ("field", "given"),
     [
-        ("acceleration", {"acceleration": "lazy"}),
         ("health_check", {"health_check": {"path": "/health"}}),
         ("scaling.standby", {"scaling": {"standby": 1}}),
         ("scaling.freeze_after_ms", {"scaling": {"freeze_after_ms": 100}}),
@@ -124,12 +123,16 @@ async def test_a_field_that_is_not_used_yet_is_named_in_a_warning(town, field, g
 
 
 async def test_all_unused_fields_are_told_at_once(town):
-    outcome = await town.deploy(acceleration="lazy", scaling={"standby": 1, "freeze_after_ms": 5})
+    outcome = await town.deploy(scaling={"standby": 1, "freeze_after_ms": 5})
     assert [warning.split()[0] for warning in outcome.warnings] == [
-        "acceleration",
         "scaling.standby",
         "scaling.freeze_after_ms",
     ]
+
+
+async def test_lazy_where_nothing_mounts_images_is_told_as_that(town):
+    (warning,) = (await town.deploy(acceleration="lazy")).warnings
+    assert warning.startswith("image docker.io/library/x:1: no engine for lazy images is installed")
 
 
 @pytest.mark.parametrize("contract", ["fc", "fc2", "vercel"])

@@ -144,21 +144,39 @@ EVENT = request(b"POST").replace(b"/http/f/", b"/invoke/f")
         (closes_when_idle(IDLE_S), BESIDE, GET),
         (closes_when_idle(IDLE_S), [IDLE_S] * 20, request(b"POST")),
         (closes_when_idle(2 * IDLE_S), [IDLE_S + gap_s for gap_s in BESIDE], request(b"POST")),
-        (says_so_and_closes_earlier, BESIDE, request(b"POST")),
-        (closes_unsaid, [0.01] * 20, request(b"POST")),
-        (closes_every_third, [0.01] * 20, request(b"POST")),
     ],
 )
 async def test_no_call_fails_for_a_connection_that_the_function_closes(turn, gaps_s, raw):
+    assert await lost(turn, gaps_s, raw) == 0
+
+
+@pytest.mark.parametrize(
+    ("turn", "gaps_s"),
+    [
+        (says_so_and_closes_earlier, BESIDE),
+        (closes_unsaid, [0.01] * 20),
+        (closes_every_third, [0.01] * 20),
+    ],
+)
+async def test_a_function_that_closes_against_its_word_costs_one_call_at_most(turn, gaps_s):
+    """A request that crosses such a close may have been read: it is not made twice, but learnt."""
+    assert await lost(turn, gaps_s, request(b"POST")) <= 1
+
+
+async def lost(turn, gaps_s, raw):
+    """Call with pauses between, and return how many got no answer of the function's."""
     with Server(turn) as one:
         kind = "event" if raw is EVENT else "http"
         async with house(FakeTarget(one.port, kind=kind)) as door:
             reader, writer = await door.connect()
+            answered = 0
             for gap_s in gaps_s:
                 writer.write(raw)
-                assert (await read_reply(reader))[::2] == (200, b"ok")
+                status, _, body = await read_reply(reader)
+                answered += (status, body) == (200, b"ok")
                 await asyncio.sleep(gap_s)  # sleeps: the gap between calls is what is tried
-            assert len(one.done) == len(gaps_s)
+            assert answered <= len(one.done) <= len(gaps_s)
+            return len(gaps_s) - answered
 
 
 class PythonServer(ThreadingHTTPServer):

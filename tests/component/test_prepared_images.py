@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import threading
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from agent.aio.apart import Apart
 from agent.aio.tasks import spawn
 from agent.config import NodeConfig
+from agent.containerd.lazy import LazySource
 from agent.containerd.snapshots import SnapshotMount
 from agent.core.oci import ShownCgroups, merged_env
+from agent.errors import NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
+from agent.linux.process import Identity
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec_parse import parse_spec
 from agent.sandbox.blueprint import blueprint_of
+from agent.sandbox.image_files import ImageFiles
 from agent.sandbox.prepared_images import PreparedImage, PreparedImages
 from tests.component.function_house import turns
 
@@ -164,3 +172,125 @@ async def test_an_image_deployed_while_its_view_is_removed_gets_a_new_one(images
     assert await forgetting
     await preparing
     assert snapshots.asked == ["sha256:c"]
+
+
+# -- images that an engine has mounted
+
+
+class FakeEngine:
+    """Has mounted every image from `directory`, by the process `source`."""
+
+    name = "soci"
+    has_run = True
+
+    def __init__(self, directory, source):
+        self.snapshots = FakeSnapshots(directory)
+        self.process = source
+        self.hangs = False
+
+    def source(self):
+        return self.process
+
+    async def up(self, deadline):
+        raise RuntimeUnavailable("soci does not answer")
+
+    async def answers(self):
+        return not self.hangs
+
+
+class Nothing:
+    async def image_layers(self, chain_id, *, deadline):
+        raise NotFound(chain_id)
+
+
+class Engines(list[Any]):
+    def __init__(self, *engines):
+        super().__init__(engines)
+        self.files = Apart(1)
+
+    def get(self, name):
+        return next((engine for engine in self if engine.name == name), None)
+
+
+async def soon():
+    return asyncio.get_running_loop().time() + 0.2
+
+
+@pytest.fixture
+def own():
+    return LazySource("soci", Identity.of(os.getpid()))
+
+
+@pytest.fixture
+def engine(tmp_path, own):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
+    return FakeEngine(tmp_path, own)
+
+
+@pytest.fixture
+def lazily(engine):
+    containerd: Any = SimpleNamespace(snapshots=Nothing(), lazy=Engines(engine))
+    return PreparedImages(containerd)
+
+
+async def test_a_mounted_image_is_prepared_with_the_process_that_serves_it(lazily, own):
+    image, _ = await lazily.prepare(ONE, deadline=await soon())
+    assert (image.source, image.passwd) == (str(own), b"root:x:0:0::/:/bin/sh\n")
+    assert lazily.is_current(image)
+
+
+async def test_what_a_dead_process_served_is_prepared_anew(lazily, engine, own):
+    engine.process = LazySource("soci", Identity(own.process.pid, own.process.start - 1))
+    image, _ = await lazily.prepare(ONE, deadline=await soon())
+    assert not lazily.is_current(image)
+    engine.process = own
+    again, cached = await lazily.prepare(ONE, deadline=await soon())
+    assert (again.source, cached) == (str(own), False)
+    assert lazily.is_current(again)
+
+
+async def test_a_complete_image_is_prepared_from_its_unpacked_layers(lazily, engine, snapshots):
+    image, _ = await lazily.prepare(ONE, deadline=await soon())
+    lazily._containerd.snapshots = snapshots
+    lazily.completed(ONE.chain_id)
+    assert not lazily.is_current(image)
+    again, _ = await lazily.prepare(ONE, deadline=await soon())
+    assert again.source == ""
+
+
+async def test_an_engine_that_is_away_is_told_instead_of_a_missing_image(lazily, engine):
+    engine.process = None
+    with pytest.raises(RuntimeUnavailable, match="soci does not answer"):
+        await lazily.prepare(ONE, deadline=await soon())
+    engine.has_run = False
+    with pytest.raises(NotFound):
+        await lazily.prepare(ONE, deadline=await soon())
+
+
+async def test_files_that_hang_cost_a_start_its_deadline_and_nothing_else(lazily, engine):
+    image, _ = await lazily.prepare(ONE, deadline=await soon())
+    gate = threading.Event()
+    try:
+        with pytest.raises(RuntimeUnavailable, match="not in time"):
+            await lazily.look(image, gate.wait, deadline=await soon())
+        async with asyncio.timeout(5):
+            assert await asyncio.to_thread(lambda: "free") == "free"
+    finally:
+        gate.set()
+    engine.hangs = True
+    with pytest.raises(RuntimeUnavailable, match="hangs"):
+        await lazily.reachable(image)
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.EIO, errno.ESTALE])
+async def test_files_that_are_away_are_no_missing_files(lazily, number, monkeypatch):
+    image, _ = await lazily.prepare(ONE, deadline=await soon())
+
+    def gone(self):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(type(image.layers[0]), "lstat", gone)
+    find = partial(ImageFiles(image.layers).stat, "/bin/app")
+    with pytest.raises(RuntimeUnavailable, match="do not come from their registry"):
+        await lazily.look(image, find, deadline=await soon())

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from agent.aio.tasks import spawn, stop
+from agent.config import LazySettings
 from agent.containerd.tasks import Task, TaskStatus
 from agent.core.instance import State
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners, Stores
+from agent.deployments.lazy_image import LazyImages
 from agent.errors import FunctionFailed, NotFound, RuntimeUnavailable
 from agent.model.records import CallRecord, InstanceRecord
 from agent.recovery.reconcile import LOST, Reconciler
@@ -38,10 +40,13 @@ class Node(House):
             containers=SimpleNamespace(list=self._containers),
             tasks=SimpleNamespace(list=self._tasks),
             snapshots=SimpleNamespace(list=self._list_snapshots),
+            lazy=(),
         )
         functions: Any = SimpleNamespace(load=self._load)
         calls: Any = SimpleNamespace(unfinished=self._unfinished, save=self._save, lost=self._lost)
-        stores = Stores(functions, calls, containerd, self.logs, Events())
+        prepared: Any = None  # nothing is mounted lazily
+        lazy = LazyImages(LazySettings(), containerd, prepared, Events())
+        stores = Stores(functions, calls, containerd, lazy, self.logs, Events())
         runners = Runners(self.fleet, self.jobs, self.ports.builder)
         deployer = Deployer(self.config, self.catalog, runners, stores)
         self.parts = (self.catalog, deployer, runners, stores, self.files)

@@ -74,8 +74,10 @@ class RunningAgent:
         node: str = "test",
         sections: Sections | None = None,
         worker: list[str] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.node = node
+        self.environment = environment or {}
         self.home = Path(tempfile.mkdtemp(prefix="kd-", dir="/tmp"))
         self.home.chmod(0o755)
         self.run = self.home / "run"
@@ -113,6 +115,7 @@ class RunningAgent:
             "LANG": "C.UTF-8",
             "KINDLING_TEST_RUN": str(self.run),
             "NOTIFY_SOCKET": os.environ.get("NOTIFY_SOCKET", ""),
+            **self.environment,
         }
         if self._worker:
             environment[WORKER_VARIABLE] = json.dumps(self._worker)

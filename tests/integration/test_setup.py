@@ -132,6 +132,7 @@ class TestPrint:
             "would read the package lists of Debian",
             "would unpack containerd (>= 2.1)",
             "would unpack rootlesskit (>= 2.0)",
+            "would unpack soci-snapshotter (>= 0.4)",
             "would install /etc/sysctl.d/60-kindling.conf",
             "would make 16 slots of 512 MB",
             "would install the dependencies of requirements.lock, by hash",
@@ -353,7 +354,8 @@ class TestUndo:
             "",
             """
             for place in /usr/lib/kindling /var/lib/kindling /var/lib/kindling-test /etc/kindling \
-              /etc/sysctl.d/60-kindling.conf /usr/local/bin/kindling; do
+              /etc/sysctl.d/60-kindling.conf /usr/local/bin/kindling \
+              /var/lib/soci-snapshotter-grpc; do
               if [ -e "$place" ] || [ -L "$place" ]; then echo "left: $place"; fi
             done
             if grep kindling /etc/passwd /etc/group /etc/subuid /etc/subgid; then echo left; fi

@@ -123,6 +123,19 @@ def test_containerds_configuration_is_toml_with_our_places_and_can_unpack():
     processor = data["stream_processors"][containerd_config.OWNERS_PROCESSOR]
     assert processor["path"] == "/lib/python"
     assert processor["accepts"] == [containerd_config.OWNERS_MEDIA_TYPE]
+    assert "proxy_plugins" not in data
+
+
+def test_every_lazy_engine_is_a_snapshotter_that_pulls_may_name():
+    engines = [("soci", Path("/run/soci.sock")), ("stargz", Path("/run/stargz.sock"))]
+    place = {"root": Path("/data"), "state": Path("/run/c"), "socket": Path("/run/c/s.sock")}
+    data = tomllib.loads(containerd_config.text(**place, python=Path("/p"), engines=engines))
+    for name, address in engines:
+        plugin = data["proxy_plugins"][name]
+        assert (plugin["type"], plugin["address"]) == ("snapshot", str(address))
+        assert plugin["exports"] == {"enable_remote_snapshot_annotations": "true"}
+    unpack = data["plugins"]["io.containerd.transfer.v1.local"]["unpack_config"]
+    assert [one["snapshotter"] for one in unpack] == ["overlayfs", "soci", "stargz"]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ FIELDS = [
         "registry",
         "async_calls",
     ),
-    *("on_client_cancel", "labels", "init"),
+    *("on_client_cancel", "labels", "init", "wait_for_image"),
 ]
 
 

@@ -670,6 +670,22 @@ class RemoveImageResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class AccelerateImageRequest(_message.Message):
+    __slots__ = ("image", "registry")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    registry: Registry
+    def __init__(self, image: _Optional[str] = ..., registry: _Optional[_Union[Registry, _Mapping]] = ...) -> None: ...
+
+class AccelerateImageResponse(_message.Message):
+    __slots__ = ("index_digest", "engine")
+    INDEX_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    index_digest: str
+    engine: str
+    def __init__(self, index_digest: _Optional[str] = ..., engine: _Optional[str] = ...) -> None: ...
+
 class Header(_message.Message):
     __slots__ = ("name", "value")
     NAME_FIELD_NUMBER: _ClassVar[int]

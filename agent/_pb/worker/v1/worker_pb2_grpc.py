@@ -100,6 +100,11 @@ class WorkerStub:
                 request_serializer=worker_dot_v1_dot_worker__pb2.CollectGarbageRequest.SerializeToString,
                 response_deserializer=worker_dot_v1_dot_worker__pb2.CollectGarbageResponse.FromString,
                 _registered_method=True)
+        self.AccelerateImage = channel.unary_unary(
+                '/worker.v1.Worker/AccelerateImage',
+                request_serializer=worker_dot_v1_dot_worker__pb2.AccelerateImageRequest.SerializeToString,
+                response_deserializer=worker_dot_v1_dot_worker__pb2.AccelerateImageResponse.FromString,
+                _registered_method=True)
         self.Invoke = channel.unary_unary(
                 '/worker.v1.Worker/Invoke',
                 request_serializer=worker_dot_v1_dot_worker__pb2.InvokeRequest.SerializeToString,
@@ -173,7 +178,8 @@ class WorkerServicer:
 
     def Deploy(self, request, context):
         """Deploy a function or a group. A spec that is canonically equal to the latest version changes
-        nothing and returns that version; any change makes the next version and moves LATEST.
+        nothing and returns that version; any change makes the next version and moves LATEST, at once or,
+        while its image is Preparing and another version serves, as soon as it is Ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -262,6 +268,13 @@ class WorkerServicer:
     def CollectGarbage(self, request, context):
         """Remove every image that nothing needs and the node's configuration does not keep, and what dead
         workers left in the image store. The node does so by itself between its marks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AccelerateImage(self, request, context):
+        """Build the index that lets an image start before it is here, and push it beside the image.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -435,6 +448,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.CollectGarbage,
                     request_deserializer=worker_dot_v1_dot_worker__pb2.CollectGarbageRequest.FromString,
                     response_serializer=worker_dot_v1_dot_worker__pb2.CollectGarbageResponse.SerializeToString,
+            ),
+            'AccelerateImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.AccelerateImage,
+                    request_deserializer=worker_dot_v1_dot_worker__pb2.AccelerateImageRequest.FromString,
+                    response_serializer=worker_dot_v1_dot_worker__pb2.AccelerateImageResponse.SerializeToString,
             ),
             'Invoke': grpc.unary_unary_rpc_method_handler(
                     servicer.Invoke,
@@ -854,6 +872,33 @@ class Worker:
             '/worker.v1.Worker/CollectGarbage',
             worker_dot_v1_dot_worker__pb2.CollectGarbageRequest.SerializeToString,
             worker_dot_v1_dot_worker__pb2.CollectGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AccelerateImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/worker.v1.Worker/AccelerateImage',
+            worker_dot_v1_dot_worker__pb2.AccelerateImageRequest.SerializeToString,
+            worker_dot_v1_dot_worker__pb2.AccelerateImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,328 @@
+"""Lazy images: mounted at their deploy, then completed, so that they outlive engine and registry.
+
+A lazy engine mounts an image whose layers are still at the registry. That is a bridge: an ordinary
+pull of the same digest follows in the background, and from its end on starts use the unpacked
+layers. One that fails is tried again for as long as something runs on the image. What was mounted
+is let go when no instance needs it any more. Which way an image takes is `core/acceleration.py`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.aio import tasks
+from agent.aio.tasks import finish
+from agent.config import LazySettings
+from agent.containerd.snapshots import view_key
+from agent.core.acceleration import WHOLE, Acceleration, advice, worth_asking
+from agent.errors import AgentError, NotFound, RuntimeUnavailable
+from agent.linux import mountinfo
+from agent.model.image_ref import parse_image_ref
+from agent.model.records import FunctionVersion, ImageFacts
+from agent.model.spec import FunctionSpec
+from agent.telemetry.events import Events
+
+if TYPE_CHECKING:
+    from agent.containerd.access import Access
+    from agent.containerd.client import Containerd
+    from agent.containerd.images import Image
+    from agent.containerd.lazy import LazyEngine
+    from agent.containerd.registry import Resolved
+    from agent.containerd.silence import Progress
+    from agent.sandbox.prepared_images import PreparedImages
+
+log = logging.getLogger(__name__)
+
+MB = 1 << 20
+LOCAL_HOST = "kindling.local"
+ENGINE_S = 20.0
+RESUME_S = 5.0  # all others wait for it
+INDEX_S = 10.0
+COMPLETE_S = 3600.0
+FIRST_PAUSE_S = 5.0
+LONGEST_PAUSE_S = 60.0
+FORGET_S = 10.0
+TOLD_S = 10.0  # between two events about one image's progress
+
+Accept = Callable[["Resolved"], None]
+
+
+@dataclass(slots=True)
+class Completion:
+    """One image on its way from mounted to unpacked."""
+
+    facts: ImageFacts
+    task: asyncio.Task[None]
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+    def __str__(self) -> str:
+        of = f"{self.done_bytes // MB} of {self.total_bytes // MB} MB"
+        return f"{self.facts.ref}: {of}"
+
+
+class LazyImages:
+    """Pulls by lazy engines, and what follows them."""
+
+    def __init__(
+        self,
+        settings: LazySettings,
+        containerd: Containerd,
+        prepared: PreparedImages,
+        events: Events,
+    ) -> None:
+        self._settings = settings
+        self._door = containerd
+        self._prepared = prepared
+        self._events = events
+        self._completions: dict[str, Completion] = {}
+        self._mounted: dict[str, ImageFacts] = {}
+        """Images that need their mounts no more, which are still there."""
+
+    def __repr__(self) -> str:
+        return f"<LazyImages {[str(one) for one in self._completions.values()]}>"
+
+    # -- pulling
+
+    async def pull(
+        self, spec: FunctionSpec, name: str, *, deadline: float, accept: Accept, access: Access
+    ) -> tuple[Image, tuple[str, ...]]:
+        """Make a spec's image ready the way that was asked for; return it, and what to warn of.
+
+        A lazy mount that fails costs a warning: the image is then unpacked. Raises as
+        `transfer.pull` does.
+        """
+        chosen: LazyEngine | None = None
+        warnings: list[str] = []
+
+        async def choose(found: Resolved) -> str:
+            nonlocal chosen
+            chosen, warning = await self._engine_for(name, spec.acceleration, found, access)
+            if warning:
+                warnings.append(warning)
+            if chosen is None:
+                return ""
+            # It asks the registry by itself, and long after this deploy.
+            chosen.credentials.use(spec.name, parse_image_ref(name).host, spec.registry)
+            await chosen.credentials.refresh()
+            return chosen.name
+
+        transfer = self._door.transfer
+        try:
+            image = await transfer.pull(
+                name, deadline=deadline, accept=accept, choose=choose, access=access
+            )
+            if chosen is not None:
+                await self._check_mounted(chosen, image, deadline)
+                self.complete(image.facts(), spec)
+        except AgentError as error:
+            if chosen is None:
+                raise
+            text = f"image {name} cannot be mounted by {chosen.name}: {error.message}"
+            log.warning("%s; unpacking it", text)
+            self._events.add("LazyMountFailed", message=text, details={"image": name})
+            warnings.append(f"{text}: it was fetched and unpacked whole")
+            image = await transfer.pull(name, deadline=deadline, accept=accept, access=access)
+        return image, tuple(warnings)
+
+    async def _engine_for(
+        self, name: str, asked: Acceleration, found: Resolved, access: Access
+    ) -> tuple[LazyEngine | None, str]:
+        """Return the engine to mount an image by, None to unpack it, and a warning or ""."""
+        least_bytes = self._settings.least_mb * MB
+        if not worth_asking(asked, found.manifest.compressed_bytes, least_bytes):
+            return None, ""
+        if access.ca_pem:
+            why = "lazy engines believe no authority of a deploy's own (registry.ca_pem)"
+            return None, f"image {name}: {why}: {WHOLE}" if asked == "lazy" else ""
+        loop = asyncio.get_running_loop()
+        for engine in self._door.lazy:
+            indexed = engine.annotated(found.manifest)
+            if engine.referrer_type:
+                indexed = await self._door.transfer.has_referrer(
+                    name,
+                    found.target.digest,
+                    engine.referrer_type,
+                    deadline=loop.time() + INDEX_S,
+                    access=access,
+                )
+            if not indexed:
+                continue
+            try:
+                await engine.up(loop.time() + ENGINE_S)
+            except RuntimeUnavailable as error:
+                return None, f"{error.message}: image {name} is fetched and unpacked whole"
+            return engine, ""
+        return None, advice(asked, name, engines=bool(self._door.lazy), indexed=False)
+
+    async def _check_mounted(self, engine: LazyEngine, image: Image, deadline: float) -> None:
+        """Raise RuntimeUnavailable unless an engine has really mounted most of an image.
+
+        A layer that it cannot mount it has unpacked, and says nothing. What there is of it is let
+        go then.
+        """
+        directories = await engine.snapshots.image_layers(image.chain_id, deadline=deadline)
+        points = {one.point for one in mountinfo.parse(mountinfo.text())}
+        layers = zip(directories, reversed(image.manifest.layers), strict=True)
+        mounted = sum(layer.size_bytes for at, layer in layers if at in points)
+        whole = sum(layer.size_bytes for layer in image.manifest.layers)
+        if 2 * mounted < whole:
+            await self._unmount(image.facts())
+            raise RuntimeUnavailable(f"it has mounted {mounted} of {whole} bytes only")
+
+    async def resume(
+        self, unpacked: Collection[str], versions: Collection[FunctionVersion]
+    ) -> set[str]:
+        """Go on with what the worker before had mounted; return the chain ids it may still be.
+
+        `unpacked` are the chain ids that need no mount. An engine that does not answer soon may
+        have mounted whatever is not unpacked, but for images that no registry has: an ordinary
+        pull then brings it, or fails.
+        """
+        found, unknown = await self._mounted_before()
+        may_be: set[str] = set()
+        for version in versions:
+            facts = version.image
+            if facts is None:
+                continue
+            host = parse_image_ref(facts.ref).host
+            mounted = facts.chain_id in found
+            if mounted:
+                for engine in self._door.lazy:
+                    engine.credentials.use(version.name, host, version.spec.registry)
+            if facts.chain_id in unpacked:
+                if mounted:
+                    self._mounted[facts.chain_id] = facts
+            elif mounted or (unknown and host != LOCAL_HOST):
+                may_be.add(facts.chain_id)
+                self.complete(facts, version.spec)
+        return may_be
+
+    async def _mounted_before(self) -> tuple[set[str], bool]:
+        """Return what engines have mounted, and whether one that may have more did not answer."""
+        found: set[str] = set()
+        unknown = False
+        for engine in self._door.lazy:
+            if not engine.has_run:
+                continue
+            try:
+                await engine.up(asyncio.get_running_loop().time() + RESUME_S)
+                found |= {shot.key for shot in await engine.snapshots.list()}
+            except AgentError as error:
+                unknown = True
+                log.warning("%s; what it has mounted is not known", error)
+        return found, unknown
+
+    # -- completing
+
+    def complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
+        """Fetch and unpack a spec's mounted image in the background, unless that is under way."""
+        self._mounted.pop(facts.chain_id, None)
+        if facts.chain_id in self._completions:
+            return
+        task = tasks.spawn(f"complete {facts.ref}", self._complete(facts, spec))
+        self._completions[facts.chain_id] = Completion(facts, task)
+        task.add_done_callback(lambda _: self._completions.pop(facts.chain_id, None))
+
+    def progress(self) -> list[str]:
+        """Say of each image that is being completed how far it is."""
+        return [str(one) for one in self._completions.values()]
+
+    async def close(self) -> None:
+        """Leave what is under way to the next worker."""
+        await tasks.stop(*(one.task for one in self._completions.values()))
+
+    async def drop(self, chain_id: str) -> None:
+        """Complete an image no more, for no version needs it; its mounts go with its instances."""
+        found = self._completions.get(chain_id)
+        if found is not None:
+            await tasks.stop(found.task)
+            self._mounted[chain_id] = found.facts
+
+    async def _complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
+        await asyncio.sleep(self._settings.complete_after_s)  # sleeps: the start's reads come first
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                await self._fetch_whole(facts, spec)
+                break
+            except AgentError as error:
+                log.warning("image %s is not complete yet: %s", facts.ref, error)
+            await asyncio.sleep(pause_s)  # sleeps: what failed is not tried at once
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+        self._prepared.completed(facts.chain_id)
+        self._mounted[facts.chain_id] = facts
+        text = f"image {facts.ref} is complete: starts need its registry no more"
+        self._events.add("ImageCompleted", message=text, details={"image": facts.ref})
+
+    async def _fetch_whole(self, facts: ImageFacts, spec: FunctionSpec) -> None:
+        loop = asyncio.get_running_loop()
+        blobs: dict[str, tuple[int, int]] = {}
+        told_at = loop.time()
+
+        def told(step: Progress) -> None:
+            nonlocal told_at
+            if not step.total_bytes or step.event == "extracting":
+                return
+            blobs[step.name] = (step.done_bytes, step.total_bytes)
+            one = self._completions.get(facts.chain_id)
+            if one is None:
+                return
+            one.done_bytes = sum(done for done, _ in blobs.values())
+            one.total_bytes = max(sum(total for _, total in blobs.values()), one.done_bytes)
+            if loop.time() >= told_at + TOLD_S:
+                told_at = loop.time()
+                details = {"done_bytes": str(one.done_bytes), "total_bytes": str(one.total_bytes)}
+                self._events.add("ImageCompleting", message=f"image {one}", details=details)
+
+        # By digest: the tag may stand for another image by now.
+        reference = parse_image_ref(facts.ref)
+        name = f"{reference.name}@{facts.digest}"
+        access = self._door.keyring.access(reference.host, spec.registry, spec.name)
+        deadline = loop.time() + COMPLETE_S
+        known = await self._is_named(name)
+        try:
+            await self._door.transfer.pull(name, deadline=deadline, progress=told, access=access)
+            # The view, and the image's own name, hold the layers from here on.
+            await self._door.snapshots.image_layers(facts.chain_id, deadline=deadline)
+        finally:
+            if not known:
+                await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)
+
+    async def _forget_name(self, name: str) -> None:
+        with contextlib.suppress(AgentError):
+            await self._door.images.delete(name)
+
+    async def _is_named(self, name: str) -> bool:
+        with contextlib.suppress(NotFound):
+            await self._door.images.get(name)
+            return True
+        return False
+
+    # -- letting go
+
+    def forget(self, function: str) -> None:
+        """Give engines no credentials for a removed function's image any more."""
+        for engine in self._door.lazy:
+            engine.credentials.drop(function)
+            tasks.launch(f"credentials of {engine.name}", engine.credentials.refresh())
+
+    async def let_go(self, in_use: Collection[str]) -> None:
+        """Unmount what is needed no more, and what no instance runs on any more."""
+        for chain_id in [one for one in self._mounted if one not in in_use]:
+            facts = self._mounted.pop(chain_id)
+            try:
+                await self._unmount(facts)
+            except AgentError as error:
+                log.warning("image %s stays mounted: %s", facts.ref, error)
+
+    async def _unmount(self, facts: ImageFacts) -> None:
+        for engine in self._door.lazy:
+            if engine.source() is not None:
+                await self._door.images.unlabel(facts.ref, engine.name)
+                await engine.snapshots.remove(view_key(facts.chain_id))

@@ -1,0 +1,106 @@
+"""Instances whose files are gone, because the engine that served them has ended: found, replaced.
+
+Mounts of a lazy engine die with its process; a new one mounts the images anew, but an instance
+keeps what it was built on. Who served it is on its record, so nothing of a dead mount is touched to
+find out. A look a second, while anything runs on such mounts. An engine that lives and does not
+answer is ended: who waits for files of its mounts would wait for ever. Mounts that nothing runs on
+any more, and whose image is complete, are let go here as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from agent.containerd.lazy import LazySource, is_lost
+from agent.core.instance import State
+from agent.deployments.catalog import Catalog
+from agent.deployments.deploy import Stores
+from agent.errors import AgentError
+from agent.instances.fleet import Fleet
+from agent.instances.instance import Instance
+from agent.telemetry.events import Subject
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+GRACE_S = 10.0  # calls that need no more files may end
+LOST = "its files are gone: {engine}, which served its image, has ended"
+
+
+class LostFiles:
+    """Looks after what runs on lazy mounts."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        catalog: Catalog,
+        stores: Stores,
+        stuck_after_s: float,
+    ) -> None:
+        self._fleet = fleet
+        self._catalog = catalog
+        self._engines = stores.containerd.lazy
+        self._images = stores.lazy
+        self._events = stores.events
+        self._told: set[str] = set()
+        self._silent: dict[str, float] = {}
+        self._stuck_after_s = stuck_after_s
+
+    async def run(self) -> None:
+        """Look once a second, for ever; at nothing, where there is no engine."""
+        while self._engines:
+            await asyncio.sleep(LOOK_S)  # sleeps: the pace of looking
+            try:
+                await self.look()
+            except AgentError as error:
+                log.warning("looking for lost files: %s", error)
+
+    async def look(self) -> None:
+        """Look once."""
+        on_mounts = [one for one in self._fleet.admission.instances.values() if _source(one)]
+        for instance in on_mounts:
+            if is_lost(_source(instance)):
+                self._replace(instance)
+        self._told &= {one.id for one in on_mounts}
+        await self._end_stuck({_source(one) for one in on_mounts})
+        if self._fleet.mode.owns_instances:
+            images = (one.version.image for one in on_mounts)
+            await self._images.let_go({image.chain_id for image in images if image is not None})
+
+    def _replace(self, instance: Instance) -> None:
+        """Have an instance give way to a new one; a job goes on as far as it gets."""
+        if instance.id not in self._told:
+            self._told.add(instance.id)
+            source = LazySource.parse(_source(instance))
+            text = LOST.format(engine=source.engine if source is not None else "")
+            log.warning("%s: %s", instance.id, text)
+            instance.note(text)
+            version = instance.version
+            subject = Subject(version.name, version.version, instance.id)
+            self._events.add("InstanceLostFiles", subject, text)
+        target = self._catalog.target(instance.version.key)
+        if target is None or instance.state is not State.READY:
+            return
+        for member in target.pool.members:
+            if member.instance is instance:
+                target.scaling.retire(member, grace_s=GRACE_S)
+                return
+
+    async def _end_stuck(self, sources: set[str]) -> None:
+        """End engines that serve mounts and have not answered for a while."""
+        for text in sources:
+            source = LazySource.parse(text)
+            engine = self._engines.get(source.engine) if source is not None else None
+            if source is None or engine is None or not source.alive or await engine.answers():
+                self._silent.pop(text, None)
+                continue
+            now = self._fleet.now()
+            if now - self._silent.setdefault(text, now) >= self._stuck_after_s:
+                self._silent.pop(text)
+                log.warning("%s does not answer: ended", engine.name)
+                engine.stuck()
+
+
+def _source(instance: Instance) -> str:
+    return instance.container.source if instance.container is not None else ""

@@ -1,0 +1,308 @@
+"""Lazy images: which way a pull goes, what follows a mount, and what a new worker makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agent.aio.tasks import spawn
+from agent.config import LazySettings
+from agent.containerd.access import Access
+from agent.containerd.keyring import Keyring
+from agent.containerd.silence import Progress
+from agent.core.oci_image import Descriptor, Manifest
+from agent.deployments import lazy_image
+from agent.deployments.lazy_image import LazyImages
+from agent.errors import NotFound, RuntimeUnavailable
+from agent.model.records import FunctionVersion, ImageFacts
+from agent.model.spec_parse import parse_spec
+from agent.telemetry.events import Events
+from tests.component.function_house import until
+
+MB = 1 << 20
+FACTS = ImageFacts("r.example/x:1", "sha256:" + "1" * 64, "sha256:c", 1)
+WHOLE = f"r.example/x@{FACTS.digest}"
+SPEC = parse_spec({"name": "f", "image": FACTS.ref, "contract": "fc", "kind": "http"})
+LOCAL = ImageFacts("kindling.local/x:1", "sha256:" + "2" * 64, "sha256:d", 1)
+
+
+class FakeEngine:
+    """An engine that is up unless told otherwise; `snapshots` are the chain ids it has mounted."""
+
+    name = "soci"
+    referrer_type = "type"
+    has_run = True
+
+    def __init__(self):
+        self.runs = True
+        self.mounts = {FACTS.chain_id}
+        self.removed = []
+        self.layers = ("/top", "/base")
+        self.credentials = SimpleNamespace(use=self._use, refresh=self._refresh)
+        self.users = []
+        self.snapshots = SimpleNamespace(
+            image_layers=self._layers, remove=self._remove, list=self._list
+        )
+
+    def _use(self, function, host, registry):
+        self.users.append((function, host))
+
+    async def _refresh(self):
+        self.users.append("written")
+
+    def annotated(self, manifest):
+        return False
+
+    async def up(self, deadline):
+        if not self.runs:
+            raise RuntimeUnavailable("soci does not answer")
+
+    def source(self):
+        return "soci:1:1" if self.runs else None
+
+    async def _layers(self, chain_id, *, deadline):
+        return self.layers
+
+    async def _remove(self, key):
+        self.removed.append(key)
+
+    async def _list(self):
+        return [SimpleNamespace(key=key) for key in self.mounts]
+
+
+class Yard:
+    """LazyImages over a fake containerd; `pulls` are (name, snapshotter)."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.engine = FakeEngine()
+        self.pulls: list[tuple[str, str]] = []
+        self.faults: list[Exception] = []
+        self.steps: list[Progress] = []
+        self.completed: list[str] = []
+        self.deleted: list[str] = []
+        self.unlabelled: list[tuple[str, str]] = []
+        self.sizes = (90 * MB, 10 * MB)
+        self.gate: asyncio.Event | None = None
+        self.events = Events()
+        door: Any = SimpleNamespace(
+            lazy=[self.engine],
+            transfer=SimpleNamespace(pull=self._pull, has_referrer=self._has_referrer),
+            keyring=Keyring(),
+            snapshots=SimpleNamespace(image_layers=self.engine._layers),
+            images=SimpleNamespace(get=self._get, delete=self._delete, unlabel=self._unlabel),
+        )
+        prepared: Any = SimpleNamespace(completed=self.completed.append)
+        settings = {"complete_after_s": 0.0, **settings}
+        self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events)
+
+    async def _has_referrer(self, name, digest, kind, *, deadline, access):
+        return True
+
+    async def _pull(self, name, *, deadline, access, accept=None, choose=None, progress=None):
+        layers = tuple(Descriptor("m", f"sha256:{n}", size) for n, size in enumerate(self.sizes))
+        manifest = Manifest("m", Descriptor("c", "sha256:0", 0), layers[::-1])
+        found: Any = SimpleNamespace(manifest=manifest, target=Descriptor("m", FACTS.digest, 1))
+        chosen = await choose(found) if choose is not None else ""
+        self.pulls.append((name, chosen))
+        for step in self.steps if progress is not None else ():
+            progress(step)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.faults:
+            raise self.faults.pop(0)
+        return SimpleNamespace(
+            chain_id=FACTS.chain_id, manifest=manifest, facts=lambda: FACTS, name=name
+        )
+
+    async def _get(self, name):
+        raise NotFound(name)
+
+    async def _delete(self, name):
+        self.deleted.append(name)
+
+    async def _unlabel(self, name, snapshotter):
+        self.unlabelled.append((name, snapshotter))
+
+    async def pull(self, asked="lazy"):
+        deadline = asyncio.get_running_loop().time() + 5
+        spec = SPEC.model_copy(update={"acceleration": asked})
+        return await self.lazy.pull(
+            spec, FACTS.ref, deadline=deadline, accept=lambda _: None, access=Access()
+        )
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    """Every image has an index; `mounted` is what the kernel has mounted."""
+    mounted = ["/top", "/base"]
+
+    monkeypatch.setattr(lazy_image, "FIRST_PAUSE_S", 0.001)
+    parsed = [SimpleNamespace(point=point) for point in mounted]
+    fake = SimpleNamespace(parse=lambda _: [one for one in parsed if one.point in mounted])
+    monkeypatch.setattr(lazy_image, "mountinfo", SimpleNamespace(text=str, parse=fake.parse))
+    return mounted
+
+
+@pytest.fixture
+async def yard():
+    made = Yard()
+    yield made
+    await made.lazy.close()
+
+
+def version(facts):
+    return FunctionVersion("f", 1, SPEC, facts, "Ready", 0)
+
+
+async def done(yard):
+    await until(lambda: yard.completed == [FACTS.chain_id])
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes", "by"),
+    [
+        ("auto", (90 * MB, 10 * MB), "soci"),
+        ("auto", (50 * MB, 10 * MB), ""),
+        ("lazy", (1, 1), "soci"),
+        ("eager", (90 * MB, 10 * MB), ""),
+    ],
+)
+async def test_which_way_an_image_takes(yard, asked, sizes, by):
+    yard.sizes = sizes
+    _, warnings = await yard.pull(asked)
+    assert (yard.pulls[0], warnings) == ((FACTS.ref, by), ())
+
+
+async def test_a_mounted_image_is_completed_by_its_digest(yard):
+    await yard.pull()
+    await done(yard)
+    assert yard.pulls == [(FACTS.ref, "soci"), (WHOLE, "")]
+    assert yard.deleted == [WHOLE]
+
+
+async def test_completing_goes_on_until_it_succeeds(yard):
+    yard.lazy.complete(FACTS, SPEC)
+    yard.faults = [RuntimeUnavailable("away"), RuntimeUnavailable("still away")]
+    await done(yard)
+    assert yard.pulls == [(WHOLE, "")] * 3
+
+
+async def test_an_engine_has_the_credentials_before_it_mounts(yard):
+    await yard.pull()
+    assert yard.engine.users == [("f", "r.example"), "written"]
+
+
+async def test_two_deploys_of_an_image_complete_it_once(yard):
+    await asyncio.gather(yard.pull(), yard.pull())
+    await done(yard)
+    assert yard.pulls.count((WHOLE, "")) == 1
+
+
+async def test_what_nothing_runs_on_any_more_is_not_completed(yard):
+    gate = asyncio.Event()
+    yard.gate = gate
+    yard.lazy.complete(FACTS, SPEC)
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    await yard.lazy.drop(FACTS.chain_id)
+    await yard.lazy.drop("sha256:unknown")
+    assert (yard.completed, yard.lazy.progress()) == ([], [])
+    assert yard.deleted == [WHOLE]  # whatever of it was recorded already
+
+
+async def test_progress_is_told(yard, monkeypatch):
+    monkeypatch.setattr(lazy_image, "TOLD_S", 0.0)
+    yard.steps = [
+        Progress("downloading", "a", 5 * MB, 60 * MB),
+        Progress("downloading", "b", 10 * MB, 40 * MB),
+        Progress("extracting", "a", 1, 1),
+        Progress("waiting", "c", 0, 0),
+    ]
+    watch = spawn("watch", _first(yard.events, "ImageCompleting", 2))
+    await asyncio.sleep(0)
+    yard.faults = [RuntimeUnavailable("stop here")]
+    yard.lazy.complete(FACTS, SPEC)
+    seen = await watch
+    assert seen[1].details == {"done_bytes": str(15 * MB), "total_bytes": str(100 * MB)}
+    assert "15 of 100 MB" in seen[1].message
+
+
+async def _first(events, type, count):
+    found = []
+    async with asyncio.timeout(5):
+        async for event in events.watch("", frozenset()):
+            if event.type == type:
+                found.append(event)
+            if len(found) == count:
+                return found
+    raise AssertionError("the watch ended")
+
+
+@pytest.mark.parametrize("there", [[], ["/base"]])
+async def test_what_is_hardly_mounted_is_unpacked_and_told(yard, surroundings, there):
+    surroundings[:] = there
+    _, warnings = await yard.pull()
+    assert [by for _, by in yard.pulls] == ["soci", ""]
+    assert "fetched and unpacked whole" in warnings[0]
+    assert yard.unlabelled == [(FACTS.ref, "soci")]
+    assert yard.lazy.progress() == []
+
+
+async def test_an_engine_that_does_not_come_up_is_told(yard):
+    yard.engine.runs = False
+    _, warnings = await yard.pull()
+    assert yard.pulls == [(FACTS.ref, "")]
+    assert "fetched and unpacked whole" in warnings[0]
+
+
+async def test_a_pull_by_an_engine_that_fails_is_done_again_without(yard):
+    yard.faults = [RuntimeUnavailable("soci has ended")]
+    _, warnings = await yard.pull()
+    assert [by for _, by in yard.pulls] == ["soci", ""]
+    assert "soci has ended" in warnings[0]
+
+
+async def test_a_mount_is_let_go_when_it_is_complete_and_nothing_runs_on_it(yard):
+    await yard.lazy.let_go(())
+    assert yard.engine.removed == []
+    yard.lazy.complete(FACTS, SPEC)
+    await done(yard)
+    await yard.lazy.let_go({FACTS.chain_id})
+    assert yard.engine.removed == []
+    await yard.lazy.let_go(())
+    await yard.lazy.let_go(())
+    assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
+
+
+async def test_a_new_worker_completes_what_was_mounted(yard):
+    assert await yard.lazy.resume((), [version(FACTS), version(LOCAL)]) == {FACTS.chain_id}
+    await done(yard)
+
+
+async def test_a_new_worker_lets_go_what_was_complete(yard):
+    assert await yard.lazy.resume({FACTS.chain_id}, [version(FACTS)]) == set()
+    await yard.lazy.let_go(())
+    assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
+
+
+async def test_what_an_engine_had_that_does_not_answer_is_fetched(yard):
+    yard.engine.runs = False
+    assert await yard.lazy.resume((), [version(FACTS), version(LOCAL)]) == {FACTS.chain_id}
+    await done(yard)
+
+
+async def test_an_engine_that_has_never_run_is_not_started_for_nothing(yard):
+    yard.engine.has_run = yard.engine.runs = False
+    assert await yard.lazy.resume((), [version(FACTS)]) == set()
+
+
+async def test_closing_leaves_the_rest_to_the_next_worker():
+    yard = Yard(complete_after_s=60.0)
+    yard.lazy.complete(FACTS, SPEC)
+    assert yard.lazy.progress() == ["r.example/x:1: 0 of 0 MB"]
+    with suppress(asyncio.CancelledError):
+        await yard.lazy.close()
+    assert yard.pulls == []

@@ -1,0 +1,414 @@
+"""Images that start before they are here, by the real SOCI engine and a registry over TLS.
+
+An agent of its own, whose engine is asked to index an image, mounts it, and is killed, stopped and
+cut off from the registry while a function serves files from its mount. The big files of the image
+are never fetched but by the reads of the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent._pb.worker.v1 import worker_pb2 as pb
+from agent.cli.deploy import spec_message
+from tests import oci, registry
+from tests.integration.functions import Functions
+from tests.integration.running import LIB, RunningAgent, own, signal_pid
+from tests.tls_registry import TlsRegistry, tls_registry
+
+FILES = 8
+FILE_BYTES = 3 << 20
+NEVER_S = 86_400.0
+SOCI = "application/vnd.amazon.soci.index.v1+json"
+CONFIG = {"Cmd": ["/bin/httpd", "-f", "-p", "9000", "-h", "/srv"]}
+
+pytestmark = pytest.mark.skipif(
+    not (LIB / "bin" / "soci-snapshotter-grpc").exists(), reason="no lazy engine is installed"
+)
+
+
+@contextmanager
+def directory() -> Iterator[Path]:
+    """A directory that the agent's user can read, which pytest's own ones are not."""
+    made = Path(tempfile.mkdtemp(prefix="kd-registry-", dir="/tmp"))
+    made.chmod(0o755)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def tls() -> Iterator[TlsRegistry]:
+    with directory() as place, tls_registry(place) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[TlsRegistry]:
+    """A registry that wants a password; whoever pushes needs none."""
+    with directory() as place, tls_registry(place, auth=registry.with_passwords(place)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def authorities(tls: TlsRegistry, locked: TlsRegistry) -> Iterator[Path]:
+    """The directory in which an operator says whom to believe."""
+    with directory() as place:
+        for one in (tls, locked):
+            (place / one.address).mkdir()
+            shutil.copy(one.ca, place / one.address / "ca.crt")
+        yield place
+
+
+@pytest.fixture(scope="module")
+def place(make_agent: Callable[..., RunningAgent], authorities: Path) -> Iterator[RunningAgent]:
+    """An agent that trusts the registries and completes no image by itself."""
+    agent = make_agent(
+        node="lazy",
+        sections={
+            "lazy": {"least_mb": 1, "complete_after_s": NEVER_S, "stuck_after_s": 2.0},
+            "registries": {"directory": str(authorities)},
+        },
+    ).start()
+    yield agent
+    agent.close()
+
+
+@pytest.fixture
+def lazy(place: RunningAgent) -> Iterator[Functions]:
+    with Functions(place, same_worker=False) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def content() -> list[bytes]:
+    return [os.urandom(FILE_BYTES) for _ in range(FILES)]
+
+
+@pytest.fixture(scope="module")
+def indexed(tls: TlsRegistry, place: RunningAgent, content: list[bytes]) -> str:
+    """A server's image with an index beside it; nothing of it is on the agent."""
+    name = push(tls, "big", content)
+    said = place.cli("image", "accelerate", name, "--json").json()
+    assert said["engine"] == "soci"
+    place.cli("image", "rm", name)
+    return name
+
+
+def push(tls: TlsRegistry, repository: str, content: list[bytes]) -> str:
+    files: dict[str, oci.File] = {f"srv/{n}": data for n, data in enumerate(content)}
+    files |= {"srv/small": b"small\n", "srv/own": os.urandom(64)}
+    image = oci.image([oci.static_busybox(), oci.layer(files)], CONFIG)
+    registry.push(tls.plain, repository, "1", image)
+    return f"{tls.address}/{repository}:1"
+
+
+def deploy(lazy: Functions, name: str, image: str, **fields: Any) -> pb.DeployResponse:
+    return lazy.deploy(name, image, memory_mb=128, port=9000, **fields)
+
+
+def mounts(agent: RunningAgent) -> list[str]:
+    """What the engine has mounted in the agent's namespace."""
+    lines = Path(f"/proc/{agent.pids['supervise']}/mountinfo").read_text().splitlines()
+    return [line.split()[4] for line in lines if " fuse." in line]
+
+
+def reads(agent: RunningAgent, name: str, path: str, timeout_s: float = 60.0) -> bytes:
+    reply = agent.http("GET", f"/http/{name}/{path}", timeout_s=timeout_s)
+    return reply.body if reply.status == 200 else b""
+
+
+def wait_replaced(lazy: Functions, name: str, before: str) -> None:
+    """Wait until another instance than `before` serves, and nothing but it is left."""
+
+    def replaced() -> bool:
+        found = lazy.instances(name)
+        ready = [one for one in found if one.state == pb.INSTANCE_STATE_READY]
+        return len(found) == len(ready) == 1 and ready[0].id != before
+
+    lazy.agent.wait_until(replaced, 40, f"another instance of {name}")
+
+
+class TestDeploy:
+    def test_lazy_without_an_index_is_unpacked_whole_and_says_so(self, lazy, tls, content):
+        name = push(tls, "plain", content[:1])
+        reply = deploy(lazy, "plain", name, acceleration="lazy")
+        assert [f"kindling image accelerate {name}" in one for one in reply.warnings] == [True]
+        assert reads(lazy.agent, "plain", "0") == content[0]
+        assert mounts(lazy.agent) == []
+
+    @pytest.mark.parametrize("asked", ["lazy", "auto"])
+    def test_an_indexed_image_is_mounted_and_serves_what_its_layers_hold(
+        self, lazy, indexed, content, asked
+    ):
+        reply = deploy(lazy, "big", indexed, acceleration=asked)
+        assert list(reply.warnings) == []
+        assert len(mounts(lazy.agent)) == 2
+        assert reads(lazy.agent, "big", "small") == b"small\n"
+        assert reads(lazy.agent, "big", "0") == content[0]
+        stored = subprocess.run(
+            ["du", "-sb", lazy.agent.data / "containerd/io.containerd.content.v1.content/blobs"],
+            capture_output=True,
+            check=True,
+        )
+        assert int(stored.stdout.split()[0]) < FILES * FILE_BYTES
+
+    def test_eager_is_unpacked_whole_though_an_index_is_there(self, lazy, tls, content):
+        name = push(tls, "eager", content[:1])
+        lazy.agent.cli("image", "accelerate", name)
+        lazy.agent.cli("image", "rm", name)
+        deploy(lazy, "eager", name, acceleration="eager")
+        before = len(mounts(lazy.agent))
+        assert reads(lazy.agent, "eager", "0") == content[0]
+        assert len(mounts(lazy.agent)) == before
+
+    def test_a_mount_that_fails_falls_back_to_unpacking_and_says_so(self, lazy, tls, content):
+        name = push(tls, "broken", content[:1])
+        push_false_index(tls, "broken")
+        with lazy.watching() as watched:
+            reply = deploy(lazy, "broken", name, acceleration="lazy")
+            assert ["unpacked whole" in one for one in reply.warnings] == [True], reply.warnings
+            lazy.agent.wait_until(
+                lambda: any(e.type == "LazyMountFailed" for e in watched.events), 10, "the event"
+            )
+        assert reads(lazy.agent, "broken", "0") == content[0]
+
+
+def push_false_index(tls: TlsRegistry, repository: str) -> None:
+    """Put an index beside an image whose tables of contents are none."""
+    layout = tls.directory / "registry/docker/registry/v2/repositories" / repository
+    subject = (layout / "_manifests/tags/1/current/link").read_text()
+    blobs = {oci.digest(data): data for data in (b"{}", b"no table of contents")}
+    config, table = (
+        {"mediaType": SOCI, "digest": digest, "size": len(data)} for digest, data in blobs.items()
+    )
+    layers = [
+        table | {"annotations": {"com.amazon.soci.image-layer-digest": link.read_text()}}
+        for link in (layout / "_layers/sha256").glob("*/link")
+    ]
+    manifest = {"schemaVersion": 2, "mediaType": oci.OCI_MANIFEST, "config": config}
+    data = json.dumps(manifest | {"layers": layers}).encode()
+    entry = {"mediaType": oci.OCI_MANIFEST, "digest": oci.digest(data), "size": len(data)}
+    index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX}
+    whole = json.dumps(index | {"manifests": [entry | {"artifactType": SOCI}]}).encode()
+    blobs |= {oci.digest(data): data, oci.digest(whole): whole}
+    at = {"mediaType": oci.OCI_INDEX, "digest": oci.digest(whole), "size": len(whole)}
+    registry.push(tls.plain, repository, subject.replace(":", "-"), oci.OciImage(blobs, at))
+
+
+class TestCredentials:
+    """The engine asks the registry by itself, long after the deploy."""
+
+    def test_a_password_opens_a_registry_to_the_engine_and_lies_nowhere_after(
+        self, lazy, locked, content
+    ):
+        agent = lazy.agent
+        name = push(locked, "private", content)
+        given = ["--username", registry.USER, "--password-stdin"]
+        agent.cli("image", "accelerate", name, *given, stdin=registry.PASSWORD)
+        agent.cli("image", "rm", name)
+        secrets = {"username": registry.USER, "password": registry.PASSWORD}
+        reply = deploy(lazy, "private", name, acceleration="lazy", registry=secrets)
+        assert list(reply.warnings) == []
+        assert reads(agent, "private", "7") == content[7]
+        file = agent.run / "lazy/soci/config.json"
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert registry.PASSWORD not in agent.log()
+        lazy.remove("private")
+        agent.wait_until(lambda: not file.exists(), 60, "no credentials any more")
+
+    def test_an_authority_of_the_deploys_own_is_not_the_engines(self, lazy, indexed, tls):
+        reply = deploy(
+            lazy, "big", indexed, acceleration="lazy", registry={"ca_pem": tls.ca.read_text()}
+        )
+        assert ["registry.ca_pem" in one for one in reply.warnings] == [True]
+
+
+class TestTrouble:
+    """Each test kills or cuts off something while a function serves from a mount."""
+
+    @pytest.fixture
+    def big(self, lazy: Functions, indexed: str) -> str:
+        """A function that serves from a mount and has read its first file; its instance."""
+        deploy(lazy, "big", indexed, acceleration="lazy", scaling={"min": 1}, timeout_s=60)
+        lazy.deploy("other", "static", memory_mb=128, scaling={"min": 1})
+        assert reads(lazy.agent, "big", "small") == b"small\n"
+        return lazy.ready("big")[0].id
+
+    def test_the_engine_is_killed(self, lazy, big, content):
+        with lazy.watching() as watched:
+            signal_pid(lazy.agent.pids["soci"], signal.SIGKILL)
+            wait_replaced(lazy, "big", big)
+            lost = watched.of("big", "InstanceLostFiles")
+        assert [event.instance for event in lost] == [big]
+        assert "has ended" in lazy.log("big")
+        assert reads(lazy.agent, "big", "1") == content[1]
+        assert reads(lazy.agent, "other", "") == b"hello\n"
+
+    def test_the_engine_hangs(self, lazy, big, content):
+        signal_pid(lazy.agent.pids["soci"], signal.SIGSTOP)
+        # More reads that hang than the worker has threads.
+        hanging = [Reader(lazy.agent, "big", "2") for _ in range(12)]
+        assert reads(lazy.agent, "other", "", timeout_s=5) == b"hello\n"
+        lazy.agent.cli("status", timeout_s=5)
+        wait_replaced(lazy, "big", big)
+        assert [reader.end() for reader in hanging] != []
+        assert reads(lazy.agent, "big", "2") == content[2]
+
+    def test_the_registry_is_away(self, lazy, tls, big, content):
+        tls.stop()
+        try:
+            reader = Reader(lazy.agent, "big", "3")
+            assert reads(lazy.agent, "big", "small") == b"small\n"
+            assert reads(lazy.agent, "other", "", timeout_s=5) == b"hello\n"
+            assert reader.waits()
+        finally:
+            tls.start()
+        assert reader.end() == content[3]
+        assert big in [one.id for one in lazy.ready("big")]
+
+    def test_containerd_is_killed(self, lazy, big, content):
+        agent = lazy.agent
+        before = agent.pids["containerd"]
+        signal_pid(before, signal.SIGKILL)
+        agent.wait_until(lambda: agent.pids["containerd"] not in (0, before), 10, "a containerd")
+        assert reads(agent, "big", "4") == content[4]
+        lazy.remove("big", force=True)
+        agent.cli("status")
+
+    def test_the_worker_is_killed_and_then_the_engine(self, lazy, big, content):
+        agent = lazy.agent
+        before = agent.pids["worker"]
+        signal_pid(before, signal.SIGKILL)
+        agent.wait_until(lambda: agent.pids["worker"] not in (0, before), 10, "a worker")
+        agent.wait_until(lambda: reads(agent, "big", "small") == b"small\n", 20, "an answer")
+        lazy.reconnect()
+        assert [one.id for one in lazy.ready("big")] == [big]
+        signal_pid(agent.pids["soci"], signal.SIGKILL)
+        wait_replaced(lazy, "big", big)
+        assert reads(agent, "big", "5") == content[5]
+
+    def test_everything_is_killed(self, lazy, big, content):
+        agent = lazy.agent
+        agent.kill_everything()
+        agent.start()
+        lazy.reconnect()
+        assert reads(agent, "big", "6") == content[6]
+        assert mounts(agent) != []
+
+
+class TestCompletion:
+    def test_a_completed_image_needs_neither_registry_nor_engine(self, lazy, tls, indexed, content):
+        agent = lazy.agent
+        agent.configure({"lazy": {"complete_after_s": 0.0}})
+        assert agent.stop() == 0
+        agent.start()
+        lazy.reconnect()
+        with lazy.watching() as watched:
+            deploy(lazy, "big", indexed, acceleration="lazy", scaling={"min": 1})
+            before = lazy.ready("big")[0].id
+            agent.wait_until(
+                lambda: any(event.type == "ImageCompleted" for event in watched.events),
+                30,
+                "the image complete",
+            )
+        tls.stop()
+        try:
+            signal_pid(agent.pids["soci"], signal.SIGKILL)
+            wait_replaced(lazy, "big", before)
+            assert [reads(agent, "big", str(n)) for n in range(FILES)] == content
+            agent.wait_until(lambda: not mounts(agent), 20, "nothing mounted any more")
+        finally:
+            tls.start()
+
+
+class TestPreparing:
+    def test_a_deploy_answers_before_its_image_is_here_and_calls_wait(self, lazy, tls, content):
+        name = push(tls, "slow", content)
+        spec = {"name": "slow", "image": name, "contract": "fc", "kind": "http", "port": 9000}
+        request = pb.DeployRequest(spec=spec_message({**spec, "acceleration": "eager"}))
+        with lazy.watching() as watched:
+            reply = lazy.client.ask("Deploy", request, pb.DeployResponse, within_s=30)
+            assert reply.version.state == pb.VERSION_STATE_PREPARING
+            assert reads(lazy.agent, "slow", "0") == content[0]
+            found = lazy.client.ask("Get", pb.GetRequest(name="slow"), pb.Function)
+            assert found.latest.state == pb.VERSION_STATE_READY
+            lazy.agent.wait_until(lambda: bool(watched.of("slow", "ImageReady")), 5, "the event")
+        lazy.remove("slow")
+
+
+class TestDiskFull:
+    """An agent whose data lie on a file system too small for one of the images."""
+
+    @pytest.fixture
+    def narrow(
+        self, make_agent: Callable[..., RunningAgent], authorities: Path
+    ) -> Iterator[RunningAgent]:
+        agent = make_agent(
+            node="narrow",
+            # The other agent of this module has the slots.
+            sections={
+                "lazy": {"least_mb": 1},
+                "storage": {"writable": "tmpfs"},
+                "registries": {"directory": str(authorities)},
+            },
+        )
+        agent.data.mkdir()
+        tmpfs = ["mount", "-t", "tmpfs", "-o", "size=44m,mode=0750", "tmpfs", str(agent.data)]
+        subprocess.run(tmpfs, check=True)
+        own(agent.data)
+        try:
+            yield agent.start()
+            agent.stop()
+        finally:
+            subprocess.run(["umount", str(agent.data)], check=True)
+            agent.close()
+
+    def test_what_does_not_fit_is_refused_and_the_rest_serves(self, narrow, tls, content, tmp_path):
+        toml = 'name = "{}"\nimage = "{}"\ncontract = "fc"\nkind = "http"\nport = 9000\n'
+        for name, files in (("small", content[:1]), ("huge", content), ("next", content[1:2])):
+            spec = toml.format(name, push(tls, name, files)) + "memory_mb = 128\n"
+            (tmp_path / f"{name}.toml").write_text(spec)
+        narrow.cli("deploy", tmp_path / "small.toml", "--wait")
+        assert reads(narrow, "small", "0") == content[0]
+        refused = narrow.cli("deploy", tmp_path / "huge.toml", "--wait", check=False)
+        assert refused.status == 1
+        assert "no space left on device" in refused.err
+        assert reads(narrow, "small", "0") == content[0]
+        narrow.cli("remove", "small")
+        narrow.cli("deploy", tmp_path / "next.toml", "--wait")
+        assert reads(narrow, "next", "0") == content[1]
+        narrow.cli("remove", "next")
+
+
+class Reader:
+    """A call in a thread of its own."""
+
+    def __init__(self, agent: RunningAgent, name: str, path: str) -> None:
+        self.body: bytes | None = None
+        self._thread = threading.Thread(target=self._run, args=(agent, name, path))
+        self._thread.start()
+
+    def _run(self, agent: RunningAgent, name: str, path: str) -> None:
+        self.body = reads(agent, name, path)
+
+    def waits(self) -> bool:
+        return self._thread.is_alive()
+
+    def end(self) -> bytes | None:
+        self._thread.join(60)
+        assert not self.waits()
+        return self.body
