@@ -12,6 +12,8 @@ import argparse
 import filecmp
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -167,9 +169,22 @@ def build(image: Image, out: Path) -> tuple[Path, bool]:
             if old != kept:
                 old.unlink(missing_ok=True)
     target = out / f"{image.name}.tar"
-    if not target.exists() or not filecmp.cmp(kept, target, shallow=False):
-        write_whole(target, kept.read_bytes())
+    if not target.exists() or not (
+        target.samefile(kept) or filecmp.cmp(kept, target, shallow=False)
+    ):
+        show(kept, target)
     return target, made
+
+
+def show(kept: Path, target: Path) -> None:
+    """Put an archive of the cache where it was asked for: by one more name where that can be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        part.hardlink_to(kept)
+    except OSError:
+        shutil.copyfile(kept, part)
+    part.replace(target)
 
 
 def main(images: Sequence[Image] = IMAGES, what: str = "the sample images") -> int:

@@ -30,7 +30,7 @@ ABSENT = (
     *("adduser", "ca-certificates", "ca-certificates-java", "debconf", "dpkg", "fontconfig-config"),
     *("init-system-helpers", "iproute2", "java-common", "libavahi-client3", "libcups2"),
     *("libdbus-1-3", "libjpeg62-turbo", "libpcsclite1", "login", "lsb-base", "openssl", "passwd"),
-    *("perl", "perl-base", "procps", "sysvinit-utils", "tar", "tzdata", "ucf", "util-linux"),
+    *("perl", "perl-base", "procps", "sysvinit-utils", "tar", "ucf", "util-linux"),
     *("eslint", "gyp", "libnode-dev", "node-babel7", "webpack"),
 )
 LEFT_OUT = tuple(

@@ -97,7 +97,7 @@ def software(
         return "\n".join(debs.closure((*BASE, *packages)))
 
     def layers() -> list[Layer]:
-        tree = debs.tree(packages, BASE)
+        tree = debs.tree((*BASE, *packages), BASE)
         return [base_layer(), layer(tree | above(tree), LEVEL)]
 
     config = {"Env": [PATH], **config}
@@ -177,7 +177,7 @@ def python(name: str, module: str, config: dict[str, Any]) -> Image:
         return "\n".join(debs.closure((*BASE, "python3")))
 
     def interpreter() -> Layer:
-        tree = debs.tree(("python3",), BASE)
+        tree = debs.tree((*BASE, "python3"), BASE)
         version = debian.python_version()
         return layer(tree | debian.compiled(tree, f"usr/lib/python{version}/"), LEVEL)
 
@@ -308,7 +308,7 @@ IMAGES = (
         "nats",
         ("nats-server",),
         nats,
-        {"Entrypoint": ["nats-server"], "Cmd": ["-m", "9000"], "User": "1000:1000"},
+        {"Entrypoint": ["nats-server"], "Cmd": ["-D", "-m", "9000"], "User": "1000:1000"},
     ),
     software(
         "php",
@@ -323,7 +323,7 @@ IMAGES = (
 def main() -> int:
     """Build, or lock; returns the exit status."""
     if sys.argv[1:] == ["--lock"]:
-        npm.lock(HERE / "express", base_tree() | debs.tree(npm.PACKAGES, BASE))
+        npm.lock(HERE / "express", base_tree() | debs.tree((*BASE, *npm.PACKAGES), BASE))
         return 0
     return build.main(IMAGES, "images of other people's software")
 

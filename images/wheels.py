@@ -32,7 +32,8 @@ def tree(lock: Path, version: str) -> debian.Tree:
         pip += ["--no-compile", "--only-binary=:all:", "--require-hashes", f"--target={target}"]
         _run([*pip, f"--requirement={lock}"])
         for path in sorted(target.rglob("*")):
-            if path.is_file():
+            # RECORD has the hashes of commands that start pip's Python, wherever that lies.
+            if path.is_file() and path.name != "RECORD":
                 inside = str(path.relative_to(target))
                 data = path.read_bytes()
                 if inside.startswith("bin/"):

@@ -18,6 +18,7 @@ app.get("/limits", (request, reply) =>
     total: os.totalmem(),
     uid: process.getuid(),
     home: os.homedir(),
+    uv: process.versions.uv,
   }),
 );
 
