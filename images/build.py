@@ -80,7 +80,7 @@ def kept_layer(name: str, parts: str, make: Callable[[], Layer]) -> Layer:
     """Return a layer from the cache, or make it when `parts`, what goes into it, is new there."""
     key = hashlib.sha256((FORMAT + parts).encode()).hexdigest()[:16]
     kept, diff = CACHE / f"{name}-{key}.tar.gz", CACHE / f"{name}-{key}.diff"
-    if diff.exists():
+    if diff.exists() and kept.exists():
         return Layer(kept.read_bytes(), diff.read_text())
     made = make()
     for old in CACHE.glob(f"{name}-????????????????.*"):
