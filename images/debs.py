@@ -49,20 +49,19 @@ def closure(names: tuple[str, ...]) -> tuple[str, ...]:
 def tree(names: tuple[str, ...], below: tuple[str, ...] = ()) -> Tree:
     """Return the files of the packages and all that they depend on, less those that `below` has."""
     with _alone():
-        present = _resolved(below) if below else ()
-        wanted = [each for each in _resolved(names) if each not in present]
+        wanted = _above(names, below)
         if not all((ARCHIVES / each).exists() for each in wanted):
-            try:
-                _apt("--download-only", "-y", "install", *names)
-            except Missing:
-                _apt("update")
-                _apt("--download-only", "-y", "install", *names)
-                present = _resolved(below) if below else ()
-                wanted = [each for each in _resolved(names) if each not in present]
+            _asked("--download-only", "-y", "install", *names)
+            wanted = _above(names, below)  # the lists may be new
         found: Tree = {}
         for package in wanted:
             found |= _unpacked(ARCHIVES / package)
     return found
+
+
+def _above(names: tuple[str, ...], below: tuple[str, ...]) -> list[str]:
+    present = _resolved(below) if below else ()
+    return [each for each in _resolved(names) if each not in present]
 
 
 def _resolved(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -73,7 +72,7 @@ def _resolved(names: tuple[str, ...]) -> tuple[str, ...]:
     if not kept.exists():
         # It would leave out what it has downloaded.
         elsewhere = f"-oDir::Cache::archives={PLACE / 'none'}"
-        printed = _apt(elsewhere, "--print-uris", "install", *names).splitlines()
+        printed = _asked(elsewhere, "--print-uris", "install", *names).splitlines()
         found = sorted(line.split()[1] for line in printed if line.startswith("'"))
         write_whole(kept, "\n".join(found).encode())
     return tuple(kept.read_text().splitlines())
@@ -171,6 +170,15 @@ def _stanza(name: str) -> str:
         f"Package: {name}\nStatus: install ok installed\nMaintainer: nobody <nobody>\n"
         f"Architecture: amd64\nMulti-Arch: {architectures}\nVersion: 999:1\nDescription: absent\n\n"
     )
+
+
+def _asked(*arguments: str) -> str:
+    """Ask apt with the lists there are, and once more with new ones should it refuse."""
+    try:
+        return _apt(*arguments)
+    except Missing:
+        _apt("update")
+        return _apt(*arguments)
 
 
 def _apt(*arguments: str) -> str:
