@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import io
 import os
+import shlex
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ LEFT_OUT = tuple(
     f"usr/share/{name}/"
     for name in ("bug", "doc", "doc-base", "icons", "info", "lintian", "locale", "man", "pixmaps")
 )
+# Of the host, where a program runs in a tree: how to reach a registry, and whom to trust there.
+SHOWN = ("/dev", "/proc", "/etc/hosts", "/etc/resolv.conf", "/etc/ssl", "/etc/npmrc")
 MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
 
@@ -85,10 +88,16 @@ def run_inside(what: Tree, place: Path, command: list[str], directory: str = "/"
     their own; `directory` is relative to that root. Raises Missing when the command fails.
     """
     _write(what, place)
-    shown = ["/etc", "/dev", "/proc", str(Path.home())]
-    script = "".join(
-        f'mkdir -p "$0{path}" && mount --rbind {path} "$0{path}" && ' for path in shown
-    )
+    script = ""
+    for shown in (*map(Path, SHOWN), Path.home()):
+        if not shown.exists():
+            continue
+        target = place / str(shown).lstrip("/")
+        if shown.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.touch()
+        script += f"mount --rbind {shlex.quote(str(shown))} {shlex.quote(str(target))}; "
     script += 'exec chroot "$0" sh -c \'cd "$0" && exec "$@"\' "$@"'
     namespaces = ["--mount"] if os.geteuid() == 0 else ["--mount", "--map-root-user"]
     done = subprocess.run(

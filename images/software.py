@@ -198,7 +198,8 @@ def java(tree: debian.Tree) -> debian.Tree:
     found: debian.Tree = {"usr/bin/java": Link(f"/{binary}")}
     whole = base_tree() | tree | debs.tree((COMPILER,), RUNTIME) | found
     whole["app/Server.java"] = ours("java/Server.java")
-    command = ["java", "-cp", "/usr/share/java/eclipse-jdt-core.jar"]
+    # All of them: what the compiler is split into differs by release.
+    command = ["java", "-cp", "/usr/share/java/*"]
     command += ["org.eclipse.jdt.internal.compiler.batch.Main", "-proc:none"]
     command += ["-17", "/app/Server.java"]
     with tempfile.TemporaryDirectory(prefix="kindling-images-") as place:
