@@ -8,7 +8,7 @@ STAMP := $(VENV)/.locked
 # `make test` sets COVERAGE: the stages then add up, in .coverage, which lines of agent/ they ran.
 PYTEST := $(BIN)/$(if $(COVERAGE),coverage run --append,python) -m pytest -q
 
-.PHONY: help demo test check unit component conformance integration bench profile proto fmt lock install images setup undo clean
+.PHONY: help demo test check unit component conformance integration bench profile proto fmt lock install images software setup undo clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,7 +35,7 @@ component: $(STAMP) ## one door at a time
 conformance: $(STAMP) ## golden transcripts, one per documented behaviour of a platform
 	@$(PYTEST) tests/conformance
 
-integration: $(STAMP) images ## the real containerd, netlink, cgroups and storage (root, host set up)
+integration: $(STAMP) images software ## the real containerd, netlink, cgroups and storage (root, host set up)
 	@$(BIN)/python -m pytest -q tests/integration
 
 bench: $(STAMP) images ## cold start and warm path against peers (root, host set up with --dev)
@@ -59,6 +59,9 @@ install: ## (re)install the agent below /usr/lib/kindling (root)
 
 images: ## build the sample images from the host's own packages
 	@$(PYTHON) images/build.py
+
+software: ## build images of other people's software for the tests, from Debian, Python and npm packages
+	@$(PYTHON) images/software.py
 
 setup: ## prepare this host (root); see setup/host.sh --help
 	@setup/host.sh --dev

@@ -9,13 +9,16 @@ the packages its layers are taken from, the compiler. Stdlib only; needs python3
 from __future__ import annotations
 
 import argparse
+import filecmp
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,16 +72,23 @@ def python_base() -> str:
 def python_layer() -> Layer:
     """Return the layer with Python, from the cache when the packages are the same."""
     version = debian.python_version()
-    key = hashlib.sha256(
-        (FORMAT + python_base() + (HERE / "debian.py").read_text()).encode()
-    ).hexdigest()[:16]
-    kept, diff = CACHE / f"python-{key}.tar.gz", CACHE / f"python-{key}.diff"
-    if not diff.exists():
-        made = layer(debian.python_tree(version))
-        write_whole(kept, made.blob)
-        write_whole(diff, made.diff_id.encode())
-        return made
-    return Layer(kept.read_bytes(), diff.read_text())
+    parts = python_base() + (HERE / "debian.py").read_text()
+    return kept_layer("python", parts, lambda: layer(debian.python_tree(version)))
+
+
+def kept_layer(name: str, parts: str, make: Callable[[], Layer]) -> Layer:
+    """Return a layer from the cache, or make it when `parts`, what goes into it, is new there."""
+    key = hashlib.sha256((FORMAT + parts).encode()).hexdigest()[:16]
+    kept, diff = CACHE / f"{name}-{key}.tar.gz", CACHE / f"{name}-{key}.diff"
+    if diff.exists() and kept.exists():
+        return Layer(kept.read_bytes(), diff.read_text())
+    made = make()
+    for old in CACHE.glob(f"{name}-????????????????.*"):
+        if old.suffix in (".gz", ".diff"):
+            old.unlink(missing_ok=True)
+    write_whole(kept, made.blob)
+    write_whole(diff, made.diff_id.encode())
+    return made
 
 
 def python_image(name: str, *, port: bool) -> Image:
@@ -159,16 +169,28 @@ def build(image: Image, out: Path) -> tuple[Path, bool]:
             if old != kept:
                 old.unlink(missing_ok=True)
     target = out / f"{image.name}.tar"
-    data = kept.read_bytes()
-    if not target.exists() or target.read_bytes() != data:
-        write_whole(target, data)
+    if not target.exists() or not (
+        target.samefile(kept) or filecmp.cmp(kept, target, shallow=False)
+    ):
+        show(kept, target)
     return target, made
 
 
-def main() -> int:
-    """Build what was asked for; returns the exit status."""
-    names = [image.name for image in IMAGES]
-    parser = argparse.ArgumentParser(description="Build the sample images as OCI archives.")
+def show(kept: Path, target: Path) -> None:
+    """Put an archive of the cache where it was asked for: by one more name where that can be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        part.hardlink_to(kept)
+    except OSError:
+        shutil.copyfile(kept, part)
+    part.replace(target)
+
+
+def main(images: Sequence[Image] = IMAGES, what: str = "the sample images") -> int:
+    """Build what was asked for of `images`; returns the exit status."""
+    names = [image.name for image in images]
+    parser = argparse.ArgumentParser(description=f"Build {what} as OCI archives.")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where to put them (default {OUT})")
     parser.add_argument("--json", action="store_true", help="print {name: path} as JSON")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
@@ -177,7 +199,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no image {', '.join(sorted(unknown))}: there are {', '.join(names)}")
     paths: dict[str, str] = {}
-    for image in IMAGES:
+    for image in images:
         if asked.names and image.name not in asked.names:
             continue
         began = time.monotonic()

@@ -99,7 +99,7 @@ def python_tree(version: str) -> Tree:
                 binaries.append(str(path))
     tree["usr/bin/python3"] = Link(f"python{version}")
     tree |= _libraries(binaries)
-    tree |= _compiled(tree, version)
+    tree |= compiled(tree, f"usr/lib/python{version}/")
     return tree
 
 
@@ -130,10 +130,9 @@ def _libraries(binaries: list[str]) -> Tree:
     return {_inside(path): File(Path(path).read_bytes(), 0o755) for path in sorted(wanted)}
 
 
-def _compiled(tree: Tree, version: str) -> Tree:
-    """Return byte code for every module, checked by nobody at run time (PEP 552)."""
+def compiled(tree: Tree, root: str) -> Tree:
+    """Return byte code for every module below `root`, checked by nobody at run time (PEP 552)."""
     found: Tree = {}
-    root = f"usr/lib/python{version}/"
     with tempfile.TemporaryDirectory(prefix="kindling-images-") as place:
         for path, what in tree.items():
             if isinstance(what, File) and path.startswith(root) and path.endswith(".py"):

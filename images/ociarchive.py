@@ -23,15 +23,19 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 NAME_KEYS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+CAPABILITIES = "SCHILY.xattr.security.capability"
 CREATED = "1970-01-01T00:00:00Z"
 
 
 @dataclass(frozen=True)
 class File:
-    """A regular file."""
+    """A regular file; `capabilities` is what setcap(8) would write to it."""
 
     data: bytes
     mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+    capabilities: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory whose mode is not 0755, or one that stays empty."""
+    """A directory whose mode or owner is not the usual one, or one that stays empty."""
 
     mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
 
 
 Tree = Mapping[str, File | Link | Directory]
@@ -65,8 +71,8 @@ def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def layer(tree: Tree) -> Layer:
-    """Return a layer; the order of `tree` does not matter, owner is root, times are zero."""
+def layer(tree: Tree, level: int = 6) -> Layer:
+    """Return a layer gzipped at `level`; the order of `tree` does not matter, times are zero."""
     whole: dict[str, File | Link | Directory] = {}
     for path in tree:
         for parent in PurePosixPath(path).parents:
@@ -78,7 +84,7 @@ def layer(tree: Tree) -> Layer:
         for path in sorted(whole):
             _add(tar, path, whole[path])
     raw = buffer.getvalue()
-    return Layer(gzip.compress(raw, 6, mtime=0), digest(raw))
+    return Layer(gzip.compress(raw, level, mtime=0), digest(raw))
 
 
 def archive(name: str, layers: Sequence[Layer], config: Mapping[str, Any]) -> bytes:
@@ -127,12 +133,16 @@ def _add(tar: tarfile.TarFile, path: str, what: File | Link | Directory) -> None
     info = tarfile.TarInfo(path)
     if isinstance(what, Directory):
         info.type, info.mode = tarfile.DIRTYPE, what.mode
+        info.uid, info.gid = what.uid, what.gid
         tar.addfile(info)
     elif isinstance(what, Link):
         info.type, info.mode, info.linkname = tarfile.SYMTYPE, 0o777, what.target
         tar.addfile(info)
     else:
         info.mode, info.size = what.mode, len(what.data)
+        info.uid, info.gid = what.uid, what.gid
+        if what.capabilities:
+            info.pax_headers = {CAPABILITIES: what.capabilities.decode("latin-1")}
         tar.addfile(info, io.BytesIO(what.data))
 
 

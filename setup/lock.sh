@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Pin every dependency with hashes: requirements.lock for the agent, requirements-dev.lock with the
-# development tools. The package index is whatever pip is configured with; it is not written down.
+# development tools, and those of the images of other people's software. The package indexes are
+# whatever pip and npm are configured with; they are not written down.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=$(mktemp -d)
@@ -11,3 +12,7 @@ compile=("$tools/bin/pip-compile" -q --upgrade --generate-hashes --strip-extras 
   --no-emit-index-url --no-emit-find-links --no-emit-trusted-host)
 CUSTOM_COMPILE_COMMAND="make lock" "${compile[@]}" -o requirements.lock pyproject.toml
 CUSTOM_COMPILE_COMMAND="make lock" "${compile[@]}" --extra dev -o requirements-dev.lock pyproject.toml
+for name in flask fastapi; do
+  CUSTOM_COMPILE_COMMAND="make lock" "${compile[@]}" -o "images/$name/requirements.lock" "images/$name/requirements.in"
+done
+"${PYTHON:-/usr/bin/python3}" images/software.py --lock

@@ -72,6 +72,7 @@ stage unit make --no-print-directory COVERAGE=1 unit
 stage component make --no-print-directory COVERAGE=1 component
 stage conformance make --no-print-directory COVERAGE=1 conformance
 stage images make --no-print-directory images
+stage software make --no-print-directory software
 stage integration "${as_root[@]}" .venv/bin/python -m pytest -q tests/integration
 # Every integration test has looked for leaks already; this looks at the host as a whole, where nothing
 # of anybody else's is in the way.

@@ -13,6 +13,7 @@ from agent.core.billing import gb_s
 from agent.core.instance import State
 from agent.instances.instance import Instance
 from agent.model.failure import Failure
+from agent.model.records import Exit
 from agent.telemetry.events import Events, Subject
 from agent.telemetry.metrics import AgentMetrics
 
@@ -102,7 +103,8 @@ class Watcher:
     def instance_ended(self, instance: Instance, failure: Failure | None) -> None:
         """Note that an instance is gone."""
         if failure is None:
-            self._events.add("InstanceStopped", _subject(instance), "stopped as wanted")
+            details = _exit_details(instance.last_exit)
+            self._events.add("InstanceStopped", _subject(instance), "stopped as wanted", details)
             return
         details = {"kind": failure.kind.value}
         if failure.exit_code is not None:
@@ -112,6 +114,14 @@ class Watcher:
         if failure.out_of_memory:
             details["out_of_memory"] = "true"
         self._events.add("InstanceFailed", _subject(instance), failure.message, details)
+
+
+def _exit_details(last: Exit | None) -> dict[str, str]:
+    """Say how the process ended of which that was wanted; nothing if it never ran."""
+    if last is None:
+        return {}
+    details = {"exit_code": str(last.exit_code)}
+    return details if last.signal is None else details | {"signal": str(last.signal)}
 
 
 def _subject(instance: Instance) -> Subject:

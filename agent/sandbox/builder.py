@@ -176,7 +176,9 @@ class Builder:
                     rootfs=str(rootfs),
                     netns=container.slot.netns_path,
                     cgroups_path=self._rooms.cgroups.path(order.id),
-                    env=merged_env(
+                    # Under everybody's own, as Docker has it; shells alone would set it themselves.
+                    env={"HOSTNAME": order.id}
+                    | merged_env(
                         blueprint.env,
                         order.environment,
                         await own_environment(order.version),

@@ -181,6 +181,13 @@ def test_a_working_directory_that_the_image_lacks_is_made(functions, strange):
     assert functions.probe("workdir", "read?path=/tmp/pwd") == {"text": "/srv/data\n"}
 
 
+@pytest.mark.parametrize("own", [[], ["HOSTNAME=mine"]], ids=["none", "the image's"])
+def test_the_name_of_the_host_is_in_the_environment(functions, strange, own):
+    strange("named", [shell()], {"Env": [*probe().config["config"]["Env"], *own]})
+    facts = functions.facts("named")
+    assert facts["environment"]["HOSTNAME"] == ("mine" if own else facts["hostname"])
+
+
 # Files with rights
 
 CAPABILITIES = {"bind": 10, "raw": 13, "setgid": 6, "mknod": 27, "chown": 0}
