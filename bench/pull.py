@@ -23,7 +23,7 @@ from bench.pull_images import Pulled
 from bench.report import Report
 from tests.integration.running import free_ports
 
-WAYS = ("eager", "auto")
+WAYS = ("eager", "lazy", "auto")
 PEERS = ("ctr", "podman")
 REPLY_S = 300.0
 MB = 1 << 20
@@ -67,7 +67,7 @@ class Run:
         before_mb = self._kindling.worker_mb()
         mark = time.perf_counter()
         try:
-            self._kindling.deploy(name, image=ref, acceleration=way)
+            self._kindling.deploy(name, image=ref, acceleration=way, pull="always")
             call(self._kindling.port, f"/http/{name}/", REPLY_S)
             took_ms = (time.perf_counter() - mark) * 1000
             self.worker_mb.append(self._kindling.worker_peak_mb() - before_mb)
