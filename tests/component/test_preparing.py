@@ -111,7 +111,12 @@ async def test_a_deploy_right_after_a_failure_is_not_lost(town, monkeypatch):
     town.gate.set()
     failed = asyncio.Event()
     settle = target(town).failed
-    monkeypatch.setattr(target(town), "failed", lambda version: (settle(version), failed.set()))
+
+    def settled_now(version):
+        settle(version)
+        failed.set()
+
+    monkeypatch.setattr(target(town), "failed", settled_now)
     await failed.wait()  # its task has not ended yet
     await town.deploy()
     assert await settled(town) == "Ready"
