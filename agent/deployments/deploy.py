@@ -220,6 +220,7 @@ class Deployer:
             return
         if not here:
             if target.version.state == "Failed":
+                await self._preparing.end(target)  # it is settled, but may not have ended yet
                 target.prepares()
             self.prepare(target)
             return

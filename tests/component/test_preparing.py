@@ -105,6 +105,23 @@ async def test_a_failed_version_is_tried_again_by_an_equal_deploy(town):
     assert await settled(town) == "Ready"
 
 
+async def test_a_deploy_right_after_a_failure_is_not_lost(town, monkeypatch):
+    await town.deploy()
+    town.points.fail["pull"] = NotFound("the registry has lost it")
+    town.gate.set()
+    failed = asyncio.Event()
+    settle = target(town).failed
+
+    def settled_now(version):
+        settle(version)
+        failed.set()
+
+    monkeypatch.setattr(target(town), "failed", settled_now)
+    await failed.wait()  # its task has not ended yet
+    await town.deploy()
+    assert await settled(town) == "Ready"
+
+
 async def test_an_equal_deploy_joins_what_is_under_way(town):
     await town.deploy()
     assert (await town.deploy()).created is False
