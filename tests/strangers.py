@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -94,17 +95,17 @@ class Base:
             layers = tuple((each, blob(each["digest"])) for each in manifest["layers"])
             return cls(json.loads(blob(manifest["config"]["digest"])), layers)
 
-    def file(self, name: str) -> bytes:
-        """Return a file of the layers by the end of its path."""
+    def file(self, ending: str) -> bytes:
+        """Return a regular file of the layers whose path ends as the expression says."""
         for _, data in self.layers:
             plain = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
             with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
                 for member in tar:
-                    if member.isfile() and member.name.endswith(name):
+                    if member.isfile() and re.search(f"(?:{ending})$", member.name):
                         file = tar.extractfile(member)
                         assert file is not None
                         return file.read()
-        raise AssertionError(f"no file {name}")
+        raise AssertionError(f"no file {ending}")
 
 
 SCRATCH = Base({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers"}}, ())

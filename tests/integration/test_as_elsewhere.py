@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import strangers
-from tests.integration.functions import HOST, Functions, archives
-from tests.strangers import SCRATCH, Base, Entry, directory, link, script, shell
+from tests.integration.functions import Functions
+from tests.integration.strange_images import Strangers, python
+from tests.strangers import SCRATCH, Entry, directory, link, script, shell
 
 Json = dict[str, Any]
 Strange = Callable[..., str]
@@ -26,34 +25,10 @@ ANSWER = f"exec busybox nc -ll -p 9000 -e busybox printf '{REPLY}'"
 PROBE = "exec python3 -u /app/main.py"
 
 
-@cache
-def probe() -> Base:
-    return Base.read(archives()[f"{HOST}/probe:1"])
-
-
-@cache
-def python() -> bytes:
-    return probe().file("bin/python3.11")
-
-
 @pytest.fixture
 def strange(functions: Functions, tmp_path: Path) -> Strange:
     """Import an image made of the probe and `entries`, deploy it as `name` and return `name`."""
-
-    def deploy(
-        name: str,
-        entries: Sequence[Entry] = (),
-        config: Mapping[str, Any] | None = None,
-        base: Base | None = None,
-        **spec: Any,
-    ) -> str:
-        ref = f"{HOST}/{name}:1"
-        archive = strangers.write(tmp_path / f"{name}.tar", ref, base or probe(), entries, config)
-        functions.agent.cli("image", "import", str(archive))
-        functions.deploy(name, ref, **spec)
-        return name
-
-    return deploy
+    return Strangers(functions, tmp_path).deploy
 
 
 def started(line: str) -> Json:

@@ -7,9 +7,8 @@ be executed in tests/component/test_diagnosis.py; here both go all the way to th
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ import pytest
 
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.errors import AgentError
-from tests import strangers
-from tests.integration.functions import ASK_S, HOST, Functions, archives
-from tests.strangers import BUSYBOX, Base, Entry, link, shell
+from tests.integration.functions import ASK_S, Functions
+from tests.integration.strange_images import Strangers, python
+from tests.strangers import BUSYBOX, Entry, link, shell
 
 Deploy = Callable[..., str]
 
@@ -46,30 +45,15 @@ RUN = "python3 -u /app/server.py"
 FILES = [shell(), Entry("app/server.py", SERVER.encode())]
 
 
-@cache
-def probe() -> Base:
-    return Base.read(archives()[f"{HOST}/probe:1"])
-
-
-@cache
-def python() -> bytes:
-    return probe().file("bin/python3.11")
-
-
 @pytest.fixture
 def put(functions: Functions, tmp_path: Path) -> Deploy:
     """Import the probe with `entries` and an entrypoint, deploy it as `name`."""
+    deploy = Strangers(functions, tmp_path).deploy
 
-    def deploy(name: str, argv: Sequence[str], entries: Sequence[Entry] = (), **spec: Any) -> str:
-        ref = f"{HOST}/{name}:1"
-        config: Mapping[str, Any] = {"Entrypoint": list(argv), "Cmd": None}
-        entries = [*FILES, *entries]
-        archive = strangers.write(tmp_path / f"{name}.tar", ref, probe(), entries, config)
-        functions.agent.cli("image", "import", str(archive))
-        functions.deploy(name, ref, **spec)
-        return name
+    def put(name: str, argv: Sequence[str], entries: Sequence[Entry] = (), **spec: Any) -> str:
+        return deploy(name, [*FILES, *entries], {"Entrypoint": list(argv), "Cmd": None}, **spec)
 
-    return deploy
+    return put
 
 
 def get(functions: Functions, name: str, path: str = "") -> str:
