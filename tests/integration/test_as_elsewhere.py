@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.integration.functions import Functions
-from tests.integration.strange_images import Strangers, python
+from tests.integration.strange_images import Strangers, probe, python
 from tests.strangers import SCRATCH, Entry, directory, link, script, shell
 
 Json = dict[str, Any]
