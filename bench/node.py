@@ -50,11 +50,6 @@ class Node:
         request = pb.RemoveRequest(name=name, force=True)
         self._client.ask("Remove", request, pb.RemoveResponse, within_s=READY_S)
 
-    def forget_image(self, ref: str) -> None:
-        """Remove an image by name, and wait until nothing of it is left."""
-        request = pb.RemoveImageRequest(name=ref)
-        self._client.ask("RemoveImage", request, pb.RemoveImageResponse, within_s=READY_S)
-
     def accelerate(self, ref: str) -> None:
         """Have the index made that lets an image start before it is here."""
         self.agent.cli("image", "accelerate", ref)

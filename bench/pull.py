@@ -2,8 +2,10 @@
 
 Kindling fetches whole (eager), by its lazy engine, and as `auto` decides; `ctr` and rootless podman
 pull and run. Each round takes every one of them once, in changing order, with nothing of the image
-left from before. Bytes that came over the link are counted until the first reply and drawn over
-time in bench/out/pull-<image>.svg. Memory of the worker is watched while it pulls.
+left from before: Kindling's node is a new one each time, for lazy engines keep what they have read,
+and pays for the start of its engine. Indexes are made by another node beforehand. Bytes that came
+over the link are counted until the first reply and drawn over time in bench/out/pull-<image>.svg.
+The worker's memory is watched while it pulls.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from bench import drawing, house, link, node, podman, pull_images
 from bench.figures import Goal, ratio, summary, table
@@ -21,7 +22,7 @@ from bench.options import Options
 from bench.probe import call
 from bench.pull_images import Pulled
 from bench.report import Report
-from tests.integration.running import free_ports
+from tests.integration.running import Sections, free_ports
 
 WAYS = ("eager", "lazy", "auto")
 PEERS = ("ctr", "podman")
@@ -34,9 +35,9 @@ BASE = node.ARCHIVE.with_name("hello-http.tar")
 class Run:
     """One run: the link, the peers, and what was found by image and contender."""
 
-    def __init__(self, here: link.Link, kindling: node.Node, peers: house.House) -> None:
+    def __init__(self, here: link.Link, sections: Sections, peers: house.House) -> None:
         self._link = here
-        self._kindling = kindling
+        self._sections = sections
         self._peers = peers
         self.took_ms: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.fetched: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -46,34 +47,31 @@ class Run:
     def take(self, image: Pulled, who: str, beside: podman.Podman | None) -> None:
         """Measure one contender with one image once."""
         ref, (port,) = f"{link.ADDRESS}/{image.name}:1", free_ports(1)
-        with self._link.watching() as watched:
-            if who in WAYS:
-                took_ms = self._kindlings(image, who, ref)
-            elif who == "ctr":
-                hosts = str(self._link.directory / "hosts")
-                asked = {"ref": ref, "hosts": hosts, "id": f"pull{port}", "port": port}
-                took_ms = self._peers.ask("ctr_pull", **asked)["ms"]
-            elif beside is not None:
-                took_ms = beside.pull_and_run(ref, port)
-            else:
-                return
+        if who in WAYS:
+            with node.running(self._sections) as kindling, self._link.watching() as watched:
+                took_ms = self._kindlings(kindling, who, ref)
+        else:
+            with self._link.watching() as watched:
+                if who == "ctr":
+                    hosts = str(self._link.directory / "hosts")
+                    asked = {"ref": ref, "hosts": hosts, "id": f"pull{port}", "port": port}
+                    took_ms = self._peers.ask("ctr_pull", **asked)["ms"]
+                else:
+                    assert beside is not None
+                    took_ms = beside.pull_and_run(ref, port)
         until = [point for point in watched.points if point[0] * 1000 <= took_ms + 100]
         self.took_ms[image.name][who].append(took_ms)
         self.fetched[image.name][who].append(until[-1][1] / MB)
         self.curves[image.name][who] = until
 
-    def _kindlings(self, image: Pulled, way: str, ref: str) -> float:
-        name = f"pull-{way}"
-        before_mb = self._kindling.worker_mb()
+    def _kindlings(self, kindling: node.Node, way: str, ref: str) -> float:
+        before_mb = kindling.worker_mb()
         mark = time.perf_counter()
-        try:
-            self._kindling.deploy(name, image=ref, acceleration=way, pull="always")
-            call(self._kindling.port, f"/http/{name}/", REPLY_S)
-            took_ms = (time.perf_counter() - mark) * 1000
-            self.worker_mb.append(self._kindling.worker_peak_mb() - before_mb)
-        finally:
-            self._kindling.remove(name)
-            self._kindling.forget_image(ref)
+        kindling.deploy("pull", image=ref, acceleration=way)
+        call(kindling.port, "/http/pull/", REPLY_S)
+        took_ms = (time.perf_counter() - mark) * 1000
+        self.worker_mb.append(kindling.worker_peak_mb() - before_mb)
+        kindling.remove("pull")
         return took_ms
 
 
@@ -88,16 +86,17 @@ def run(options: Options) -> Report:
             images = pull_images.push_all(address, BASE, sizes)
         with link.opened(place) as here:
             hosts = trust(here)
-            sections: Any = {"registries": {"directory": str(hosts)}}
-            with (
-                node.running(sections) as kindling,
-                house.opened() as peers,
-                podman.store(hosts / link.ADDRESS) as beside,
-            ):
-                found = Run(here, kindling, peers)
+            sections: Sections = {
+                "registries": {"directory": str(hosts)},
+                # What completes an image later is no part of its first reply.
+                "lazy": {"complete_after_s": 600.0},
+            }
+            with node.running(sections) as indexing:
                 for image in images:
-                    if image.unpacked_bytes > 100 * MB:
-                        kindling.accelerate(f"{link.ADDRESS}/{image.name}:1")
+                    indexing.accelerate(f"{link.ADDRESS}/{image.name}:1")
+            with house.opened() as peers, podman.store(hosts / link.ADDRESS) as beside:
+                found = Run(here, sections, peers)
+                for image in images:
                     measure(found, image, rounds, beside)
         return report(found, images)
     finally:
