@@ -67,7 +67,7 @@ class Run:
     def _kindlings(self, kindling: node.Node, way: str, ref: str) -> float:
         before_mb = kindling.worker_mb()
         mark = time.perf_counter()
-        kindling.deploy("pull", image=ref, acceleration=way)
+        kindling.deploy("pull", image=ref, acceleration=way, wait=True)
         call(kindling.port, "/http/pull/", REPLY_S)
         took_ms = (time.perf_counter() - mark) * 1000
         self.worker_mb.append(kindling.worker_peak_mb() - before_mb)
