@@ -41,6 +41,7 @@ from agent.errors import (
     FailedPrecondition,
     InvalidSpec,
     NotFound,
+    Overloaded,
     Problem,
     RuntimeUnavailable,
 )
@@ -282,7 +283,7 @@ class Transfer:
                 raise
             text = f"{what}: {found.text}"
             if found.full:
-                raise RuntimeUnavailable(text) from error
+                raise Overloaded(text, reason="disk") from error
             kind = ForeignOwner if found.owner else InvalidSpec
             raise kind([Problem("image", text)]) from error
 

@@ -179,8 +179,7 @@ def _form(image: Image, blobs: Mapping[str, int]) -> str:
 def _as_streamed(error: InvalidSpec | Overloaded | RuntimeUnavailable, path: str) -> AgentError:
     """Return an import's error for the archive's sender, who knows it as a file of his own."""
     if isinstance(error, Overloaded):
-        message = error.message.replace(path, "the archive")
-        return Overloaded(message, reason=error.reason, retry_after_s=error.retry_after_s)
+        return error.reworded(error.message.replace(path, "the archive"))
     if isinstance(error, RuntimeUnavailable):
         return RuntimeUnavailable(error.message.replace(path, "the archive"))
     return InvalidSpec(
