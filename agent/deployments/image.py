@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from agent.aio.tasks import finish
 from agent.containerd.client import Containerd
 from agent.containerd.unpack import owners_in
 from agent.core.image_size import check_image_size, packed_bytes
-from agent.core.pulling import pull_of
+from agent.core.pulling import PullBegun
 from agent.deployments.catalog import Catalog
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.model.image_ref import ImageRef, parse_image_ref
@@ -126,7 +125,7 @@ class ImageSource:
 
         before = await self._record(name)
         here = await door.content.sizes()
-        began = time.monotonic()
+        begun = self._catalog.image_use.under_way.begin(here, time.monotonic())
         deadline = asyncio.get_running_loop().time() + PULL_S
         try:
             image = await door.transfer.pull(
@@ -138,7 +137,7 @@ class ImageSource:
                 log.warning("image %s: %s; using what is on this node", spec.image, error)
                 return Fetched(facts, asked=False, why_not=error.message)
             raise
-        await self._note_pull(image, here, began)
+        await self._note_pull(image, begun)
         try:
             return Fetched(_fitting(spec, image), asked=True)
         except InvalidSpec:
@@ -159,16 +158,17 @@ class ImageSource:
         """Forget what a function's deploys brought."""
         self._door.keyring.drop(function)
 
-    async def _note_pull(self, image: Image, before: Mapping[str, int], began: float) -> None:
-        """Note what a pull took, if it has fetched anything; `before` is what was here."""
-        ended = time.monotonic()
-        pull = pull_of(image.blobs(), before, await self._door.content.sizes(), began, ended)
-        if pull.fetched_bytes:
-            use = self._catalog.image_use
-            if len(use.pulls) >= MAX_PULLS:  # of deploys that failed later
-                use.pulls.clear()
+    async def _note_pull(self, image: Image, begun: PullBegun) -> None:
+        """Note what a pull took, if anything had to come."""
+        use, ended = self._catalog.image_use, time.monotonic()
+        pull = use.under_way.end(begun, image.blobs(), await self._door.content.sizes(), ended)
+        if pull is None:
+            return
+        if len(use.pulls) >= MAX_PULLS:  # of deploys that failed later
+            use.pulls.clear()
+        if pull.fetched_bytes or image.digest not in use.pulls:
             use.pulls[image.digest] = pull
-            use.totals.add(pull)
+        use.totals.add(pull)
 
     async def _record(self, name: str) -> ImageRecord | None:
         with contextlib.suppress(NotFound):

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.core.pulling import ImagePull, PullsUnderWay
 from agent.errors import FailedPrecondition
 
 if TYPE_CHECKING:
-    from agent.core.pulling import ImagePull
     from agent.instances.instance import Instance
     from agent.model.failure import Failure
 
@@ -32,7 +32,9 @@ class PullTotals:
     cached_bytes: int = 0
 
     def add(self, pull: ImagePull) -> None:
-        """Count one."""
+        """Count one, unless others fetched all of it."""
+        if not pull.fetched_bytes:
+            return
         self.pulls += 1
         self.seconds += pull.seconds
         self.fetched_bytes += pull.fetched_bytes
@@ -53,6 +55,7 @@ class ImageUse:
         self.pulls: dict[str, ImagePull] = {}
         """How images came that a deploy has brought here just now, by digest; taken by it."""
         self.totals = PullTotals()
+        self.under_way = PullsUnderWay()
         self.released = asyncio.Event()
         """Set when a function was removed: layers that only it needed may go."""
 

@@ -19,7 +19,6 @@ from agent.containerd.archive import MAX_BYTES
 from agent.containerd.scratch import ScratchFile
 from agent.control.node import ImageDetail, ImageStep, ImageView, LayerView
 from agent.core.oci_image import MAX_JSON_BYTES, chain_ids
-from agent.core.pulling import pull_of
 from agent.errors import (
     AgentError,
     InvalidSpec,
@@ -117,7 +116,7 @@ class NodeImages:
         name = parse_image_ref(ref).full
         door, use = self._containerd, self._catalog.image_use
         access = door.keyring.access(parse_image_ref(ref).host, registry)
-        before, began = await door.content.sizes(), time.monotonic()
+        begun = use.under_way.begin(await door.content.sizes(), time.monotonic())
         deadline = asyncio.get_running_loop().time() + PULL_S
         pull = partial(door.transfer.pull, name, deadline=deadline, access=access)
         follower = PullFollower(name, pull)
@@ -127,8 +126,7 @@ class NodeImages:
                     yield step
         if (image := follower.image) is not None:
             after, ended = await door.content.sizes(), time.monotonic()
-            took = pull_of(image.blobs(), before, after, began, ended)
-            if took.fetched_bytes:
+            if (took := use.under_way.end(begun, image.blobs(), after, ended)) is not None:
                 use.totals.add(took)
             use.touch(image.digest)
         yield ImageStep("done", done=await self._named(name))
