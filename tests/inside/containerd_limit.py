@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import hashlib
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -91,10 +92,12 @@ class Packed(oci.Layer):
         return bytes(self.__dict__["packed"])
 
 
-async def outcome(ct: Containerd, path: Path, name: str) -> Any:
+async def outcome(ct: Containerd, path: Path, name: str, *, everything: bool = False) -> Any:
     used = (await ct.limit.use.look()).used
     try:
-        await ct.importer.load(path, name=name, scratch=path.parent, deadline=soon(100))
+        await ct.importer.load(
+            path, name=name, everything=everything, scratch=path.parent, deadline=soon(100)
+        )
     except AgentError as failure:
         told: dict[str, Any] = {"class": type(failure).__name__, "text": failure.message}
         told["reason"] = getattr(failure, "reason", "")
@@ -167,6 +170,35 @@ async def second_try(ct: Containerd, place: Place) -> Any:
     for name in names:
         await ct.images.delete(name, sync=True)
     return told | {"asked": collector.asked, "names": names, "left": await left(ct)}
+
+
+class Everything(Collector):
+    """Removes whatever has a name."""
+
+    async def __call__(self, excess: Amount) -> bool:
+        self.names = [record.name for record in await self.ct.images.list()]
+        return await super().__call__(excess)
+
+
+async def whole_archive(ct: Containerd, place: Place) -> Any:
+    """What an import of several images has stored is not given up for the rest of it."""
+    at = scratch(place)
+    files: dict[str, bytes] = {}
+    entries = []
+    for name in ("one", "two"):
+        made = oci.image([oci.layer({name: os.urandom(4 * MB)})])
+        files |= oci.layout(made)
+        entries.append(made.manifest | {"annotations": {oci.REF_NAME: f"{name}:1"}})
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+    oci.write_tar(at / "both.tar", files)
+    collector = Everything(ct)
+    results: dict[str, Any] = {}
+    for kind, most in (("too_large", 12 * MB), ("fits", 100 * MB)):
+        bounded(ct, collector, bytes=most)
+        results[kind] = await outcome(ct, at / "both.tar", "", everything=True)
+        results[kind]["names"] = sorted(record.name for record in await ct.images.list())
+    await collector(Amount())
+    return results | {"left": await left(ct)}
 
 
 async def side_by_side(ct: Containerd, place: Place) -> Any:
@@ -246,4 +278,4 @@ async def disk_full(ct: Containerd, place: Place) -> Any:
 
 
 if __name__ == "__main__":
-    main(bombs, known_before, second_try, side_by_side, dead_worker, disk_full)
+    main(bombs, known_before, second_try, whole_archive, side_by_side, dead_worker, disk_full)
