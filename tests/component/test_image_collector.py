@@ -113,6 +113,28 @@ async def test_what_is_young_stays_but_for_a_pull_without_room(tmp_path):
     assert tags(house) == ["2"]
 
 
+@pytest.mark.parametrize(
+    ("ask", "left", "interrupted"),
+    [
+        (one_round, ["1", "2"], ["blob"]),
+        (lambda house: house.collector.make_room(Amount(1, 1)), ["1", "2"], []),
+        (lambda house: house.collector.collect(dry_run=False), [], []),
+        (lambda house: house.collector.collect(dry_run=True), ["1", "2"], ["blob"]),
+    ],
+    ids=["by itself", "for a pull", "asked", "dry run"],
+)
+async def test_what_interrupted_pulls_have_fetched_goes_before_an_image_does(
+    tmp_path, ask, left, interrupted
+):
+    """By itself it stays until its lease ends: who pulls again goes on with it."""
+    house = filled(tmp_path, 2, max_bytes=5 * ONE, gc_high_percent=99, gc_low_percent=60)
+    house.store.interrupted = ["blob"]
+    house.store.blobs["blob"] = ONE
+    await ask(house)
+    assert tags(house) == left
+    assert house.store.interrupted == interrupted
+
+
 def in_use(house):
     house.catalog.put(function("f", "sha256:1", "c1"), latest=True)
 
