@@ -55,14 +55,17 @@ class NodeImages:
 
     async def list(self) -> Sequence[ImageView]:
         """Return every image by name."""
-        blobs = await self._containerd.content.sizes()
-        return [await self._view(one, blobs) for one in await self._containerd.images.list()]
+        blobs, users = await self._containerd.content.sizes(), self._catalog.users()
+        return [await self._view(one, blobs, users) for one in await self._containerd.images.list()]
 
     async def _named(self, name: str) -> ImageView:
         record = await self._containerd.images.get(name)
-        return await self._view(record, await self._containerd.content.sizes())
+        blobs = await self._containerd.content.sizes()
+        return await self._view(record, blobs, self._catalog.users())
 
-    async def _view(self, record: ImageRecord, blobs: Mapping[str, int]) -> ImageView:
+    async def _view(
+        self, record: ImageRecord, blobs: Mapping[str, int], users: Mapping[str, Sequence[str]]
+    ) -> ImageView:
         image = await self._inspected(record.name)
         digest = image.digest if image is not None else record.target.digest
         last_ns = self._catalog.image_use.last_ns.get(digest, 0)
@@ -71,7 +74,7 @@ class NodeImages:
             digest=digest,
             size_bytes=image.compressed_bytes if image is not None else 0,
             created_ns=record.created_ns,
-            used_by=tuple(self._catalog.using(digest)),
+            used_by=tuple(users.get(digest, ())),
             unpacked_bytes=(image.unpacked_bytes or 0) if image is not None else 0,
             form=_form(image, blobs) if image is not None else "",
             used_ns=max(last_ns, record.created_ns),

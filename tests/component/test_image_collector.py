@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,6 +134,25 @@ async def test_what_interrupted_pulls_have_fetched_goes_before_an_image_does(
     await ask(house)
     assert tags(house) == left
     assert house.store.interrupted == interrupted
+
+
+async def test_a_round_walks_over_all_functions_as_often_for_many_images_as_for_one(
+    tmp_path, monkeypatch
+):
+    """Once for each image took the loop for a second with a thousand of both."""
+    walks = Counter()
+
+    class Walked(dict):
+        def values(self):
+            walks[count] += 1
+            return super().values()
+
+    for count in (1, 20):
+        house = filled(tmp_path, count, max_bytes=100 * ONE)
+        monkeypatch.setattr(house.catalog, "_functions", Walked())
+        await one_round(house)
+    one, many = walks.values()
+    assert one == many > 0
 
 
 def in_use(house):
