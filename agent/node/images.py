@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 IMPORTS = "import"  # below the agent's data
 IMPORT_S = 600.0
-PULL_S = 600.0
+UPLOAD_SILENCE_S = 300.0  # who packs an archive while sending it may take a while to begin
+# As long as the command line waits. Silence ends a pull much earlier.
+PULL_S = 3600.0
 
 
 class NodeImages:
@@ -146,7 +148,7 @@ class NodeImages:
         scratch.mkdir(mode=0o700, exist_ok=True)
         spool = await asyncio.to_thread(ScratchFile, scratch, "archive", MAX_BYTES)
         try:
-            async for chunk in chunks:
+            async for chunk in _going_on(chunks):
                 await asyncio.to_thread(spool.write, chunk)
             deadline = asyncio.get_running_loop().time() + IMPORT_S
             images = await self._containerd.importer.load(
@@ -167,6 +169,20 @@ class NodeImages:
         with it.
         """
         await self._collector.remove(parse_image_ref(name).full)
+
+
+async def _going_on(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Pass on an archive's pieces; raises InvalidSpec when for long none comes."""
+    while True:
+        try:
+            async with asyncio.timeout(UPLOAD_SILENCE_S):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            text = f"nothing of it came for {UPLOAD_SILENCE_S:g} s: send it again"
+            raise InvalidSpec([Problem("archive", text)]) from error
+        if chunk is None:
+            return
+        yield chunk
 
 
 def _form(image: Image, blobs: Mapping[str, int]) -> str:

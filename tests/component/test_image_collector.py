@@ -140,9 +140,9 @@ async def test_a_round_walks_over_all_functions_as_often_for_many_images_as_for_
     tmp_path, monkeypatch
 ):
     """Once for each image took the loop for a second with a thousand of both."""
-    walks = Counter()
+    walks: Counter[int] = Counter()
 
-    class Walked(dict):
+    class Walked(dict[str, Any]):
         def values(self):
             walks[count] += 1
             return super().values()
