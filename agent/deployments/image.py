@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 PULL_S = 600.0
 TAKE_BACK_S = 60.0
-MAX_PULLS = 1000
 LOCAL_HOST = "kindling.local"
 
 
@@ -162,13 +161,8 @@ class ImageSource:
         """Note what a pull took, if anything had to come."""
         use, ended = self._catalog.image_use, time.monotonic()
         pull = use.under_way.end(begun, image.blobs(), await self._door.content.sizes(), ended)
-        if pull is None:
-            return
-        if len(use.pulls) >= MAX_PULLS:  # of deploys that failed later
-            use.pulls.clear()
-        if pull.fetched_bytes or image.digest not in use.pulls:
-            use.pulls[image.digest] = pull
-        use.totals.add(pull)
+        if pull is not None:
+            use.came(image.name, image.digest, pull)
 
     async def _record(self, name: str) -> ImageRecord | None:
         with contextlib.suppress(NotFound):

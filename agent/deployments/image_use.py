@@ -54,6 +54,7 @@ class ImageUse:
         """Whether `last_ns` says something new since who keeps it looked."""
         self.pulls: dict[str, ImagePull] = {}
         """How images came that a deploy has brought here just now, by digest; taken by it."""
+        self._came: dict[str, str] = {}
         self.totals = PullTotals()
         self.under_way = PullsUnderWay()
         self.released = asyncio.Event()
@@ -78,6 +79,7 @@ class ImageUse:
             if not self._deploys[name]:
                 del self._deploys[name]
                 self._layers.pop(name, None)
+                self._forget_pull(name)
 
     def hold(self, name: str, chain_id: str) -> None:
         """Keep layers as long as a deploy relies on their name, whatever that stands for then."""
@@ -108,6 +110,22 @@ class ImageUse:
     def layers(self) -> frozenset[str]:
         """The chain ids that deploys under way hold."""
         return frozenset().union(*self._layers.values())
+
+    # -- how they came
+
+    def came(self, name: str, digest: str, pull: ImagePull) -> None:
+        """Note how an image came, for as long as a deploy relies on its name."""
+        self.totals.add(pull)
+        if name not in self._deploys:
+            return
+        self._came[name] = digest
+        if pull.fetched_bytes or digest not in self.pulls:
+            self.pulls[digest] = pull
+
+    def _forget_pull(self, name: str) -> None:
+        digest = self._came.pop(name, "")
+        if digest not in self._came.values():
+            self.pulls.pop(digest, None)
 
     # -- when each was last used
 
