@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import tarfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.aio.tasks import spawn
 from agent.containerd.client import Containerd
 from agent.containerd.store_limit import StoreBounds
 from agent.containerd.store_use import file_system
@@ -222,6 +224,34 @@ async def side_by_side(ct: Containerd, place: Place) -> Any:
     return {"bomb": bomb, "good": other["name"], "left": await left(ct)}
 
 
+async def changing(ct: Containerd, place: Place) -> Any:
+    """A layer is measured while files of it come and go, as they do while it is unpacked."""
+    async with ct.leases.hold("test", 60.0) as lease:
+        mounts = await ct.snapshots.prepare("changing", "", {}, lease=lease, deadline=soon())
+        upper, over = Path(mounts[0].source), threading.Event()
+
+        def change() -> None:
+            while not over.is_set():
+                for number in range(100):
+                    (upper / f"{number}").mkdir()
+                for number in range(100):
+                    (upper / f"{number}").rmdir()
+
+        changed = spawn("changes", asyncio.to_thread(change))
+        failures = []
+        try:
+            for _ in range(300):
+                try:
+                    await ct.limit.use.look()
+                except AgentError as error:
+                    failures.append(str(error))
+        finally:
+            over.set()
+            await changed
+        await ct.snapshots.remove("changing")
+    return {"failures": failures, "left": await left(ct)}
+
+
 async def dead_worker(ct: Containerd, place: Place) -> Any:
     """What a worker that was killed in an import left goes at the next one's first look."""
     archive = scratch(place) / "dead.tar"
@@ -278,4 +308,13 @@ async def disk_full(ct: Containerd, place: Place) -> Any:
 
 
 if __name__ == "__main__":
-    main(bombs, known_before, second_try, whole_archive, side_by_side, dead_worker, disk_full)
+    main(
+        bombs,
+        known_before,
+        second_try,
+        whole_archive,
+        changing,
+        side_by_side,
+        dead_worker,
+        disk_full,
+    )
