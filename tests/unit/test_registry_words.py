@@ -64,6 +64,8 @@ def test_no_header_is_taken_apart_for_ever(filler):
         ("-5", None),
         ("1.5", None),
         ("Tue, 99 Nov 1994 08:12:41 GMT", None),
+        ("Tue, 15 Nov 99999999999999999999 08:12:41 GMT", None),
+        ("Tue, 15 Nov 1994 08:12:41 +99999999999999999999", None),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(text, seconds):
