@@ -68,7 +68,7 @@ class ImageSource:
     async def _fetch(self, spec: FunctionSpec) -> Fetched:
         reference = parse_image_ref(spec.image)
         if spec.pull != "always" or reference.host == LOCAL_HOST:
-            image = await self._here(reference)
+            image = await self._here(spec, reference)
             if image is not None:
                 return Fetched(_fitting(spec, image), asked=False)
         if reference.host == LOCAL_HOST:
@@ -82,7 +82,7 @@ class ImageSource:
             )
         return await self._pulled(spec, reference.full)
 
-    async def _here(self, reference: ImageRef) -> Image | None:
+    async def _here(self, spec: FunctionSpec, reference: ImageRef) -> Image | None:
         """Return what this node has whole under a name, or by the digest that the name ends with.
 
         An image found by its digest gets the name: it has to outlive the one it was found under.
@@ -94,7 +94,8 @@ class ImageSource:
         for record in await door.list():
             if record.target.digest != reference.digest:
                 continue
-            if await self._whole(record.name) is not None:
+            if (image := await self._whole(record.name)) is not None:
+                _fitting(spec, image)  # or it gets no name
                 await door.put(reference.full, record.target, record.labels)
                 return await self._whole(reference.full)
         return None
