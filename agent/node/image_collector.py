@@ -167,7 +167,8 @@ class ImageCollector:
         if not await self._containerd.leases.give_up():
             return Amount()
         await self._containerd.leases.collect(deadline=_within(COLLECT_S))
-        return before.used - (await self._containerd.limit.room()).used
+        given = before.used - (await self._containerd.limit.room()).used
+        return image_gc.larger(given, Amount())  # others may have fetched meanwhile
 
     async def _collect(
         self, excess: Excess, *, dry_run: bool = False, spare_young: bool = False
