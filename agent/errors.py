@@ -91,6 +91,10 @@ class Overloaded(AgentError):
         self.reason = reason
         self.retry_after_s = retry_after_s
 
+    def reworded(self, message: str) -> Overloaded:
+        """Return the same in other words."""
+        return Overloaded(message, reason=self.reason, retry_after_s=self.retry_after_s)
+
 
 class FunctionFailed(AgentError):
     """The function itself failed: crashed, ran out of memory or time, or answered nonsense."""

@@ -6,7 +6,8 @@ that no error can repeat it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 
 from agent.containerd.credentials import Credentials, conceal
 from agent.errors import AgentError
@@ -35,6 +36,13 @@ class Access:
         """Whether it is worth asking at all."""
         return self._find is not None
 
-    def concealed(self, error: AgentError) -> AgentError:
-        """Return an error without what was shown."""
-        return conceal(error, self._shown)
+    @contextlib.contextmanager
+    def concealing(self) -> Iterator[None]:
+        """Let no error out with what was shown in it."""
+        try:
+            yield
+        except AgentError as error:
+            clean = conceal(error, self._shown)
+            if clean is error:
+                raise
+            raise clean from None

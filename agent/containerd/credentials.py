@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote, quote_plus
 
-from agent.errors import AgentError, InvalidSpec, Problem
+from agent.errors import AgentError, InvalidSpec, Overloaded, Problem
 
 HIDDEN = "[hidden]"
 # Shorter ones would be found in every other word of an error.
@@ -58,6 +58,8 @@ def conceal(error: AgentError, seen: Iterable[Credentials]) -> AgentError:
     if isinstance(error, InvalidSpec):
         problems = [Problem(each.field, _without(each.message, forms)) for each in error.problems]
         clean: AgentError = InvalidSpec(problems)
+    elif isinstance(error, Overloaded):
+        clean = error.reworded(_without(error.message, forms))
     else:
         clean = type(error)(_without(error.message, forms))
     clean.__suppress_context__ = True

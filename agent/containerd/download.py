@@ -27,7 +27,14 @@ from agent.containerd.endpoints import DOCKER_HOST, RegistryEndpoint, RegistryHo
 from agent.containerd.registry import Resolved
 from agent.containerd.streams import Stream, open_stream
 from agent.core.registry_patience import PASSING, in_words, pause_s
-from agent.errors import AgentError, FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
+from agent.errors import (
+    AgentError,
+    FailedPrecondition,
+    InvalidSpec,
+    NotFound,
+    Overloaded,
+    RuntimeUnavailable,
+)
 from agent.model.image_ref import DEFAULT_HOST, ImageRef
 
 Run = Callable[[Message], Awaitable[None]]
@@ -157,7 +164,7 @@ class Download:
 
     def _verdict(self, error: AgentError, *, late: bool) -> Verdict:
         """Read containerd's words. What a server wrote itself is not repeated."""
-        if isinstance(error, InvalidSpec):
+        if isinstance(error, InvalidSpec | Overloaded):
             return Verdict(error)
         said_by = error.message.removeprefix(f"pull image {self._reference}: ")
         text = " ".join(_QUERY.sub("", said_by).split())

@@ -236,7 +236,7 @@ def _parsed(text: str, base: URL | None) -> URL | None:
         url = named if named.scheme or base is None else base.join(named)
         # An encoded address is taken apart when it is first asked: here, where it may fail.
         is_whole = bool(url.raw_host) and url.port != 0
-    except ValueError:
+    except (ValueError, IndexError):
         return None
     return url if is_whole else None
 

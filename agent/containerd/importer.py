@@ -86,31 +86,32 @@ class Importer:
         try:
             found = await asyncio.to_thread(read_layouts, files)
             chosen = choose(found, name, path, everything=everything)
-            for one in chosen:
-                await self._store(files, one, deadline)
+            left_s = deadline - asyncio.get_running_loop().time()
+            async with self._leases.hold("import", max(left_s, 0.0)) as lease:
+                for one in chosen:
+                    await self._store(files, one, lease, deadline)
+                # All or none, and last: room for one is not made by removing another.
+                names = {name: one.layout.target for one in chosen for name in one.names}
+                for full, target in names.items():
+                    await self._images.put(full, target, {}, lease=lease, deadline=deadline)
         finally:
             files.close()
-        names = dict.fromkeys(name for one in chosen for name in one.names)
         return tuple([await self._images.inspect(one, deadline=deadline) for one in names])
 
-    async def _store(self, files: Files, chosen: Chosen, deadline: float) -> None:
-        left_s = deadline - asyncio.get_running_loop().time()
+    async def _store(self, files: Files, chosen: Chosen, lease: str, deadline: float) -> None:
         layout = chosen.layout
         named = f"import image {chosen.names[0]}"
         await self._limit.admit(named, (blob.descriptor for blob in layout.blobs))
-        async with self._leases.hold("import", max(left_s, 0.0)) as lease:
-            for blob in layout.blobs:
-                await self._write(files, blob, lease, deadline)
-            what = f"unpack {files.path}"
-            try:
-                await self._limit.within(
-                    named, lease, lambda: self._unpack_all(layout, what, lease, deadline)
-                )
-            except InvalidSpec as error:
-                why = error.problems[0].message.removeprefix(f"{what}: ")
-                raise wrong(files.path, f"its layers cannot be unpacked ({why})") from error
-            for name in chosen.names:
-                await self._images.put(name, layout.target, {}, lease=lease, deadline=deadline)
+        for blob in layout.blobs:
+            await self._write(files, blob, lease, deadline)
+        what = f"unpack {files.path}"
+        try:
+            await self._limit.within(
+                named, lease, lambda: self._unpack_all(layout, what, lease, deadline)
+            )
+        except InvalidSpec as error:
+            why = error.problems[0].message.removeprefix(f"{what}: ")
+            raise wrong(files.path, f"its layers cannot be unpacked ({why})") from error
 
     async def _write(self, files: Files, blob: Blob, lease: str, deadline: float) -> None:
         size = blob.descriptor.size_bytes

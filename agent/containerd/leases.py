@@ -25,6 +25,7 @@ EXPIRE_LABEL = "containerd.io/gc.expire"
 PREFIX = "kindling-"
 WORKER_LABEL = "kindling.worker"
 RELEASE_WITHIN_S = 10.0
+GRACE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ class Leases:
         self.worker = 0
         """The generation that new leases name; 0 until the worker has one."""
         self._rpc = rpc.LeasesStub(channel.grpc)
-        self._unfinished: dict[str, list[str]] = defaultdict(list)
+        # By who may go on with the work: leases, and when each has expired (the loop's time).
+        self._unfinished: dict[str, dict[str, float]] = defaultdict(dict)
 
     @contextlib.asynccontextmanager
     async def hold(
@@ -63,7 +65,7 @@ class Leases:
         When the work failed, what it made is collected before the error goes on. The lease expires
         by itself a minute after `within_s` seconds should the agent die meanwhile. Work that was
         interrupted (cancelled, or RuntimeUnavailable) and names who may go on with it leaves its
-        lease, and so what it has, until that one has done it or the lease expires.
+        lease, and so what it has, until that one has done it, the lease expires, or `give_up`.
         """
         id = await self._create(purpose, within_s)
         failed, left = True, False
@@ -75,12 +77,36 @@ class Leases:
             raise
         finally:
             if left:
-                self._unfinished[resumed_by].append(id)
+                self._leave(resumed_by, id, within_s)
             else:
                 for each in (*self._unfinished.pop(resumed_by, ()), id):
-                    release = self.delete(each, sync=failed)
-                    with contextlib.suppress(AgentError):
-                        await finish(f"release lease {each}", release, within_s=RELEASE_WITHIN_S)
+                    await self._release(each, sync=failed)
+
+    def _leave(self, resumed_by: str, id: str, within_s: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self._unfinished[resumed_by][id] = now + within_s + GRACE_S
+        for key, leases in list(self._unfinished.items()):
+            alive = {lease: until for lease, until in leases.items() if until > now}
+            if alive:
+                self._unfinished[key] = alive
+            else:
+                del self._unfinished[key]
+
+    async def give_up(self) -> bool:
+        """Remove what interrupted work has left for who goes on; say whether there was any.
+
+        What it held is still to be collected.
+        """
+        left = [id for leases in self._unfinished.values() for id in leases]
+        self._unfinished.clear()
+        for id in left:
+            await self._release(id)
+        return bool(left)
+
+    async def _release(self, id: str, *, sync: bool = False) -> None:
+        release = self.delete(id, sync=sync)
+        with contextlib.suppress(AgentError):
+            await finish(f"release lease {id}", release, within_s=RELEASE_WITHIN_S)
 
     async def delete(self, id: str, *, sync: bool = False, deadline: float | None = None) -> bool:
         """Remove a lease; False when there was none. With `sync` after a garbage collection."""
@@ -95,7 +121,7 @@ class Leases:
 
     async def _create(self, purpose: str, within_s: float) -> str:
         id = f"{PREFIX}{purpose}-{secrets.token_hex(6)}"
-        until = datetime.now(UTC) + timedelta(seconds=within_s + 60)
+        until = datetime.now(UTC) + timedelta(seconds=within_s + GRACE_S)
         expires = until.isoformat(timespec="seconds").replace("+00:00", "Z")
         labels = {EXPIRE_LABEL: expires, WORKER_LABEL: str(self.worker)}
         request = pb.CreateRequest(id=id, labels=labels)

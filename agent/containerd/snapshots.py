@@ -15,12 +15,16 @@ from agent._pb.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from agent._pb.containerd.services.snapshots.v1 import snapshots_pb2_grpc as rpc
 from agent._pb.containerd.types import mount_pb2
 from agent.containerd.channel import Channel
-from agent.errors import AlreadyExists, Bug, NotFound
+from agent.containerd.errors import whole_detail
+from agent.errors import AlreadyExists, Bug, NotFound, RuntimeUnavailable
 
 SNAPSHOTTER = "overlayfs"
 # Without one of these labels (or a lease) a snapshot is collected within a second.
 ROOT_LABEL = "containerd.io/gc.root"
 VIEW_PREFIX = "view-"
+USAGE_TRIES = 3
+
+_GONE = "no such file or directory"
 
 _UNESCAPED_COLON = re.compile(r"(?<!\\):")
 
@@ -175,16 +179,27 @@ class Snapshots:
         return True
 
     async def usage(self, keys: Sequence[str], *, deadline: float | None = None) -> Usage:
-        """Return what the named snapshots take on disk together. Raises NotFound."""
-        size_bytes = inodes = 0
-        for key in keys:
-            request = pb.UsageRequest(snapshotter=self.snapshotter, key=key)
-            reply = await self._channel.call(
-                self._rpc.Usage, request, f"measure snapshot {key}", deadline=deadline
-            )
-            size_bytes += int(reply.size)
-            inodes += int(reply.inodes)
-        return Usage(size_bytes, inodes)
+        """Return what the named snapshots take on disk together.
+
+        Raises NotFound; so does one whose files go as fast as they are measured.
+        """
+        found = [await self._usage(key, deadline) for key in keys]
+        return Usage(sum(one.size_bytes for one in found), sum(one.inodes for one in found))
+
+    async def _usage(self, key: str, deadline: float | None) -> Usage:
+        what, tries = f"measure snapshot {key}", 0
+        request = pb.UsageRequest(snapshotter=self.snapshotter, key=key)
+        while True:
+            tries += 1
+            try:
+                reply = await self._channel.call(self._rpc.Usage, request, what, deadline=deadline)
+                return Usage(int(reply.size), int(reply.inodes))
+            except RuntimeUnavailable as error:
+                # It is walked over while it is unpacked, or removed; containerd has no code for it.
+                if _GONE not in whole_detail(error):
+                    raise
+                if tries == USAGE_TRIES:
+                    raise NotFound(error.message) from error
 
     async def list(self, *, deadline: float | None = None) -> list[Snapshot]:
         """Return all snapshots of the snapshotter in this namespace."""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from google.protobuf.message import Message
 
@@ -41,6 +42,7 @@ from agent.errors import (
     FailedPrecondition,
     InvalidSpec,
     NotFound,
+    Overloaded,
     Problem,
     RuntimeUnavailable,
 )
@@ -112,13 +114,8 @@ class Transfer:
         disk or limit do not take them; no error repeats a secret.
         """
         known = access or Access()
-        try:
+        with known.concealing():
             return await self._pull(image_ref(ref), deadline, known, progress, accept, choose)
-        except AgentError as error:
-            clean = known.concealed(error)
-            if clean is error:
-                raise
-            raise clean from None
 
     async def _pull(
         self,
@@ -140,15 +137,24 @@ class Transfer:
             return here
 
         snapshotter = await choose(found) if choose is not None else ""
+        own: list[Download] = []
 
         async def fetch(told: Callable[[Progress], None]) -> Image:
-            download = Download(self._channel, self._hosts, reference, endpoints, access)
-            return await self._fetch(download, name, found, snapshotter, deadline, told)
+            own.append(Download(self._channel, self._hosts, reference, endpoints, access))
+            with access.concealing():  # whoever joins hears its errors as well
+                return await self._fetch(own[-1], name, found, snapshotter, deadline, told)
 
         key = (name, found.target.digest, snapshotter)
+        join = partial(self._fetches.join, key, f"fetch {name}", fetch, progress)
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._fetches.join(key, f"fetch {name}", fetch, progress)
+                try:
+                    return await join()
+                except (FailedPrecondition, RuntimeUnavailable):
+                    if own:
+                        raise
+                # It had the time and the credentials of who began it: now with one's own.
+                return await join()
         except TimeoutError as error:
             raise RuntimeUnavailable(f"pull image {name}: not done within the time") from error
 
@@ -312,7 +318,7 @@ class Transfer:
                 raise
             text = f"{what}: {found.text}"
             if found.full:
-                raise RuntimeUnavailable(text) from error
+                raise Overloaded(text, reason="disk") from error
             kind = ForeignOwner if found.owner else InvalidSpec
             raise kind([Problem("image", text)]) from error
 

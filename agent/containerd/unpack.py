@@ -33,7 +33,14 @@ from agent.containerd.snapshots import SnapshotMount, Snapshots, mount_messages
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
 from agent.core.unpack_errors import BAD_LAYER, unpack_error
-from agent.errors import AgentError, AlreadyExists, InvalidSpec, Problem, RuntimeUnavailable
+from agent.errors import (
+    AgentError,
+    AlreadyExists,
+    InvalidSpec,
+    Overloaded,
+    Problem,
+    RuntimeUnavailable,
+)
 from agent.rootless.containerd_config import OWNERS_MEDIA_TYPE, OWNERS_PROCESSOR
 
 log = logging.getLogger(__name__)
@@ -84,7 +91,7 @@ class Unpacker:
         """Unpack an image whose blobs are here, and have it keep its layers.
 
         Raises InvalidSpec when a layer is not what the image's config says, or cannot be unpacked
-        either; NoFilter when owners cannot be changed here; RuntimeUnavailable for a full disk.
+        either; NoFilter when owners cannot be changed here; Overloaded for a full disk.
         """
         parent = ""
         chains = oci_image.chain_ids(config.diff_ids)
@@ -173,4 +180,6 @@ def _refusal(error: RuntimeUnavailable, what: str) -> AgentError:
     if found is None:
         return error
     text = f"{what}: {found.text}"
-    return RuntimeUnavailable(text) if found.full else InvalidSpec([Problem("image", text)])
+    if found.full:
+        return Overloaded(text, reason="disk")
+    return InvalidSpec([Problem("image", text)])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 MAX_HEADER_CHARS = 8192
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PART = re.compile(
-    rf"\s*,?\s*(?P<name>{_TOKEN})"
+    rf"(?P<name>{_TOKEN})"
     rf'(?:\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>{_TOKEN}(?:/[^\s,]*)?)))?'
 )
 _SCHEMES = ("bearer", "basic")

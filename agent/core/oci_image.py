@@ -281,8 +281,11 @@ def is_plain_layer(media_type: str) -> bool:
 
 def config_platform(data: bytes, where: str) -> str:
     """Return the platform that an image's config is for; one that says nothing is for this one."""
-    root = _lowered(_root(data, where))
-    said = (str(root.get(key) or "") for key in ("os", "architecture", "variant"))
+    return _platform_of(_lowered(_root(data, where)))
+
+
+def _platform_of(config: Mapping[str, Any]) -> str:
+    said = (str(config.get(key) or "") for key in ("os", "architecture", "variant"))
     return platforms.named(*said) or PLATFORM
 
 
@@ -292,10 +295,10 @@ def parse_config(data: bytes, where: str, level: int = platforms.BASELINE) -> Im
     Names are matched without regard to case, a text is taken for a list of one where Docker does
     so, and null is the default everywhere, as Docker reads configs.
     """
-    asked = config_platform(data, where)
+    root = _lowered(_root(data, where))
+    asked = _platform_of(root)
     if not platforms.rank(asked, level):
         raise refusal(where, platforms.why_not(asked, level))
-    root = _lowered(_root(data, where))
     rootfs = root.get("rootfs")
     diff_ids = _lowered(rootfs).get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or not diff_ids:

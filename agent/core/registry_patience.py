@@ -43,7 +43,7 @@ def asked_pause_s(retry_after: str, now_s: float) -> float | None:
         return float(text[:MAX_DIGITS])
     try:
         at = parsedate_to_datetime(text)
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, IndexError, OverflowError):
         return None
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)

@@ -16,6 +16,9 @@ from agent.core.users import MAX_ID
 BAD_LAYER = "failed to extract layer"
 _BAD_LAYERS = (BAD_LAYER, "wrong diff id", "layers and diffIDs don't match")
 
+# A text holds names of the image's choice, each up to a megabyte: how it begins and ends is enough.
+HEAD_CHARS, TAIL_CHARS = 2000, 6000
+
 _PLACE = re.compile(r"\S*/containerd-mount\d+/?")
 _FRAME = re.compile(
     r'failed to extract layer \(\S+ (?P<layer>\S+)\) to \S+ as ".*?": '
@@ -24,7 +27,7 @@ _FRAME = re.compile(
 _OWNER = re.compile(
     r'failed to Lchown "(?P<file>.+?)" for UID (?P<uid>-?\d+), GID (?P<gid>-?\d+)', re.DOTALL
 )
-_ATTRIBUTE = re.compile(r'failed to setxattr "(?P<file>.+?)" for key "(?P<key>.+?)": (?P<why>.+)')
+_ATTRIBUTE = re.compile(r'failed to setxattr "(?P<file>.+?)" for key "(?P<key>[^"]+)": (?P<why>.+)')
 _CALL = re.compile(
     r"(?:open|mkdir|mkparent|mknod|symlink|link|lstat|chmod|chtimes|write|unlinkat|copy_file_range)"
     r" (?P<file>/.+?): (?P<why>[a-z ]+)$",
@@ -52,6 +55,8 @@ class UnpackError:
 
 def unpack_error(text: str) -> UnpackError | None:
     """Return what an unpacker's text means, None for one that is not about layers."""
+    if len(text) > HEAD_CHARS + TAIL_CHARS:
+        text = f"{text[:HEAD_CHARS]}…{text[-TAIL_CHARS:]}"
     if any(words in text for words in _FULL):
         why = f"the disk of the image store is full{_at(text)}"
         return UnpackError(f"{why}; remove images (kindling image rm) or give it space", full=True)

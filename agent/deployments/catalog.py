@@ -93,16 +93,18 @@ class Catalog:
         """Return the targets of all versions of all functions."""
         return [t for function in self._functions.values() for t in function.versions.values()]
 
+    def users(self) -> dict[str, list[str]]:
+        """Return the names of the functions that have a version of an image, by its digest."""
+        found: dict[str, set[str]] = {}
+        for function in self._functions.values():
+            for target in function.versions.values():
+                if target.version.image is not None:
+                    found.setdefault(target.version.image.digest, set()).add(function.name)
+        return {digest: sorted(names) for digest, names in found.items()}
+
     def using(self, digest: str) -> list[str]:
-        """Return the names of the functions that have a version of this image."""
-        return sorted(
-            function.name
-            for function in self._functions.values()
-            if any(
-                t.version.image is not None and t.version.image.digest == digest
-                for t in function.versions.values()
-            )
-        )
+        """Return the names of the functions that have a version of this image; see `users`."""
+        return self.users().get(digest, [])
 
     def holds_layers(self, chain_id: str) -> bool:
         """Say whether some version runs on these layers, under whatever name and digest."""

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from agent.containerd.client import Containerd
 from agent.containerd.images import Image
 from agent.containerd.unpack import owners_in
 from agent.core.image_size import check_image_size, packed_bytes
-from agent.core.pulling import pull_of
+from agent.core.pulling import PullBegun
 from agent.deployments.catalog import Catalog
 from agent.deployments.lazy_image import LOCAL_HOST, LazyImages
 from agent.errors import FailedPrecondition, InvalidSpec, NotFound, RuntimeUnavailable
@@ -38,7 +37,6 @@ log = logging.getLogger(__name__)
 PULL_S = 600.0
 SIGHT_S = 30.0
 TAKE_BACK_S = 60.0
-MAX_PULLS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ class ImageSource:
         name, transfer = reference.full, self._door.transfer
         deadline = asyncio.get_running_loop().time() + SIGHT_S
         local = reference.host == LOCAL_HOST or spec.pull == "never"
-        if local or (spec.pull == "missing" and await self._here(reference) is not None):
+        if local or (spec.pull == "missing" and await self._here(spec, reference) is not None):
             return await self.fetch(spec)
         try:
             found = await transfer.resolve(name, deadline=deadline, access=self._access(spec))
@@ -102,7 +100,7 @@ class ImageSource:
     async def _fetch(self, spec: FunctionSpec) -> Fetched:
         reference = parse_image_ref(spec.image)
         if spec.pull != "always" or reference.host == LOCAL_HOST:
-            image = await self._here(reference)
+            image = await self._here(spec, reference)
             if image is not None:
                 return Fetched(_fitting(spec, image), asked=False)
         if reference.host == LOCAL_HOST:
@@ -116,7 +114,7 @@ class ImageSource:
             )
         return await self._pulled(spec, reference.full)
 
-    async def _here(self, reference: ImageRef) -> Image | None:
+    async def _here(self, spec: FunctionSpec, reference: ImageRef) -> Image | None:
         """Return what this node has whole under a name, or by the digest that the name ends with.
 
         An image found by its digest gets the name: it has to outlive the one it was found under.
@@ -128,7 +126,8 @@ class ImageSource:
         for record in await door.list():
             if record.target.digest != reference.digest:
                 continue
-            if await self._whole(record.name) is not None:
+            if (image := await self._whole(record.name)) is not None:
+                _fitting(spec, image)  # or it gets no name
                 await door.put(reference.full, record.target, record.labels)
                 return await self._whole(reference.full)
         return None
@@ -158,7 +157,7 @@ class ImageSource:
 
         before = await self._record(name)
         here = await door.content.sizes()
-        began = time.monotonic()
+        begun = self._catalog.image_use.under_way.begin(here, time.monotonic())
         deadline = asyncio.get_running_loop().time() + PULL_S
         try:
             image, warnings = await self._lazy.pull(
@@ -170,7 +169,7 @@ class ImageSource:
                 log.warning("image %s: %s; using what is on this node", spec.image, error)
                 return Fetched(facts, asked=False, why_not=error.message)
             raise
-        await self._note_pull(image, here, began)
+        await self._note_pull(image, begun)
         try:
             return Fetched(_fitting(spec, image), asked=True, warnings=warnings)
         except InvalidSpec:
@@ -192,16 +191,12 @@ class ImageSource:
         self._door.keyring.drop(function)
         self._lazy.forget(function)
 
-    async def _note_pull(self, image: Image, before: Mapping[str, int], began: float) -> None:
-        """Note what a pull took, if it has fetched anything; `before` is what was here."""
-        ended = time.monotonic()
-        pull = pull_of(image.blobs(), before, await self._door.content.sizes(), began, ended)
-        if pull.fetched_bytes:
-            use = self._catalog.image_use
-            if len(use.pulls) >= MAX_PULLS:  # of deploys that failed later
-                use.pulls.clear()
-            use.pulls[image.digest] = pull
-            use.totals.add(pull)
+    async def _note_pull(self, image: Image, begun: PullBegun) -> None:
+        """Note what a pull took, if anything had to come."""
+        use, ended = self._catalog.image_use, time.monotonic()
+        pull = use.under_way.end(begun, image.blobs(), await self._door.content.sizes(), ended)
+        if pull is not None:
+            use.came(image.name, image.digest, pull)
 
     async def _record(self, name: str) -> ImageRecord | None:
         with contextlib.suppress(NotFound):

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.core.pulling import ImagePull, PullsUnderWay
 from agent.errors import FailedPrecondition
 
 if TYPE_CHECKING:
-    from agent.core.pulling import ImagePull
     from agent.instances.instance import Instance
     from agent.model.failure import Failure
 
@@ -32,7 +32,9 @@ class PullTotals:
     cached_bytes: int = 0
 
     def add(self, pull: ImagePull) -> None:
-        """Count one."""
+        """Count one, unless others fetched all of it."""
+        if not pull.fetched_bytes:
+            return
         self.pulls += 1
         self.seconds += pull.seconds
         self.fetched_bytes += pull.fetched_bytes
@@ -52,7 +54,9 @@ class ImageUse:
         """Whether `last_ns` says something new since who keeps it looked."""
         self.pulls: dict[str, ImagePull] = {}
         """How images came that a deploy has brought here just now, by digest; taken by it."""
+        self._came: dict[str, str] = {}
         self.totals = PullTotals()
+        self.under_way = PullsUnderWay()
         self.released = asyncio.Event()
         """Set when a function was removed: layers that only it needed may go."""
 
@@ -75,6 +79,7 @@ class ImageUse:
             if not self._deploys[name]:
                 del self._deploys[name]
                 self._layers.pop(name, None)
+                self._forget_pull(name)
 
     def hold(self, name: str, chain_id: str) -> None:
         """Keep layers as long as a deploy relies on their name, whatever that stands for then."""
@@ -105,6 +110,22 @@ class ImageUse:
     def layers(self) -> frozenset[str]:
         """The chain ids that deploys under way hold."""
         return frozenset().union(*self._layers.values())
+
+    # -- how they came
+
+    def came(self, name: str, digest: str, pull: ImagePull) -> None:
+        """Note how an image came, for as long as a deploy relies on its name."""
+        self.totals.add(pull)
+        if name not in self._deploys:
+            return
+        self._came[name] = digest
+        if pull.fetched_bytes or digest not in self.pulls:
+            self.pulls[digest] = pull
+
+    def _forget_pull(self, name: str) -> None:
+        digest = self._came.pop(name, "")
+        if digest not in self._came.values():
+            self.pulls.pop(digest, None)
 
     # -- when each was last used
 

@@ -130,16 +130,20 @@ class ImageCollector:
         if not self.active:
             return False
 
+        given = await self._give_up_interrupted()
+
         def wanted(room: Room) -> Amount:
             low = (room.used + room.left).percent(self._settings.gc_low_percent)
-            return image_gc.larger(excess, room.used - low)
+            return image_gc.larger(excess - given, room.used - low)
 
         done = await self._collect(wanted)
         log.info("collected for an image without room: %s", _sentence(done))
-        return bool(done.removed)
+        return bool(done.removed) or given != Amount()
 
     async def collect(self, *, dry_run: bool) -> GarbageReport:
         """Remove every image that nothing needs, and what is nobody's; or say what would go."""
+        if not dry_run:
+            await self._give_up_interrupted()
         return await self._collect(lambda _: EVERYTHING, dry_run=dry_run)
 
     async def remove(self, name: str) -> None:
@@ -156,6 +160,15 @@ class ImageCollector:
                 await self._containerd.leases.collect(deadline=_within(COLLECT_S))
 
     # -- doing it
+
+    async def _give_up_interrupted(self) -> Amount:
+        """Give up what interrupted pulls would go on with; returns what that gave back."""
+        before = await self._containerd.limit.room()
+        if not await self._containerd.leases.give_up():
+            return Amount()
+        await self._containerd.leases.collect(deadline=_within(COLLECT_S))
+        given = before.used - (await self._containerd.limit.room()).used
+        return image_gc.larger(given, Amount())  # others may have fetched meanwhile
 
     async def _collect(
         self, excess: Excess, *, dry_run: bool = False, spare_young: bool = False

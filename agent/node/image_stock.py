@@ -15,7 +15,7 @@ from agent.core.image_gc import StoredImage
 from agent.errors import InvalidSpec, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from agent.containerd.client import Containerd
     from agent.containerd.images import Image, ImageRecord
@@ -80,13 +80,13 @@ class ImageStock:
 
     def stored(self, stock: Stock) -> list[StoredImage]:
         """Return every image with its parts, its last use, and why it stays if it must."""
-        found = []
+        found, users = [], self._catalog.users()
         for record in stock.records:
             known = stock.known.get(record.target.digest)
             parts = frozenset([blob_part(record.target.digest)])
             if known is not None:
                 parts = known.blobs | stock.contents.chain(known.chain_id)
-            held = self.held(record.name, known)
+            held = self._held(record.name, users.get(known.digest, []) if known is not None else [])
             found.append(StoredImage(record.name, self.used_ns(record, known), parts, held))
         return found
 
@@ -95,13 +95,12 @@ class ImageStock:
         last_ns = self._catalog.image_use.last_ns
         return max(last_ns.get(known.digest, 0) if known else 0, record.created_ns)
 
-    def held(self, name: str, known: Known | None) -> str:
+    def _held(self, name: str, users: Sequence[str]) -> str:
         """Return why an image must stay, "" if it may go; its layers may be needed all the same."""
         if name in self._keep:
             return "kept by images.keep"
         if self._catalog.image_use.relies_on(name):
             return "being deployed or pulled"
-        users = self._catalog.using(known.digest) if known is not None else []
         return f"in use by {', '.join(users)}" if users else ""
 
     def needed_layers(self) -> set[str]:

@@ -19,7 +19,6 @@ from agent.containerd.archive import MAX_BYTES
 from agent.containerd.scratch import ScratchFile
 from agent.control.node import ImageDetail, ImageStep, ImageView, LayerView
 from agent.core.oci_image import MAX_JSON_BYTES, chain_ids
-from agent.core.pulling import pull_of
 from agent.errors import (
     AgentError,
     InvalidSpec,
@@ -40,7 +39,9 @@ if TYPE_CHECKING:
 
 IMPORTS = "import"  # below the agent's data
 IMPORT_S = 600.0
-PULL_S = 600.0
+UPLOAD_SILENCE_S = 300.0  # who packs an archive while sending it may take a while to begin
+# As long as the command line waits. Silence ends a pull much earlier.
+PULL_S = 3600.0
 
 
 class NodeImages:
@@ -56,14 +57,17 @@ class NodeImages:
 
     async def list(self) -> Sequence[ImageView]:
         """Return every image by name."""
-        blobs = await self._containerd.content.sizes()
-        return [await self._view(one, blobs) for one in await self._containerd.images.list()]
+        blobs, users = await self._containerd.content.sizes(), self._catalog.users()
+        return [await self._view(one, blobs, users) for one in await self._containerd.images.list()]
 
     async def _named(self, name: str) -> ImageView:
         record = await self._containerd.images.get(name)
-        return await self._view(record, await self._containerd.content.sizes())
+        blobs = await self._containerd.content.sizes()
+        return await self._view(record, blobs, self._catalog.users())
 
-    async def _view(self, record: ImageRecord, blobs: Mapping[str, int]) -> ImageView:
+    async def _view(
+        self, record: ImageRecord, blobs: Mapping[str, int], users: Mapping[str, Sequence[str]]
+    ) -> ImageView:
         image = await self._inspected(record.name)
         digest = image.digest if image is not None else record.target.digest
         last_ns = self._catalog.image_use.last_ns.get(digest, 0)
@@ -72,7 +76,7 @@ class NodeImages:
             digest=digest,
             size_bytes=image.compressed_bytes if image is not None else 0,
             created_ns=record.created_ns,
-            used_by=tuple(self._catalog.using(digest)),
+            used_by=tuple(users.get(digest, ())),
             unpacked_bytes=(image.unpacked_bytes or 0) if image is not None else 0,
             form=_form(image, blobs) if image is not None else "",
             used_ns=max(last_ns, record.created_ns),
@@ -117,7 +121,7 @@ class NodeImages:
         name = parse_image_ref(ref).full
         door, use = self._containerd, self._catalog.image_use
         access = door.keyring.access(parse_image_ref(ref).host, registry)
-        before, began = await door.content.sizes(), time.monotonic()
+        begun = use.under_way.begin(await door.content.sizes(), time.monotonic())
         deadline = asyncio.get_running_loop().time() + PULL_S
         pull = partial(door.transfer.pull, name, deadline=deadline, access=access)
         follower = PullFollower(name, pull)
@@ -127,8 +131,7 @@ class NodeImages:
                     yield step
         if (image := follower.image) is not None:
             after, ended = await door.content.sizes(), time.monotonic()
-            took = pull_of(image.blobs(), before, after, began, ended)
-            if took.fetched_bytes:
+            if (took := use.under_way.end(begun, image.blobs(), after, ended)) is not None:
                 use.totals.add(took)
             use.touch(image.digest)
         yield ImageStep("done", done=await self._named(name))
@@ -145,7 +148,7 @@ class NodeImages:
         scratch.mkdir(mode=0o700, exist_ok=True)
         spool = await asyncio.to_thread(ScratchFile, scratch, "archive", MAX_BYTES)
         try:
-            async for chunk in chunks:
+            async for chunk in _going_on(chunks):
                 await asyncio.to_thread(spool.write, chunk)
             deadline = asyncio.get_running_loop().time() + IMPORT_S
             images = await self._containerd.importer.load(
@@ -168,6 +171,20 @@ class NodeImages:
         await self._collector.remove(parse_image_ref(name).full)
 
 
+async def _going_on(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Pass on an archive's pieces; raises InvalidSpec when for long none comes."""
+    while True:
+        try:
+            async with asyncio.timeout(UPLOAD_SILENCE_S):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            text = f"nothing of it came for {UPLOAD_SILENCE_S:g} s: send it again"
+            raise InvalidSpec([Problem("archive", text)]) from error
+        if chunk is None:
+            return
+        yield chunk
+
+
 def _form(image: Image, blobs: Mapping[str, int]) -> str:
     """Say in which form an image is here; see `ImageView`."""
     if image.unpacked_bytes is None:
@@ -179,8 +196,7 @@ def _form(image: Image, blobs: Mapping[str, int]) -> str:
 def _as_streamed(error: InvalidSpec | Overloaded | RuntimeUnavailable, path: str) -> AgentError:
     """Return an import's error for the archive's sender, who knows it as a file of his own."""
     if isinstance(error, Overloaded):
-        message = error.message.replace(path, "the archive")
-        return Overloaded(message, reason=error.reason, retry_after_s=error.retry_after_s)
+        return error.reworded(error.message.replace(path, "the archive"))
     if isinstance(error, RuntimeUnavailable):
         return RuntimeUnavailable(error.message.replace(path, "the archive"))
     return InvalidSpec(

@@ -15,9 +15,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 NAME = "reserve"
-MOST_BYTES = (
-    16 << 20
-)  # SQLite's log of changes grows to 4 MB, containerd's by a few pages a removal
+# SQLite's log of changes grows to 4 MB, containerd's by a few pages a removal.
+MOST_BYTES = 16 << 20
 SHARE = 50  # of a small file system
 TAKE_AT = 4  # so many times its size must be free before it comes back
 

@@ -42,6 +42,7 @@ class Store:
         self.layers: dict[str, Snapshot] = {}
         self.held: dict[str, StoreLease] = {}
         self.unfinished: list[Any] = []
+        self.interrupted: list[str] = []
         self.collected = 0
         self.worker = WORKER
         self.gate: asyncio.Event | None = None
@@ -114,6 +115,13 @@ class Store:
     async def ours(self) -> tuple[StoreLease, ...]:
         return tuple(self.held.values())
 
+    async def give_up(self) -> bool:
+        """Let go of what interrupted pulls have fetched."""
+        gone, self.interrupted = self.interrupted, []
+        for blob in gone:
+            del self.blobs[blob]
+        return bool(gone)
+
     async def drop_lease(self, id: str, **_: Any) -> bool:
         return self.held.pop(id, None) is not None
 
@@ -177,6 +185,7 @@ class Store:
         leases = SimpleNamespace(
             worker=self.worker, ours=self.ours, delete=self.drop_lease, collect=self.collect
         )
+        leases.give_up = self.give_up
         use: Any = StoreUse(cast(Any, content), cast(Any, snapshots), cast(Any, leases))
         return SimpleNamespace(
             images=self,

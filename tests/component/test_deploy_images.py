@@ -171,6 +171,15 @@ async def test_a_digest_that_is_here_under_another_name_needs_no_registry(town, 
     assert (town.pulls, town.records[full].target.digest) == ([], DIGEST)
 
 
+async def test_a_digest_that_is_too_large_gets_no_second_name(town):
+    town.unpacked = 11 * GB
+    town.records[X] = record(DIGEST)
+    town.images[f"docker.io/library/x@{DIGEST}"] = IMAGE
+    with pytest.raises(InvalidSpec):
+        await town.deploy(image=f"x@{DIGEST}")
+    assert list(town.records) == [X]
+
+
 async def test_how_a_deploy_pulls_makes_no_other_version(town):
     assert (await town.deploy()).created
     for pull in ("always", "missing", "never"):

@@ -404,3 +404,25 @@ async def test_what_a_pull_at_deploy_took_is_told_once_and_counted(town):
     totals = town.catalog.image_use.totals
     assert (totals.pulls, totals.fetched_bytes, totals.cached_bytes) == (1, 500, 10)
     await watching.aclose()
+
+
+async def test_what_a_deploy_pulled_that_failed_is_not_told_by_a_later_one(town):
+    watching = town.events.watch("", frozenset())
+    town.points.fail["check"] = FailedPrecondition("it cannot run")
+    with pytest.raises(FailedPrecondition):
+        await town.deploy()
+    await town.deploy("g")
+    assert (await anext(watching)).details == {}
+    assert town.catalog.image_use.pulls == {}
+    await watching.aclose()
+
+
+async def test_what_two_deploys_waited_for_is_counted_once(town):
+    town.images["docker.io/library/y:1"] = IMAGE  # of the same blobs
+    town.points.hang["pull"] = gate = asyncio.Event()
+    deploys = [spawn(f, town.deploy(f, image=image)) for f, image in (("f", "x:1"), ("g", "y:1"))]
+    await until(lambda: len(town.pulls) == 2)
+    gate.set()
+    await asyncio.gather(*deploys)
+    totals = town.catalog.image_use.totals
+    assert (totals.pulls, totals.fetched_bytes) == (1, 510)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,6 +112,47 @@ async def test_what_is_young_stays_but_for_a_pull_without_room(tmp_path):
     assert tags(house) == ["1", "2"]
     assert await house.collector.make_room(Amount(1, 1))
     assert tags(house) == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("ask", "left", "interrupted"),
+    [
+        (one_round, ["1", "2"], ["blob"]),
+        (lambda house: house.collector.make_room(Amount(1, 1)), ["1", "2"], []),
+        (lambda house: house.collector.collect(dry_run=False), [], []),
+        (lambda house: house.collector.collect(dry_run=True), ["1", "2"], ["blob"]),
+    ],
+    ids=["by itself", "for a pull", "asked", "dry run"],
+)
+async def test_what_interrupted_pulls_have_fetched_goes_before_an_image_does(
+    tmp_path, ask, left, interrupted
+):
+    """By itself it stays until its lease ends: who pulls again goes on with it."""
+    house = filled(tmp_path, 2, max_bytes=5 * ONE, gc_high_percent=99, gc_low_percent=60)
+    house.store.interrupted = ["blob"]
+    house.store.blobs["blob"] = ONE
+    await ask(house)
+    assert tags(house) == left
+    assert house.store.interrupted == interrupted
+
+
+async def test_a_round_walks_over_all_functions_as_often_for_many_images_as_for_one(
+    tmp_path, monkeypatch
+):
+    """Once for each image took the loop for a second with a thousand of both."""
+    walks: Counter[int] = Counter()
+
+    class Walked(dict[str, Any]):
+        def values(self):
+            walks[count] += 1
+            return super().values()
+
+    for count in (1, 20):
+        house = filled(tmp_path, count, max_bytes=100 * ONE)
+        monkeypatch.setattr(house.catalog, "_functions", Walked())
+        await one_round(house)
+    one, many = walks.values()
+    assert one == many > 0
 
 
 def in_use(house):

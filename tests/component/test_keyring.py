@@ -17,7 +17,14 @@ from agent.containerd.credentials import HIDDEN, Credentials, conceal
 from agent.containerd.docker_config import DockerConfig
 from agent.containerd.engine_credentials import EngineCredentials
 from agent.containerd.keyring import FRESH_S, Keyring
-from agent.errors import AgentError, FailedPrecondition, InvalidSpec, Problem, RuntimeUnavailable
+from agent.errors import (
+    AgentError,
+    FailedPrecondition,
+    InvalidSpec,
+    Overloaded,
+    Problem,
+    RuntimeUnavailable,
+)
 from agent.model.spec import RegistrySpec
 
 NOTHING = RegistrySpec()
@@ -254,6 +261,9 @@ def test_no_form_of_a_secret_stays_in_an_error():
     assert isinstance(clean, RuntimeUnavailable)
     spec = conceal(InvalidSpec([Problem("image", "p w/1")]), [odd])
     assert spec.message == f"image: {HIDDEN}"
+    full = conceal(Overloaded("p w/1", reason="disk", retry_after_s=60.0), [odd])
+    assert isinstance(full, Overloaded)
+    assert (full.message, full.reason, full.retry_after_s) == (HIDDEN, "disk", 60.0)
     error = NotImplementedError()
     assert conceal(other := FailedPrecondition("x"), [odd]) is other
     assert "p w/1" not in repr(odd) + str(odd) + repr(error)

@@ -150,6 +150,18 @@ async def test_an_archive_larger_than_any_image_is_refused(node, monkeypatch):
     assert node.store.loaded == b""
 
 
+async def test_an_upload_that_does_not_go_on_is_given_up(node, monkeypatch):
+    monkeypatch.setattr(node_images, "UPLOAD_SILENCE_S", 0.05)
+
+    async def hanging():
+        yield b"first"
+        await asyncio.Event().wait()
+
+    with pytest.raises(InvalidSpec, match="archive: nothing of it came"):
+        await node.images.load(hanging(), "x:1")
+    assert node.store.loaded == b""
+
+
 async def test_errors_speak_of_the_archive_not_of_where_it_was_kept(node):
     async def refuse(path, **_):
         raise InvalidSpec([Problem(str(path), f"{path} is wrong")])

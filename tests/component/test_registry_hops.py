@@ -125,6 +125,7 @@ REFUSED = [
     ("ftp://127.0.0.1/x", "no address of http"),
     ("http:///x", "no address"),
     ("http://[x/", "no address"),
+    ("http://[]x@/", "no address"),
     ("http://127.0.0.2:99999/", "no address"),
 ]
 

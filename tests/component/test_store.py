@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import stat
@@ -13,6 +14,7 @@ import pytest
 
 from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import CallRecord, FunctionVersion, ImageFacts, Meters
+from agent.model.spec import canonical, digest
 from agent.model.spec_parse import parse_spec
 from agent.store import ballast as ballast_room
 from agent.store import calls
@@ -319,3 +321,24 @@ async def test_a_function_is_removed_on_a_full_disk(tmp_path):
         assert await store.remove("f")
     assert not (tmp_path / "reserve").exists()
     await store.close()
+
+
+async def test_a_store_of_the_release_before_is_read_as_it_was(store, tmp_path):
+    """Its specs say nothing of init, its images nothing of volumes and packed bytes."""
+    spec = json.loads(canonical(version().spec))
+    del spec["init"]
+    image = (
+        '{"ref": "docker.io/k/a:1", "digest": "sha256:1", "chain_id": "sha256:c", "size_bytes": 7,'
+        ' "entrypoint": ["/a"], "cmd": [], "env": ["A=1"], "workdir": "/", "user": "",'
+        ' "stop_signal": "SIGTERM"}'
+    )
+    await store.put(version())
+    with sqlite3.connect(tmp_path / "f.db") as db:
+        db.execute("UPDATE versions SET spec = ?, image = ?", (json.dumps(spec).encode(), image))
+    ((read,),) = [f.versions for f in await store.load()]
+    assert (read.state, read.reason) == ("Ready", "")
+    assert read.image == ImageFacts(
+        "docker.io/k/a:1", "sha256:1", "sha256:c", 7, entrypoint=("/a",), env=("A=1",)
+    )
+    # To deploy the same again makes no second version.
+    assert digest(read.spec) == digest(version().spec)

@@ -6,14 +6,17 @@ import asyncio
 import gzip
 import hashlib
 import io
+import json
 import os
 import shutil
 import tarfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.aio.tasks import spawn
 from agent.containerd.client import Containerd
 from agent.containerd.store_limit import StoreBounds
 from agent.containerd.store_use import file_system
@@ -91,10 +94,12 @@ class Packed(oci.Layer):
         return bytes(self.__dict__["packed"])
 
 
-async def outcome(ct: Containerd, path: Path, name: str) -> Any:
+async def outcome(ct: Containerd, path: Path, name: str, *, everything: bool = False) -> Any:
     used = (await ct.limit.use.look()).used
     try:
-        await ct.importer.load(path, name=name, scratch=path.parent, deadline=soon(100))
+        await ct.importer.load(
+            path, name=name, everything=everything, scratch=path.parent, deadline=soon(100)
+        )
     except AgentError as failure:
         told: dict[str, Any] = {"class": type(failure).__name__, "text": failure.message}
         told["reason"] = getattr(failure, "reason", "")
@@ -169,6 +174,35 @@ async def second_try(ct: Containerd, place: Place) -> Any:
     return told | {"asked": collector.asked, "names": names, "left": await left(ct)}
 
 
+class Everything(Collector):
+    """Removes whatever has a name."""
+
+    async def __call__(self, excess: Amount) -> bool:
+        self.names = [record.name for record in await self.ct.images.list()]
+        return await super().__call__(excess)
+
+
+async def whole_archive(ct: Containerd, place: Place) -> Any:
+    """What an import of several images has stored is not given up for the rest of it."""
+    at = scratch(place)
+    files: dict[str, bytes] = {}
+    entries = []
+    for name in ("one", "two"):
+        made = oci.image([oci.layer({name: os.urandom(4 * MB)})])
+        files |= oci.layout(made)
+        entries.append(made.manifest | {"annotations": {oci.REF_NAME: f"{name}:1"}})
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+    oci.write_tar(at / "both.tar", files)
+    collector = Everything(ct)
+    results: dict[str, Any] = {}
+    for kind, most in (("too_large", 12 * MB), ("fits", 100 * MB)):
+        bounded(ct, collector, bytes=most)
+        results[kind] = await outcome(ct, at / "both.tar", "", everything=True)
+        results[kind]["names"] = sorted(record.name for record in await ct.images.list())
+    await collector(Amount())
+    return results | {"left": await left(ct)}
+
+
 async def side_by_side(ct: Containerd, place: Place) -> Any:
     """Of two at once the one that grows without end is stopped, the other goes on."""
     at = scratch(place)
@@ -188,6 +222,34 @@ async def side_by_side(ct: Containerd, place: Place) -> Any:
     ct.importer._turn = turn
     await remove(ct, other)
     return {"bomb": bomb, "good": other["name"], "left": await left(ct)}
+
+
+async def changing(ct: Containerd, place: Place) -> Any:
+    """A layer is measured while files of it come and go, as they do while it is unpacked."""
+    async with ct.leases.hold("test", 60.0) as lease:
+        mounts = await ct.snapshots.prepare("changing", "", {}, lease=lease, deadline=soon())
+        upper, over = Path(mounts[0].source), threading.Event()
+
+        def change() -> None:
+            while not over.is_set():
+                for number in range(100):
+                    (upper / f"{number}").mkdir()
+                for number in range(100):
+                    (upper / f"{number}").rmdir()
+
+        changed = spawn("changes", asyncio.to_thread(change))
+        failures = []
+        try:
+            for _ in range(300):
+                try:
+                    await ct.limit.use.look()
+                except AgentError as error:
+                    failures.append(str(error))
+        finally:
+            over.set()
+            await changed
+        await ct.snapshots.remove("changing")
+    return {"failures": failures, "left": await left(ct)}
 
 
 async def dead_worker(ct: Containerd, place: Place) -> Any:
@@ -246,4 +308,13 @@ async def disk_full(ct: Containerd, place: Place) -> Any:
 
 
 if __name__ == "__main__":
-    main(bombs, known_before, second_try, side_by_side, dead_worker, disk_full)
+    main(
+        bombs,
+        known_before,
+        second_try,
+        whole_archive,
+        changing,
+        side_by_side,
+        dead_worker,
+        disk_full,
+    )

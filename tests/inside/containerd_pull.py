@@ -114,7 +114,7 @@ async def fallen_silent(ct: Containerd, place: Place) -> Any:
 
 
 async def cancelled(ct: Containerd, place: Place) -> Any:
-    """A pull that is cancelled in the middle leaves neither lease nor blob behind."""
+    """A pull that is cancelled in the middle keeps what it has until that is given up."""
     task = asyncio.get_running_loop().create_task(
         ct.transfer.pull(f"{REGISTRY}/big:1", deadline=soon())
     )
@@ -123,11 +123,19 @@ async def cancelled(ct: Containerd, place: Place) -> Any:
     await asyncio.sleep(0.02)  # sleeps: how far the pull has come: no step of it tells anybody
     task.cancel()
     ended = await asyncio.wait({task}, timeout=20)
+    kept = await left(ct)
+    given = await ct.leases.give_up(), await ct.leases.give_up()
+    await ct.leases.collect(deadline=soon())
     until, remains = time.monotonic() + 5, await left(ct)
-    while (remains["blobs"] or remains["leases"]) and time.monotonic() < until:
+    while remains["blobs"] and time.monotonic() < until:
         await asyncio.sleep(0.1)
         remains = await left(ct)
-    return {"cancelled": bool(ended[0]) and task.cancelled(), "left": remains}
+    return {
+        "cancelled": bool(ended[0]) and task.cancelled(),
+        "kept": len(kept["leases"]),
+        "given": given,
+        "left": remains,
+    }
 
 
 if __name__ == "__main__":

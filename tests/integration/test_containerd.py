@@ -325,9 +325,14 @@ def test_a_registry_that_falls_silent_in_a_layer_is_asked_for_the_rest(pulls: Fa
     assert not pulls["ranges"][0].startswith("bytes=0-")
 
 
-def test_refused_and_cancelled_pulls_leave_nothing(pulls: Facts) -> None:
+def test_refused_pulls_leave_nothing(pulls: Facts) -> None:
     assert pulls["refused"]["left"] == NOTHING
-    assert pulls["cancelled"] == {"cancelled": True, "left": NOTHING}
+
+
+def test_a_cancelled_pull_keeps_what_it_has_until_that_is_given_up(pulls: Facts) -> None:
+    told = pulls["cancelled"]
+    assert (told["cancelled"], told["kept"], told["given"]) == (True, 1, [True, False])
+    assert told["left"] == NOTHING
 
 
 def test_exits_and_kills_are_told_to_who_waits(faults: Facts) -> None:

@@ -15,8 +15,8 @@ DISK_MB = 160
 @pytest.fixture(scope="module")
 def limits() -> Iterator[Facts]:
     with rig("limit") as place:
-        scenarios = ("bombs", "known_before", "second_try", "side_by_side", "dead_worker")
-        yield facts_of(place, "containerd_limit", *scenarios)
+        scenarios = ("bombs", "known_before", "second_try", "whole_archive", "side_by_side")
+        yield facts_of(place, "containerd_limit", *scenarios, "changing", "dead_worker")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,18 @@ def test_an_import_that_finds_no_room_is_tried_again_once_there_is(limits: Facts
     assert told["asked"] == 1
     assert told["names"] == ["docker.io/library/new:1"]
     assert told["left"] == NOTHING
+
+
+def test_several_images_of_an_archive_are_taken_all_or_none(limits: Facts) -> None:
+    told = limits["whole_archive"]
+    assert (told["too_large"]["reason"], told["too_large"]["names"]) == ("disk", [])
+    names = ["docker.io/library/one:1", "docker.io/library/two:1"]
+    assert (told["fits"]["class"], told["fits"]["names"]) == (None, names)
+    assert told["left"] == NOTHING
+
+
+def test_a_layer_is_measured_while_its_files_come_and_go(limits: Facts) -> None:
+    assert limits["changing"] == {"failures": [], "left": NOTHING}
 
 
 def test_of_two_at_once_the_one_that_grows_is_stopped(limits: Facts) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.core.challenges import Challenge, challenges
+from agent.core.challenges import MAX_HEADER_CHARS, Challenge, challenges
 from agent.core.registry_hosts import HostEntry, hosts_toml, parse_hosts
 from agent.core.registry_patience import FIRST_PAUSE_S, MAX_TRIES, asked_pause_s, pause_s
 from agent.model.registry_rules import registry_problems
@@ -44,6 +44,13 @@ def test_challenges_are_taken_apart(headers, found):
         assert {key: one.fields[key] for key in wanted.fields} == wanted.fields
 
 
+@pytest.mark.parametrize("filler", [" ", "\t", ",", ", ", " =", "a ", 'a="', "\\"])
+def test_no_header_is_taken_apart_for_ever(filler):
+    """The longest that is read; one that needs the cube of its length takes half an hour."""
+    header = 'Basic realm="x"' + filler * (MAX_HEADER_CHARS // len(filler)) + '"'
+    assert challenges([header])[0].fields["realm"] == "x"
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
@@ -57,6 +64,8 @@ def test_challenges_are_taken_apart(headers, found):
         ("-5", None),
         ("1.5", None),
         ("Tue, 99 Nov 1994 08:12:41 GMT", None),
+        ("Tue, 15 Nov 99999999999999999999 08:12:41 GMT", None),
+        ("Tue, 15 Nov 1994 08:12:41 +99999999999999999999", None),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(text, seconds):

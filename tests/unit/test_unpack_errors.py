@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.core.unpack_errors import unpack_error
+from agent.core.unpack_errors import BAD_LAYER, unpack_error
 
 LAYER = (
     "failed to extract layer (application/vnd.oci.image.layer.v1.tar sha256:5f) to overlayfs as "
@@ -84,3 +84,14 @@ def test_a_name_with_odd_characters_stays_one_line():
     found = unpack_error(f'{LAYER}failed to Lchown "{PLACE}/a\nb" for UID 70000, GID 1: x')
     assert found is not None
     assert "\n" not in found.text
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "/a", "/containerd-mount", "open /a: b ", 'failed to setxattr "a" for key "']
+)
+def test_no_name_in_an_image_takes_for_ever_to_read(name):
+    """What was read whole took minutes."""
+    long = name * ((1 << 20) // len(name))
+    found = unpack_error(f'{BAD_LAYER} (x y) to z as "w": open {PLACE}{long}: file name too long')
+    assert found is not None
+    assert len(found.text) < 20_000
