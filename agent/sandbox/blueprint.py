@@ -75,19 +75,20 @@ def blueprint_of(
 ) -> Blueprint:
     """Work out a version's blueprint.
 
-    Raises InvalidSpec when the image and the spec together give no command, or name a user the
-    image does not have, or a volume this node does not have.
+    Raises InvalidSpec when the image and the spec together give no command, or one too long, or
+    name a user the image does not have, or a volume this node does not have.
     """
     spec, facts = version.spec, image.facts
     argv = argv_of(facts.entrypoint, facts.cmd, spec.command, spec.args)
-    check_exec_sizes(argv, spec.env)
+    environment = merged_env(facts.env, {}, spec.env)
+    check_exec_sizes(argv, environment)
     sysfs = sysfs_for(config.paths.run)
     workdir, files = facts.workdir or "/", ImageFiles(image.layers)
     user = resolve_user(spec.user or facts.user, image.passwd, image.group)
     binds = resolve(spec.mounts, config.volumes)
     program = Program(
         argv=argv,
-        search=merged_env(facts.env, {}, spec.env)["PATH"],
+        search=environment["PATH"],
         workdir=workdir,
         uid=user.uid,
         gid=user.gid,
