@@ -121,7 +121,7 @@ class _Plan:
         place = here.path[1:]
         for name in missing:
             place = posixpath.join(place, name)
-            self.found[place] = LaidDirectory(place, DIRECTORY_MODE)
+            self.found.setdefault(place, LaidDirectory(place, DIRECTORY_MODE))
         made = self.found[place]
         self.found[place] = replace(made, mode=made.mode | mode)
         return place

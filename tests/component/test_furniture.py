@@ -101,6 +101,15 @@ def test_a_working_directory(tmp_path, workdir, made):
     assert {each.path for each in furniture.directories} == made
 
 
+@pytest.mark.parametrize("wanted", ["/tmp", "/tmp/work", "/etc/app", "/tmp/../tmp"])
+@pytest.mark.parametrize("make", [scratch, astray, files, linked])
+def test_a_volume_or_working_directory_in_tmp_leaves_tmp_open_to_all(tmp_path, make, wanted):
+    make(tmp_path)
+    furniture = furniture_of(ImageFiles((tmp_path,)), [wanted])
+    modes = {each.path: each.mode for each in furniture.directories}
+    assert modes["tmp"] == 0o1777
+
+
 def test_volumes_that_the_layers_lack_are_made_and_others_left_alone(tmp_path):
     usual(tmp_path)
     (tmp_path / "data" / "there").mkdir(parents=True)
