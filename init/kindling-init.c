@@ -12,8 +12,9 @@
  *   waits until all have ended. Who is born meanwhile is sent it when its parent has ended and not
  *   before: it may be what the parent needs to end well. How long that may take is for the outside
  *   to say, which then kills this.
- * - Not as root, this may hold CAP_KILL, to reach what has become another user (sudo); the program
- *   gets no capability of it.
+ * - Not as root, this may hold CAP_KILL, to reach what has become another user (sudo). The program
+ *   gets no capability of it. A thread holds it: the kernel lets nobody look into a process that has
+ *   more than oneself, and programs write to /proc/1/fd/1, which shows the thread that has none.
  * - It cannot be executed: a line on standard error, status 127 when a file is missing, else 126.
  *
  * No libc and no allocation: a few pages per instance, one exec per start. Signals are never
@@ -26,23 +27,26 @@ typedef unsigned long word;
 /* asm/unistd_64.h */
 enum {
   SYS_READ = 0, SYS_WRITE = 1, SYS_OPEN = 2, SYS_CLOSE = 3, SYS_RT_SIGACTION = 13,
-  SYS_RT_SIGPROCMASK = 14, SYS_CLONE = 56, SYS_EXECVE = 59, SYS_EXIT = 60, SYS_WAIT4 = 61,
+  SYS_RT_SIGPROCMASK = 14, SYS_PAUSE = 34, SYS_CLONE = 56, SYS_EXECVE = 59, SYS_WAIT4 = 61,
   SYS_KILL = 62, SYS_GETUID = 102, SYS_SETPGID = 109, SYS_CAPSET = 126,
-  SYS_RT_SIGTIMEDWAIT = 128, SYS_GETDENTS64 = 217
+  SYS_RT_SIGTIMEDWAIT = 128, SYS_FUTEX = 202, SYS_GETDENTS64 = 217, SYS_EXIT_GROUP = 231
 };
 
 /* asm-generic/errno-base.h, signal.h, fcntl.h, wait.h, sched.h */
 enum { ENOENT = 2, ENOEXEC = 8, ECHILD = 10, EACCES = 13, ENOTDIR = 20, ENAMETOOLONG = 36 };
 enum { SIGHUP = 1, SIGTERM = 15, SIGCHLD = 17, LAST_SIGNAL = 64, SIGNAL_SET_BYTES = 8 };
-enum { SIG_SETMASK = 2, WNOHANG = 1, O_DIRECTORY = 0200000 };
+enum { SIG_SETMASK = 2, WNOHANG = 1, O_DIRECTORY = 0200000, FUTEX_WAIT = 0, FUTEX_WAKE = 1 };
 
 enum { PATH_BYTES = 4096, USAGE = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127, SIGNALLED = 128 };
 enum { CAPABILITY_VERSION_3 = 0x20080522 };
 enum { MOST_PIDS = 4 << 20 }; /* PID_MAX_LIMIT of linux/threads.h */
+enum { STACK_BYTES = 16384 };
 
 long syscall4(long number, word a, word b, word c, word d);
 long spawn(void);
+long beside(void *stack_end);
 void child(void);
+void serve(void);
 void start(word *stack);
 
 /* The kernel enters with the arguments on the stack (System V ABI, 3.4.1) and takes the fourth
@@ -82,6 +86,24 @@ __asm__(
   "  call child\n"
   "spawned:\n"
   "  ret\n"
+  /* clone(CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM): a
+   * thread, which serves and never returns. */
+  ".globl beside\n"
+  "beside:\n"
+  "  mov %rdi, %rsi\n"
+  "  and $-16, %rsi\n"
+  "  mov $0x50f00, %rdi\n"
+  "  xor %rdx, %rdx\n"
+  "  xor %r10, %r10\n"
+  "  xor %r8, %r8\n"
+  "  mov $56, %rax\n"
+  "  syscall\n"
+  "  test %rax, %rax\n"
+  "  jne made\n"
+  "  xor %rbp, %rbp\n"
+  "  call serve\n"
+  "made:\n"
+  "  ret\n"
 );
 
 /* A compiler may call these for copies it makes; it must not make them of themselves. */
@@ -117,10 +139,16 @@ static long number_of(const char *text, long limit) {
 }
 
 static void quit(int status) {
-  for (;;) syscall4(SYS_EXIT, (word)status, 0, 0, 0);
+  for (;;) syscall4(SYS_EXIT_GROUP, (word)status, 0, 0, 0);
 }
 
 static void say(const char *text) { syscall4(SYS_WRITE, 2, (word)text, length(text), 0); }
+
+/* Gives up all capabilities of this thread; ambient ones go with the others. */
+static void drop(void) {
+  unsigned int header[2] = {CAPABILITY_VERSION_3, 0}, sets[6] = {0, 0, 0, 0, 0, 0};
+  syscall4(SYS_CAPSET, (word)header, (word)sets, 0, 0);
+}
 
 /* -- the program */
 
@@ -166,15 +194,13 @@ static long execute(char **argv, char **env) {
 
 void child(void) {
   word none = 0, action[4] = {0, 0, 0, 0};
-  unsigned int header[2] = {CAPABILITY_VERSION_3, 0}, sets[6] = {0, 0, 0, 0, 0, 0};
   int number;
   syscall4(SYS_SETPGID, 0, 0, 0, 0);
   /* Handlers end with the exec; what whoever made us had ignored would stay so. */
   for (number = SIGHUP; number <= LAST_SIGNAL; number++)
     syscall4(SYS_RT_SIGACTION, (word)number, (word)action, 0, SIGNAL_SET_BYTES);
   syscall4(SYS_RT_SIGPROCMASK, SIG_SETMASK, (word)&none, 0, SIGNAL_SET_BYTES);
-  /* Ambient ones go with the others. Root gets its own anew by the exec. */
-  if (syscall4(SYS_GETUID, 0, 0, 0, 0)) syscall4(SYS_CAPSET, (word)header, (word)sets, 0, 0);
+  if (syscall4(SYS_GETUID, 0, 0, 0, 0)) drop();
   exec_error = execute(program_argv, program_env);
   quit(NOT_FOUND);
 }
@@ -286,18 +312,14 @@ static void reap(void) {
   tell(asked, was_running);
 }
 
-void start(word *stack) {
-  char **argv = (char **)(stack + 1);
-  word all = ~(word)0;
-  long stop = stack[0] < 3 ? -1 : number_of(argv[1], LAST_SIGNAL);
+static const word every_signal = ~(word)0;
+static long stop; /* the image's stop signal */
+static char thread_stack[STACK_BYTES];
+static volatile int apart, dropped; /* a thread serves; the first one has no capability any more */
+
+void serve(void) {
   int info[32]; /* siginfo_t: si_signo, si_errno, si_code, padding, si_pid */
-  if (stop < 1) {
-    say("usage: kindling-init STOP-SIGNAL PROGRAM [ARGUMENT]...\n");
-    quit(USAGE);
-  }
-  program_argv = argv + 2;
-  program_env = argv + stack[0] + 1;
-  syscall4(SYS_RT_SIGPROCMASK, SIG_SETMASK, (word)&all, 0, SIGNAL_SET_BYTES);
+  while (apart && !dropped) syscall4(SYS_FUTEX, (word)&dropped, FUTEX_WAIT, 0, 0);
   program = spawn();
   if (program < 0) {
     say("kindling-init: cannot make a process for the program\n");
@@ -305,7 +327,7 @@ void start(word *stack) {
   }
   if (exec_error) refuse(program_argv[0], exec_error);
   for (;;) {
-    long number = syscall4(SYS_RT_SIGTIMEDWAIT, (word)&all, (word)info, 0, SIGNAL_SET_BYTES);
+    long number = syscall4(SYS_RT_SIGTIMEDWAIT, (word)&every_signal, (word)info, 0, SIGNAL_SET_BYTES);
     if (number == SIGCHLD) reap();
     else if (number > 0) {
       /* Only from outside, whose pid is 0 here, and who ends what takes too long: a program that
@@ -314,4 +336,27 @@ void start(word *stack) {
       syscall4(SYS_KILL, (word)(result < 0 ? program : -1), (word)number, 0, 0);
     }
   }
+}
+
+void start(word *stack) {
+  char **argv = (char **)(stack + 1);
+  stop = stack[0] < 3 ? -1 : number_of(argv[1], LAST_SIGNAL);
+  if (stop < 1) {
+    say("usage: kindling-init STOP-SIGNAL PROGRAM [ARGUMENT]...\n");
+    quit(USAGE);
+  }
+  program_argv = argv + 2;
+  program_env = argv + stack[0] + 1;
+  syscall4(SYS_RT_SIGPROCMASK, SIG_SETMASK, (word)&every_signal, 0, SIGNAL_SET_BYTES);
+  if (syscall4(SYS_GETUID, 0, 0, 0, 0)) {
+    apart = 1;
+    if (beside(thread_stack + STACK_BYTES) > 0) {
+      drop();
+      dropped = 1;
+      syscall4(SYS_FUTEX, (word)&dropped, FUTEX_WAKE, 1, 0);
+      for (;;) syscall4(SYS_PAUSE, 0, 0, 0, 0); /* every signal is blocked */
+    }
+    apart = 0; /* no thread to be had: the one there is keeps it */
+  }
+  serve();
 }

@@ -1,7 +1,7 @@
 """The resolv.conf that functions see: the detached network's resolver, the host's search list.
 
-The resolver forwards to the host's own (slirp4netns, built-in DNS). One file for all containers,
-bound read-only; written in place of an older one in one step.
+The resolver forwards to the host's own (slirp4netns, built-in DNS). One file, of which
+every container gets a copy; written in place of an older one in one step.
 """
 
 from __future__ import annotations

@@ -9,11 +9,13 @@ from __future__ import annotations
 import posixpath
 import resource
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.config import NodeConfig
-from agent.core.init import is_init, program_of
+from agent.core import executables
+from agent.core.init import command_of, handed_over, is_init
 from agent.core.job import check_exec_sizes
 from agent.core.oci import ShownCgroups, SpecTemplate, VersionPlan, argv_of, merged_env
 from agent.core.stop_signal import stop_signal_or_term
@@ -32,6 +34,8 @@ from agent.storage.sysfs import source as sysfs_for
 from agent.storage.volumes import resolve
 
 SHM_BYTES = 64 << 20  # as container runtimes have it by default
+MAX_SCRIPTS = 4  # how many scripts in a row are looked into for the init they end with
+MAX_SCRIPT_BYTES = 64 << 10
 FUNCTION_OOM_SCORE = 900  # functions go first when the host runs out of memory
 
 
@@ -75,19 +79,20 @@ def blueprint_of(
 ) -> Blueprint:
     """Work out a version's blueprint.
 
-    Raises InvalidSpec when the image and the spec together give no command, or name a user the
-    image does not have, or a volume this node does not have.
+    Raises InvalidSpec when the image and the spec together give no command, or one too long, or
+    name a user the image does not have, or a volume this node does not have.
     """
     spec, facts = version.spec, image.facts
     argv = argv_of(facts.entrypoint, facts.cmd, spec.command, spec.args)
-    check_exec_sizes(argv, spec.env)
+    environment = merged_env(facts.env, {}, spec.env)
+    check_exec_sizes(argv, environment)
     sysfs = sysfs_for(config.paths.run)
     workdir, files = facts.workdir or "/", ImageFiles(image.layers)
     user = resolve_user(spec.user or facts.user, image.passwd, image.group)
     binds = resolve(spec.mounts, config.volumes)
     program = Program(
         argv=argv,
-        search=merged_env(facts.env, {}, spec.env)["PATH"],
+        search=environment["PATH"],
         workdir=workdir,
         uid=user.uid,
         gid=user.gid,
@@ -129,19 +134,39 @@ def blueprint_of(
 def is_first_process(init: Init, program: Program, files: ImageFiles) -> bool:
     """Say whether the program itself is to be the first process, and not the node's init.
 
-    Also when a link of the image leads to an init. Blocks.
+    Also when a link of the image leads to an init, or a script ends by executing one. Blocks.
     """
-    argv, workdir, search = program.argv, program.workdir, program.search
     if init != "auto":
         return init == "false"
-    if is_init(argv, workdir):
-        return True
-    name = program_of(argv)
-    folders = [workdir] if "/" in name else search.split(":")
-    for folder in folders if name else ():
-        try:
-            leads_to = files.resolve(posixpath.join("/", workdir, folder, name))
-        except OSError:
-            continue
-        return is_init([leads_to])
+    argv = list(program.argv)
+    for _ in range(MAX_SCRIPTS):
+        if is_init(argv, program.workdir):
+            return True
+        words = command_of(argv)
+        path = _path_of(words[0] if words else "", program, files)
+        if not path or is_init([path]):
+            return bool(path)
+        text = _text_of(path, files)
+        script = executables.script(text)
+        if script is None or is_init([script.interpreter, *script.argument.split()]):
+            return script is not None
+        argv = handed_over(text.decode("utf-8", "replace"), words)
     return False
+
+
+def _path_of(name: str, program: Program, files: ImageFiles) -> str:
+    """Return where in the image a command leads, without links; "" when nowhere."""
+    folders = [program.workdir] if "/" in name else program.search.split(":")
+    for folder in folders if name else ():
+        with suppress(OSError):
+            return files.resolve(posixpath.join("/", program.workdir, folder, name))
+    return ""
+
+
+def _text_of(path: str, files: ImageFiles) -> bytes:
+    """Return a short file; b"" for a longer one, or one that cannot be read."""
+    try:
+        text = files.read(path, MAX_SCRIPT_BYTES + 1)
+    except OSError:
+        return b""
+    return text if len(text) <= MAX_SCRIPT_BYTES else b""

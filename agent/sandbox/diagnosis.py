@@ -18,6 +18,7 @@ from agent.core import executables, file_rights
 from agent.core.executables import HEADER_BYTES, Script
 from agent.core.init import program_of
 from agent.core.oci import CAPABILITIES
+from agent.errors import InvalidSpec
 from agent.model.failure import Failure, FailureKind
 from agent.sandbox.image_files import ImageFile, ImageFiles
 
@@ -62,7 +63,7 @@ def why_not(layers: ImageFiles, program: Program) -> Failure | None:
     except _Wrong as wrong:
         kind = FailureKind.FILE_NOT_FOUND if wrong.missing else FailureKind.FILE_PERMISSION
         return Failure(kind, _shown(wrong.words))
-    except (_NotOurs, OSError):
+    except (_NotOurs, OSError, InvalidSpec):  # the last for an image that takes too long to look at
         return None
     return None
 
@@ -233,13 +234,11 @@ class _Look:
         mode = stat.S_IMODE(found.stat.st_mode)
         if not mode & 0o111:
             raise _Wrong(f"{path} is not executable: its mode is {mode:04o}; chmod +x mends it")
-        parent = posixpath.dirname(found.path)
-        folders = [parent]
-        while folders[-1] != "/":
-            folders.append(posixpath.dirname(folders[-1]))
-        for folder in reversed(folders):
-            self._may_pass(path, self._files.find(folder))
-        self._may_pass(path, found)
+        way = [found]
+        while (above := way[-1].above) is not None:
+            way.append(above)
+        for each in reversed(way):
+            self._may_pass(path, each)
         lacks = file_rights.out_of_reach(_attribute(found, file_rights.ATTRIBUTE), CAPABILITIES)
         if lacks:
             raise _Wrong(

@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agent.errors import InvalidSpec, Problem
 from agent.sandbox.image_files import ImageFile, ImageFiles
 
 HOSTS, HOSTNAME, RESOLV_CONF = "hosts", "hostname", "resolv.conf"
@@ -26,6 +27,9 @@ TMP = "/tmp"  # the container's
 TMP_MODE = 0o1777
 DIRECTORY_MODE = 0o755
 FILE_MODE = 0o644
+MAX_DIRECTORIES = 1000  # milliseconds of a start
+MAX_NAME_BYTES = 255  # NAME_MAX
+MAX_PATH_BYTES = 3000  # PATH_MAX, 4096, less where the layer is on the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ def furniture_of(view: ImageFiles, wanted: Iterable[str]) -> Furniture:
     """Return what the image's containers need: /etc, a /tmp open to all, and what is `wanted`.
 
     Those are the working directory, and volumes, which elsewhere are mounted on directories made
-    for them. Directories that the image has keep their owner, and their mode but for /tmp. Blocks.
+    for them. Directories that the image has keep their owner, and their mode but for /tmp. Raises
+    InvalidSpec for more or longer ones than can be made. Blocks.
     """
     plan = _Plan(view)
     etc = plan.make("/etc")
@@ -76,7 +81,25 @@ def furniture_of(view: ImageFiles, wanted: Iterable[str]) -> Furniture:
     for path in wanted:
         if not plan.has(path):
             plan.make(path)
+    _check(plan.found)
     return Furniture(tuple(plan.found.values()), etc)
+
+
+def _check(paths: Collection[str]) -> None:
+    """Refuse what no start could lay down, or only slowly; raises InvalidSpec."""
+    problems = []
+    if len(paths) > MAX_DIRECTORIES:
+        what = f"its WORKDIR and VOLUMEs need {len(paths)} directories made at every start"
+        problems.append(f"{what}; {MAX_DIRECTORIES} are the most")
+    for path in paths:
+        size_bytes = len(os.fsencode(path))
+        name_bytes = len(os.fsencode(posixpath.basename(path)))
+        if size_bytes > MAX_PATH_BYTES or name_bytes > MAX_NAME_BYTES:
+            what = f"its WORKDIR or a VOLUME, /{path[:64]}..., is longer than a path can be"
+            problems.append(f"{what} ({MAX_PATH_BYTES} bytes, a name {MAX_NAME_BYTES})")
+            break
+    if problems:
+        raise InvalidSpec([Problem("image", problem) for problem in problems])
 
 
 class _Plan:
@@ -98,7 +121,7 @@ class _Plan:
         place = here.path[1:]
         for name in missing:
             place = posixpath.join(place, name)
-            self.found[place] = LaidDirectory(place, DIRECTORY_MODE)
+            self.found.setdefault(place, LaidDirectory(place, DIRECTORY_MODE))
         made = self.found[place]
         self.found[place] = replace(made, mode=made.mode | mode)
         return place
@@ -112,7 +135,7 @@ class _Plan:
         here = self._view.find("/")
         for count, name in enumerate(names):
             try:
-                below = self._view.find(posixpath.join(here.path, name))
+                below = self._view.find(name, start=here)
             except OSError:
                 return here, names[count:]
             if not below.is_directory:
@@ -122,10 +145,11 @@ class _Plan:
 
     def _add(self, found: ImageFile) -> None:
         """Have a directory of the image, after its parents, in the writable layer as it is."""
-        parent = posixpath.dirname(found.path)
-        if parent != found.path:
-            self._add(self._view.find(parent))
-        self.found.setdefault(found.path[1:], _as_it_is(found))
+        way = [found]
+        while (above := way[-1].above) is not None:
+            way.append(above)
+        for each in reversed(way):
+            self.found.setdefault(each.path[1:], _as_it_is(each))
 
 
 def _as_it_is(found: ImageFile) -> LaidDirectory:

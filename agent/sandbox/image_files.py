@@ -4,7 +4,8 @@ A path is walked as the kernel walks it inside the container's root (path_resolu
 lead to places inside, ".." stops at the root, forty links are the most. What a name stands for in
 several layers is what overlay makes of it (fs/overlayfs/namei.c): whiteouts hide, opaque
 directories end the search below them, directories of one name are one. Redirects and metacopies
-are refused as our mounts refuse them (`userxattr`). Errors are the kernel's, as OSError.
+are refused as our mounts refuse them (`userxattr`). Errors are the kernel's, as OSError; only what
+would take too long is an InvalidSpec, for an image can have a walk go round for hours.
 
 Layers must be at rest: whoever may change one during a walk could lead it outside.
 """
@@ -15,10 +16,16 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.errors import InvalidSpec, Problem
+
 MAX_LINKS = 40
+MAX_LOOKS = 100_000
+"""How many places of layers are looked at for one image: seconds at worst. Images take hundreds;
+forty links of two thousand names over hundreds of layers take forty million."""
+LONG_PATH = 100  # characters; a look below a path of so many more counts once more
 MAX_PATH_BYTES = 4095  # PATH_MAX without the byte that ends it
 _XATTR = "user.overlay."
 _NONE = {errno.ENODATA, errno.EOPNOTSUPP}
@@ -28,12 +35,14 @@ _NONE = {errno.ENODATA, errno.EOPNOTSUPP}
 class ImageFile:
     """What a path stands for: its place in the image without links, and what is there.
 
-    `places` are those on the host, topmost first; only directories have more than one.
+    `places` are those on the host, topmost first; only directories have more than one. `above` is
+    the directory it is in, None for the root.
     """
 
     path: str
     places: tuple[Path, ...]
     stat: os.stat_result
+    above: ImageFile | None = field(default=None, repr=False)
 
     @property
     def is_directory(self) -> bool:
@@ -42,41 +51,46 @@ class ImageFile:
 
 
 class ImageFiles:
-    """The files of layer directories, topmost first. Calls block for a few system calls each."""
+    """The files of layer directories, topmost first. Calls block for a few system calls each.
+
+    All calls together look at MAX_LOOKS places; then each raises InvalidSpec.
+    """
 
     def __init__(self, layers: Sequence[Path]) -> None:
         self._layers = tuple(layers)
+        self._looks = 0
 
-    def find(self, path: str, *, follow: bool = True) -> ImageFile:
+    def find(self, path: str, *, follow: bool = True, start: ImageFile | None = None) -> ImageFile:
         """Walk `path` from the root; a last link is followed unless told otherwise.
 
-        Raises FileNotFoundError, NotADirectoryError, or OSError with ELOOP, ENAMETOOLONG, or EPERM
-        for a layer that says it wants to redirect.
+        A relative one is walked from `start` where that is given. Raises FileNotFoundError,
+        NotADirectoryError, or OSError with ELOOP, ENAMETOOLONG, or EPERM for a layer that says it
+        wants to redirect.
         """
         todo = _pieces(path)[::-1]
-        here = [self._root()]
+        here = self._root() if start is None or path.startswith("/") else start
         links = 0
         while todo:
-            if not here[-1].is_directory:
+            if not here.is_directory:
                 raise _error(errno.ENOTDIR, path)
             name = todo.pop()
             if name == ".":
                 continue
             if name == "..":
-                del here[max(1, len(here) - 1) :]
+                here = here.above or here
                 continue
-            found = self._child(here[-1], name)
+            found = self._child(here, name)
             if not stat.S_ISLNK(found.stat.st_mode) or not (follow or todo):
-                here.append(found)
+                here = found
                 continue
             links += 1
             if links > MAX_LINKS:
                 raise _error(errno.ELOOP, path)
             target = os.readlink(found.places[0])  # a Path would lose a slash at its end
             if target.startswith("/"):
-                del here[1:]
+                here = self._root()
             todo += _pieces(target)[::-1]
-        return here[-1]
+        return here
 
     def resolve(self, path: str, *, follow: bool = True) -> str:
         """Return where in the image `path` leads, without links. Raises as `find` does."""
@@ -117,6 +131,11 @@ class ImageFiles:
 
     def _child(self, parent: ImageFile, name: str) -> ImageFile:
         """Return what `name` is in the merged directory `parent`."""
+        self._looks += len(parent.places) * (1 + len(parent.path) // LONG_PATH)
+        if self._looks > MAX_LOOKS:
+            problem = f"its files take more than {MAX_LOOKS} looks at its layers to find"
+            way_out = "shorten WORKDIR, VOLUME, PATH and links, or squash the image"
+            raise InvalidSpec([Problem("image", f"{problem}: {way_out}")])
         path = f"{parent.path.rstrip('/')}/{name}"
         places: list[Path] = []
         top: os.stat_result | None = None
@@ -141,7 +160,7 @@ class ImageFiles:
             _refuse(place, status, "redirect", path)
         if top is None:
             raise _error(errno.ENOENT, path)
-        return ImageFile(path, tuple(places), top)
+        return ImageFile(path, tuple(places), top, parent)
 
 
 def _pieces(path: str) -> list[str]:

@@ -88,8 +88,17 @@ class Town:
 
 
 @contextmanager
-def town(init: Path, folder: Path, argv: Sequence[str], stop: int = 15) -> Iterator[Town]:
-    """Run a command below the init. `APP` and `FIFO` in its words are the app and what it reads."""
+def town(
+    init: Path,
+    folder: Path,
+    argv: Sequence[str],
+    stop: int = 15,
+    before: Sequence[str] = (),
+) -> Iterator[Town]:
+    """Run a command below the init, which `before` executes.
+
+    `APP` and `FIFO` in its words are the app and what it reads.
+    """
     fifo, app = folder / "fifo", folder / "app.py"
     if not fifo.exists():
         os.mkfifo(fifo)
@@ -97,7 +106,7 @@ def town(init: Path, folder: Path, argv: Sequence[str], stop: int = 15) -> Itera
     command = f"{sys.executable} -S {app} {fifo}"
     words = [word.replace("APP", command).replace("FIFO", str(fifo)) for word in argv]
     with subprocess.Popen(
-        [*apart(), str(init), str(int(stop)), *words],
+        [*apart(), *before, str(init), str(int(stop)), *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

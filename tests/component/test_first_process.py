@@ -53,6 +53,27 @@ def test_auto_looks_at_the_command_and_where_its_links_lead(files, argv, itself)
     assert is_first_process("auto", program(*argv), files) is itself
 
 
+SCRIPTS = {
+    "ends with an init": ("#!/bin/sh\nset -e\nprepare\nexec /usr/bin/tini -- app\n", (), True),
+    "ends with a link to one": ('#!/bin/sh\nexec entry "$@"\n\n# the end\n', (), True),
+    "ends with what it is given": ('#!/bin/bash\nexec "$@"\n', ("/usr/bin/tini", "app"), True),
+    "is given none": ('#!/bin/bash\nexec "$@"\n', ("python3", "app.py"), False),
+    "is given nothing": ('#!/bin/bash\nexec "$@"', (), False),
+    "calls itself": ('#!/bin/sh\nexec /opt/start "$@"\n', (), False),
+    "goes on behind it": ("#!/bin/sh\nexec tini || true\nfi\n", (), False),
+    "only runs one": ("#!/bin/sh\ntini -- app\n", (), False),
+    "is read by an init": ("#!/usr/bin/tini /bin/sh\nrun\n", (), True),
+    "is too long": ("#!/bin/sh\n" + "# x\n" * 20_000 + "exec tini\n", (), False),
+    "is no script": ("exec /usr/bin/tini\n", (), False),
+}
+
+
+@pytest.mark.parametrize(("text", "args", "itself"), SCRIPTS.values(), ids=SCRIPTS)
+def test_auto_looks_at_what_a_script_ends_with(files, tmp_path, text, args, itself):
+    (tmp_path / "opt" / "start").write_text(text)
+    assert is_first_process("auto", program("/opt/start", *args), files) is itself
+
+
 def test_a_relative_link_begins_at_the_working_directory(files):
     assert is_first_process("auto", program("./entry", workdir="/usr/bin"), files)
     assert not is_first_process("auto", program("./entry", workdir="/"), files)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from agent.sandbox.furniture import furniture_of
-from agent.sandbox.image_files import ImageFiles
+from agent.errors import InvalidSpec
+from agent.sandbox.furniture import MAX_DIRECTORIES, furniture_of
+from agent.sandbox.image_files import MAX_LOOKS, ImageFiles
 
 FILES = {"hosts": "127.0.0.1 localhost\n", "hostname": "f-1\n", "resolv.conf": "nameserver x\n"}
 Make = Callable[[Path], None]
@@ -99,8 +101,51 @@ def test_a_working_directory(tmp_path, workdir, made):
     assert {each.path for each in furniture.directories} == made
 
 
+@pytest.mark.parametrize("wanted", ["/tmp", "/tmp/work", "/etc/app", "/tmp/../tmp"])
+@pytest.mark.parametrize("make", [scratch, astray, files, linked])
+def test_a_volume_or_working_directory_in_tmp_leaves_tmp_open_to_all(tmp_path, make, wanted):
+    make(tmp_path)
+    furniture = furniture_of(ImageFiles((tmp_path,)), [wanted])
+    modes = {each.path: each.mode for each in furniture.directories}
+    assert modes["tmp"] == 0o1777
+
+
 def test_volumes_that_the_layers_lack_are_made_and_others_left_alone(tmp_path):
     usual(tmp_path)
     (tmp_path / "data" / "there").mkdir(parents=True)
     furniture = furniture_of(ImageFiles((tmp_path,)), ["/", "/data/there", "/data/not", "/data"])
     assert {each.path for each in furniture.directories} == {"", "etc", "data", "data/not"}
+
+
+def test_a_directory_deep_in_many_layers_is_found_by_one_walk(tmp_path):
+    """With each name looked up from the root again it takes minutes and too many looks."""
+    deep = "/d" * 150
+    layers = [tmp_path / str(number) for number in range(20)]
+    for layer in layers:
+        os.makedirs(f"{layer}{deep}")
+    furniture = furniture_of(ImageFiles(layers), [deep, f"{deep}/not/there"])
+    assert furniture.directories[-1].path == f"{deep}/not/there"[1:]
+
+
+def test_more_directories_than_a_start_should_make_are_refused(tmp_path):
+    wanted = [f"/a{number}/b" for number in range(MAX_DIRECTORIES // 2)]
+    with pytest.raises(InvalidSpec, match=f"; {MAX_DIRECTORIES} are the most"):
+        furniture_of(ImageFiles((tmp_path,)), wanted)
+
+
+def test_an_image_that_takes_too_long_to_look_at_is_refused(tmp_path):
+    """Forty links of two thousand names each, in many layers."""
+    layers = [tmp_path / str(number) for number in range(20)]
+    for layer in layers:
+        (layer / "d").mkdir(parents=True)
+    for number in range(39):
+        (layers[0] / f"link{number}").symlink_to("d/../" * 800 + f"link{number + 1}")
+    (layers[0] / "link39").symlink_to("d")
+    with pytest.raises(InvalidSpec, match=f"more than {MAX_LOOKS} looks"):
+        furniture_of(ImageFiles(layers), ["/link0"])
+
+
+@pytest.mark.parametrize("path", ["/" + "n" * 256, "/nnnn" * 700])
+def test_a_working_directory_that_no_path_can_be_is_the_images_fault(tmp_path, path):
+    with pytest.raises(InvalidSpec, match="longer than a path can be"):
+        furniture_of(ImageFiles((tmp_path,)), [path])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -213,6 +215,44 @@ def test_the_program_of_a_user_gets_no_capability_of_the_init(init):
         done = subprocess.run([*given, *before, *shown], capture_output=True, text=True, check=True)
         sets = [int(line.split()[1], 16) for line in done.stdout.splitlines()]
         assert sets == [(1 << 5 if held else 0)] * 4
+
+
+def test_the_program_of_a_user_may_look_into_the_first_process(init):
+    """Scripts write to /proc/1/fd/1; the kernel hides who holds more capabilities than they do."""
+    if os.geteuid() != 0:
+        return  # only root can give it one
+    given = ["setpriv", "--reuid=1000", "--inh-caps=+kill", "--ambient-caps=+kill"]
+    looks = "readlink /proc/1/fd/1 && cat /proc/1/environ >/dev/null && echo seen"
+    done = subprocess.run(
+        [*apart(), *given, str(init), "15", "sh", "-c", looks],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()[1:]) == (0, ["seen"]), done.stderr
+
+
+def test_a_program_that_has_become_root_is_reached(init, tmp_path):
+    """As sudo does; a user's init holds CAP_KILL for it, in all that it tells."""
+    if os.geteuid() != 0:
+        return  # only root can give it one
+    given = ["setpriv", "--reuid=1000", "--inh-caps=+kill", "--ambient-caps=+kill"]
+    become = "import os, sys; os.setuid(0); os.execvp(sys.argv[1], sys.argv[1:])"
+    python = Path(tempfile.mkdtemp(prefix="kd-")) / "python"
+    try:
+        python.parent.chmod(0o755)
+        shutil.copy(os.path.realpath(sys.executable), python)
+        python.chmod(0o4755)
+        root = [str(python), "-S", "-c", become, "sh", "-c", "APP SIGTERM & APP SIGTERM & wait"]
+        with town(init, tmp_path, root, before=given) as place:
+            place.hear("up", 2)
+            place.send(signal.SIGTERM)
+            place.hear("told SIGTERM", 2)
+            place.let_go(2)
+            assert place.ended() == 143
+            assert place.said.count("bye") == 2
+    finally:
+        shutil.rmtree(python.parent)
 
 
 def test_orphans_are_collected(run):

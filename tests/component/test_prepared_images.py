@@ -19,7 +19,7 @@ from agent.config import NodeConfig
 from agent.containerd.lazy import LazySource
 from agent.containerd.snapshots import SnapshotMount
 from agent.core.oci import ShownCgroups, merged_env
-from agent.errors import NotFound, RuntimeUnavailable
+from agent.errors import InvalidSpec, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.linux.process import Identity
 from agent.model.records import FunctionVersion, ImageFacts
@@ -123,12 +123,28 @@ async def test_accounts_are_found_inside_the_image_only(tmp_path, images, snapsh
 def test_home_is_the_users_own_unless_the_image_has_another(tmp_path, user, env, home):
     passwd = b"root:x:0:0::/root:\napp:x:1000:1000::/home/app:\n"
     image = PreparedImage(replace(ONE, user=user, env=env), (tmp_path,), passwd, b"")
+    assert merged_env(blueprint_for(image).env, {}, {})["HOME"] == home
+
+
+def blueprint_for(image):
     spec = parse_spec({"name": "f", "image": "x:1", "contract": "fc", "kind": "http"})
     version = FunctionVersion(
         name="f", version=1, spec=spec, image=image.facts, state="Ready", created_ns=1
     )
-    blueprint = blueprint_of(version, image, NodeConfig(), {}, ShownCgroups(()))
-    assert merged_env(blueprint.env, {}, {})["HOME"] == home
+    return blueprint_of(version, image, NodeConfig(), {}, ShownCgroups(()))
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        (["BIG=" + "x" * (128 << 10)], "env.BIG: takes 131077 bytes"),
+        ([f"V{number}=" + "x" * 1000 for number in range(3000)], "Linux takes at most"),
+    ],
+)
+def test_an_environment_of_an_image_that_linux_cannot_take_is_told_at_deploy(tmp_path, env, told):
+    image = PreparedImage(replace(ONE, env=tuple(env)), (tmp_path,), b"", b"")
+    with pytest.raises(InvalidSpec, match=told):
+        blueprint_for(image)
 
 
 def mounted(*layers):

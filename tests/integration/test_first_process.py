@@ -110,6 +110,8 @@ FIRST = {
     "an init by its name": ["/init"],
     "a link to an init": ["/usr/bin/entry"],
     "behind env": ["/bin/env", "A=1", "/sbin/tini", "--"],
+    "a shell line": ["sh", "-c", "/init"],
+    "the end of a script": ["/app/start", "/init"],
 }
 
 
@@ -120,6 +122,7 @@ def test_an_image_that_brings_its_own_init_has_it_as_the_first_process(functions
     )
     entries = [Entry(path, must.encode()) for path in ("init", "sbin/tini")]
     entries += [link("usr/bin/entry", "/sbin/tini"), shell("bin/env")]
+    entries += [Entry("app/start", b'#!/bin/sh\nset -e\nexec "$@"\n')]
     put("first", FIRST[case], entries)
     assert get(functions, "first") == "1"
 

@@ -50,6 +50,13 @@ INITS = [
     ["env", "-Stini --", "app"],
     ["env", "--split-string=/init"],
     ["env", "env", "A=", "/init"],
+    # As a Dockerfile's CMD and ENTRYPOINT without brackets, and what people write in their place.
+    ["/bin/sh", "-c", "/init"],
+    ["sh", "-c", "exec tini -- app"],
+    ["/bin/bash", "-l", "-c", "exec /sbin/init"],
+    ["bash", "-lc", " A=1  B=2 exec /init nginx "],
+    ["busybox", "sh", "-ec", "exec env A=1 /init"],
+    ["env", "A=1", "sh", "-c", "s6-svscan /etc/s6"],
 ]
 OTHERS = [
     [],
@@ -61,8 +68,16 @@ OTHERS = [
     ["/app/init.sh"],
     ["/init.sh"],
     ["/etc/init.d/nginx", "start"],
-    ["sh", "-c", "exec tini -- app"],
+    ["sh", "-c", "prepare && exec tini -- app"],
+    ["sh", "-c", "/init; true"],
+    ["sh", "-c", "/init &"],
+    ["sh", "-c", "$INIT"],
+    ["sh", "-c", "exec"],
+    ["sh", "-c", ""],
+    ["sh", "-c"],
+    ["sh", "-c", "python3 /init"],
     ["sh", "/init"],
+    ["sh", "run.sh", "-c", "/init"],
     ["nginx"],
     ["/docker-entrypoint.sh", "tini"],
     ["busybox"],
@@ -106,9 +121,11 @@ def test_a_relative_path_begins_at_the_working_directory(argv, workdir, init):
     [
         (["/a", "b"], "/a"),
         (["env", "A=1", "/usr/bin/entry"], "/usr/bin/entry"),
+        (["sh", "-c", "exec /usr/bin/entry a"], "/usr/bin/entry"),
+        (["sh", "-c", "a; b"], "sh"),
         (["env"], ""),
         ([], ""),
     ],
 )
-def test_the_program_behind_env(argv, program):
+def test_the_program_in_the_end(argv, program):
     assert program_of(argv) == program
