@@ -12,9 +12,11 @@ from typing import Final
 
 HOT_S: Final = 0.025
 """At rest for no longer than this a connection is used unasked: no server gives up so soon."""
-MARGIN_S: Final = 0.01
-"""By how much a server's clock and ours may differ on a busy machine ..."""
-MARGIN_SHARE: Final = 0.125
+CLOSE_S: Final = 0.01
+"""By how much a server's clock and ours may differ."""
+MARGIN_S: Final = 0.05
+"""By how much a server may be late on a busy machine, so that it seems to keep one longer ..."""
+MARGIN_SHARE: Final = 0.25
 """... and by what share of the time: servers look at their idle connections now and then."""
 ANNOUNCED_MOST_S: Final = 3600.0
 FORGIVEN_AFTER: Final = 100
@@ -52,7 +54,7 @@ class Keeping:
         if rested_s > self._kept_s:
             self._kept_s = min(rested_s, self._longest_s)
             self._longest_s = max(rested_s, self._longest_s)
-        self._found_open += LONGER if rested_s > self._closed_s + MARGIN_S else 1
+        self._found_open += LONGER if rested_s > self._closed_s + CLOSE_S else 1
         if self._found_open > FORGIVEN_AFTER:
             self._closed_s = math.inf
             self.hot_s = HOT_S
@@ -63,7 +65,7 @@ class Keeping:
         self._longest_s = min(self._longest_s, rested_s)
         self._kept_s = min(self._kept_s, rested_s)
         self._found_open = 0
-        if self._closed_s < HOT_S + MARGIN_S:
+        if self._closed_s < HOT_S + CLOSE_S:
             self.hot_s = -1.0
 
     def trusts(self, rested_s: float) -> bool:

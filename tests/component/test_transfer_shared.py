@@ -34,10 +34,10 @@ class Fetches:
         self.outcomes: list[Any] = []
         self.begun = 0
         self.go = asyncio.Event()
-        patch.setattr(self.transfer, "_present", self._present)
+        patch.setattr(self.transfer, "present", self.present)
         patch.setattr(self.transfer, "_fetch", self._fetch)
 
-    async def _present(self, *_: object) -> None:
+    async def present(self, *_: object) -> None:
         """Nothing is here."""
 
     @property
