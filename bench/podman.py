@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench import probe
@@ -66,5 +68,13 @@ def store(certificates: Path) -> Iterator[Podman | None]:
     try:
         yield Podman(home, certificates)
     finally:
+        _end_pause(home)
         # Its files belong to subordinate ids: root removes them.
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _end_pause(home: Path) -> None:
+    """End the process that keeps podman's user namespace from one command to the next."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        pid = int((home / "libpod" / "tmp" / "pause.pid").read_text())
+        os.kill(pid, signal.SIGKILL)

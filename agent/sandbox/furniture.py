@@ -79,7 +79,7 @@ def furniture_of(view: ImageFiles, wanted: Iterable[str]) -> Furniture:
     if not plan.has(TMP, TMP_MODE):
         plan.make(TMP, TMP_MODE)
     for path in wanted:
-        if not plan.has(path):
+        if not plan.has(path) and not plan.blocked(path):
             plan.make(path)
     _check(plan.found)
     return Furniture(tuple(plan.found.values()), etc)
@@ -113,6 +113,15 @@ class _Plan:
         """Say whether the image has such a directory, with at least the bits of `mode`."""
         here, missing = self._walk(path)
         return not missing and here.stat.st_mode & mode == mode
+
+    def blocked(self, path: str) -> bool:
+        """Say whether something else stands where a directory is lacking: the program's to tell."""
+        here, missing = self._walk(path)
+        try:
+            self._view.lstat(posixpath.join(here.path, missing[0]))
+        except OSError:
+            return False
+        return True
 
     def make(self, path: str, mode: int = 0) -> str:
         """Have the directory that `path` leads to, with its parents; return where it is."""

@@ -87,7 +87,9 @@ WORKDIRS = {
     "relative": ("srv/a", {"", "etc", "srv", "srv/a"}),
     "behind a link": ("/link/a", {"", "etc", "srv", "srv/a"}),
     "out of the root": ("/../../srv/../x", {"", "etc", "x"}),
-    "a file": ("/file/x", {"", "etc", "file", "file/x"}),
+    "a file": ("/file", {"", "etc"}),
+    "below a file": ("/file/x", {"", "etc"}),
+    "a link that leads nowhere": ("/astray", {"", "etc"}),
 }
 
 
@@ -97,6 +99,7 @@ def test_a_working_directory(tmp_path, workdir, made):
     (tmp_path / "srv").mkdir()
     (tmp_path / "link").symlink_to("/srv")
     (tmp_path / "file").touch()
+    (tmp_path / "astray").symlink_to("nowhere")
     furniture = furniture_of(ImageFiles((tmp_path,)), [workdir])
     assert {each.path for each in furniture.directories} == made
 

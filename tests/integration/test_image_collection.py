@@ -27,6 +27,8 @@ from tests.integration.running import RunningAgent
 from tests.integration.test_pulls import a_server
 
 MB = 1 << 20
+# Another agent of this session has the slots.
+OWN_LAYERS = {"storage": {"writable": "tmpfs"}}
 ROUNDS = 100
 IMAGES = 12
 OWN_MB = 4
@@ -100,7 +102,7 @@ def on_disk(agent: RunningAgent) -> int:
 def small(make_agent: Any) -> Iterator[RunningAgent]:
     """An agent whose store may hold some of the images."""
     images = {"max_bytes": LIMIT_MB * MB, "gc_interval_s": 0.5, "min_age_s": 0}
-    agent = make_agent(node="store", sections={"images": images}).start()
+    agent = make_agent(node="store", sections={"images": images, **OWN_LAYERS}).start()
     yield agent
     agent.close()
 
@@ -219,7 +221,7 @@ def test_a_pulled_image_that_unpacks_to_more_than_the_store_stops_at_its_limit(
 @pytest.fixture
 def cramped(make_agent: Any) -> Iterator[RunningAgent]:
     """An agent whose data lie on a small file system of their own."""
-    agent = make_agent(node="cramped", sections={"images": {"min_age_s": 0}})
+    agent = make_agent(node="cramped", sections={"images": {"min_age_s": 0}, **OWN_LAYERS})
     agent.data.mkdir()
     agent.data.chmod(0o777)
     try:

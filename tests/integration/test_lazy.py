@@ -81,6 +81,7 @@ def place(make_agent: Callable[..., RunningAgent], authorities: Path) -> Iterato
         sections={
             "lazy": {"least_mb": 1, "complete_after_s": NEVER_S, "stuck_after_s": 2.0},
             "registries": {"directory": str(authorities)},
+            "storage": {"writable": "tmpfs"},  # others of this session have the slots
         },
     ).start()
     yield agent
@@ -363,7 +364,6 @@ class TestDiskFull:
     ) -> Iterator[RunningAgent]:
         agent = make_agent(
             node="narrow",
-            # The other agent of this module has the slots.
             sections={
                 "lazy": {"least_mb": 1},
                 "storage": {"writable": "tmpfs"},
@@ -371,7 +371,7 @@ class TestDiskFull:
             },
         )
         agent.data.mkdir()
-        tmpfs = ["mount", "-t", "tmpfs", "-o", "size=44m,mode=0750", "tmpfs", str(agent.data)]
+        tmpfs = ["mount", "-t", "tmpfs", "-o", "size=60m,mode=0750", "tmpfs", str(agent.data)]
         subprocess.run(tmpfs, check=True)
         own(agent.data)
         try:

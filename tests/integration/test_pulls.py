@@ -103,7 +103,7 @@ def test_a_tag_that_has_moved_is_taken_when_the_registry_is_asked(functions, age
     assert (again.created, again.version.image_digest) == (False, first)
     assert "its registry was not asked: deploy with pull=always" in "".join(again.warnings)
     options = ("--name", "moves", "--image", name, "--contract", "fc", "--kind", "http")
-    done = agent.cli("deploy", *options, "--set", "memory_mb=128", "--set", "pull=always")
+    done = agent.cli("deploy", "--wait", *options, "--set", "memory_mb=128", "--set", "pull=always")
     assert "warning" not in done.err
     assert images(functions)[name].digest == second
     assert agent.http("GET", "/http/moves/").body == b"hello\n"
