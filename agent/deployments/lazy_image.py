@@ -322,6 +322,7 @@ class LazyImages:
                 log.warning("image %s stays mounted: %s", facts.ref, error)
 
     async def _unmount(self, facts: ImageFacts) -> None:
+        self._prepared.unmounted(facts.chain_id)
         for engine in self._door.lazy:
             if engine.source() is not None:
                 await self._door.images.unlabel(facts.ref, engine.name)

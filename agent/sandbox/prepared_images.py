@@ -125,6 +125,12 @@ class PreparedImages:
         """Have starts use the unpacked layers from now on."""
         self._prepared.pop(chain_id, None)
 
+    def unmounted(self, chain_id: str) -> None:
+        """Have no start use what an engine had mounted."""
+        found = self._prepared.get(chain_id)
+        if found is not None and found.source:
+            del self._prepared[chain_id]
+
     async def forget(self, chain_id: str, needed: Callable[[], Collection[str]]) -> bool:
         """Drop an image that no version needs any more, with its View; False if that stays.
 
