@@ -9,7 +9,6 @@ from __future__ import annotations
 import posixpath
 import resource
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from agent.model.spec import Init
 from agent.rootless.installed import init_path
 from agent.sandbox.diagnosis import Program
 from agent.sandbox.furniture import Furniture, furniture_of
-from agent.sandbox.image_files import ImageFiles
+from agent.sandbox.image_files import UNREACHABLE, ImageFiles
 from agent.sandbox.prepared_images import PreparedImage
 from agent.storage.sysfs import HOST as HOST_SYSFS
 from agent.storage.sysfs import source as sysfs_for
@@ -80,7 +79,8 @@ def blueprint_of(
     """Work out a version's blueprint.
 
     Raises InvalidSpec when the image and the spec together give no command, or one too long, or
-    name a user the image does not have, or a volume this node does not have.
+    name a user the image does not have, or a volume this node does not have; OSError when its
+    layers cannot be read.
     """
     spec, facts = version.spec, image.facts
     argv = argv_of(facts.entrypoint, facts.cmd, spec.command, spec.args)
@@ -158,8 +158,11 @@ def _path_of(name: str, program: Program, files: ImageFiles) -> str:
     """Return where in the image a command leads, without links; "" when nowhere."""
     folders = [program.workdir] if "/" in name else program.search.split(":")
     for folder in folders if name else ():
-        with suppress(OSError):
+        try:
             return files.resolve(posixpath.join("/", program.workdir, folder, name))
+        except OSError as error:
+            if error.errno in UNREACHABLE:
+                raise
     return ""
 
 
@@ -167,6 +170,8 @@ def _text_of(path: str, files: ImageFiles) -> bytes:
     """Return a short file; b"" for a longer one, or one that cannot be read."""
     try:
         text = files.read(path, MAX_SCRIPT_BYTES + 1)
-    except OSError:
+    except OSError as error:
+        if error.errno in UNREACHABLE:
+            raise
         return b""
     return text if len(text) <= MAX_SCRIPT_BYTES else b""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.errors import InvalidSpec, Problem
-from agent.sandbox.image_files import ImageFile, ImageFiles
+from agent.sandbox.image_files import UNREACHABLE, ImageFile, ImageFiles
 
 HOSTS, HOSTNAME, RESOLV_CONF = "hosts", "hostname", "resolv.conf"
 """The files of /etc that are written per instance."""
@@ -72,7 +72,8 @@ def furniture_of(view: ImageFiles, wanted: Iterable[str]) -> Furniture:
 
     Those are the working directory, and volumes, which elsewhere are mounted on directories made
     for them. Directories that the image has keep their owner, and their mode but for /tmp. Raises
-    InvalidSpec for more or longer ones than can be made. Blocks.
+    InvalidSpec for more or longer ones than can be made, OSError for layers that cannot be read.
+    Blocks.
     """
     plan = _Plan(view)
     etc = plan.make("/etc")
@@ -145,7 +146,9 @@ class _Plan:
         for count, name in enumerate(names):
             try:
                 below = self._view.find(name, start=here)
-            except OSError:
+            except OSError as error:
+                if error.errno in UNREACHABLE:
+                    raise
                 return here, names[count:]
             if not below.is_directory:
                 return here, names[count:]

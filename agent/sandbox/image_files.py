@@ -27,6 +27,8 @@ MAX_LOOKS = 100_000
 forty links of two thousand names over hundreds of layers take forty million."""
 LONG_PATH = 100  # characters; a look below a path of so many more counts once more
 MAX_PATH_BYTES = 4095  # PATH_MAX without the byte that ends it
+# A disk that fails, or mounts whose server is gone: never to be taken for what an image lacks.
+UNREACHABLE = frozenset({errno.EIO, errno.ENOTCONN, errno.ESTALE})
 _XATTR = "user.overlay."
 _NONE = {errno.ENODATA, errno.EOPNOTSUPP}
 

@@ -116,3 +116,37 @@ def test_a_part_of_a_file_is_read_and_links_are_told_as_they_are(tmp_path):
 def test_what_is_no_path_is_not_there(tmp_path, path):
     with pytest.raises(FileNotFoundError):
         ImageFiles([tmp_path]).find(path)
+
+
+GONE = """
+import os, sys
+from pathlib import Path
+from agent.linux import mount
+from agent.sandbox.blueprint import is_first_process
+from agent.sandbox.diagnosis import Program
+from agent.sandbox.furniture import furniture_of
+from agent.sandbox.image_files import ImageFiles
+server = os.open("/dev/fuse", os.O_RDWR)
+data = f"fd={server},rootmode=40000,user_id=0,group_id=0"
+mount.mount("fuse", Path(sys.argv[1], "srv"), "fuse", 0, data)
+os.close(server)
+files = ImageFiles([Path(sys.argv[1])])
+program = Program(("/srv/start",), "/bin", "/", 0, 0)
+for look in (
+    lambda: furniture_of(files, ["/srv/x"]),
+    lambda: is_first_process("auto", program, files),
+):
+    try:
+        look()
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_layers_whose_server_is_gone_are_not_taken_for_empty_ones(tmp_path):
+    """Their version would be given a wrong init or working directory, and keep it."""
+    (tmp_path / "srv").mkdir()
+    own = [] if os.geteuid() == 0 else ["--map-root-user"]
+    command = ["unshare", *own, "--mount", sys.executable, "-c", GONE, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.count("Transport endpoint is not connected") == 2, done.stdout
