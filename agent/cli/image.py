@@ -7,7 +7,7 @@ import os
 import tarfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -190,17 +190,27 @@ def _opened(archive: BinaryIO | Path) -> Iterator[BinaryIO]:
         yield archive
         return
     source, sink = os.pipe()
-    packing = threading.Thread(target=_pack, args=(archive, sink), daemon=True)
-    with open(source, "rb") as file:
-        packing.start()
-        yield file
-    packing.join()
+    failures: list[OSError] = []
+    packing = threading.Thread(target=_pack, args=(archive, sink, failures), daemon=True)
+    try:
+        with open(source, "rb") as file:
+            packing.start()
+            yield file
+    finally:
+        packing.join()
+        if failures:  # the agent can only say that what came is not whole
+            failed = failures[0]
+            raise click.ClickException(f"{failed.filename or archive}: {failed.strerror or failed}")
 
 
-def _pack(path: Path, sink: int) -> None:
-    # An error is that who reads it has had enough.
-    with suppress(OSError), open(sink, "wb") as file, tarfile.open(fileobj=file, mode="w|") as tar:
-        tar.add(path, arcname=".")
+def _pack(path: Path, sink: int, failures: list[OSError]) -> None:
+    try:
+        with open(sink, "wb") as file, tarfile.open(fileobj=file, mode="w|") as tar:
+            tar.add(path, arcname=".")
+    except BrokenPipeError:  # who reads it has had enough
+        pass
+    except OSError as error:
+        failures.append(error)
 
 
 def _size(file: BinaryIO) -> int:

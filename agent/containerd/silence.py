@@ -8,8 +8,8 @@ other pulls go on, a blob that merely waits may wait for one of theirs: only wha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from agent.errors import RuntimeUnavailable
@@ -27,10 +27,31 @@ class Progress:
     total_bytes: int
 
 
+class Listening:
+    """The downloads under way, each with what looks at its silence again."""
+
+    def __init__(self) -> None:
+        self._looks: set[Callable[[], None]] = set()
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is only one."""
+        return len(self._looks) == 1
+
+    @contextmanager
+    def one(self, look: Callable[[], None]) -> Iterator[None]:
+        """Count a download; when it has ended, the others may wait for nothing any more."""
+        self._looks.add(look)
+        try:
+            yield
+        finally:
+            self._looks.discard(look)
+            for other in self._looks:
+                other()
+
+
 @asynccontextmanager
-async def heard_from(
-    what: str, is_alone: Callable[[], bool]
-) -> AsyncIterator[Callable[[Progress], None]]:
+async def heard_from(what: str, listening: Listening) -> AsyncIterator[Callable[[Progress], None]]:
     """Give what is to hear all progress; raises RuntimeUnavailable when there is none for long."""
     loop = asyncio.get_running_loop()
     far: dict[str, Progress] = {}
@@ -38,15 +59,21 @@ async def heard_from(
     try:
         async with limit:
 
-            def heard(step: Progress) -> None:
-                before = far.get(step.name)
-                far[step.name] = step
-                if before == step:
-                    return
-                is_open = any(_is_open(each, is_alone()) for each in far.values())
+            def listen() -> None:
+                is_open = any(_is_open(each, listening.is_alone) for each in far.values())
                 limit.reschedule(loop.time() + SILENCE_S if is_open else None)
 
-            yield heard
+            def heard(step: Progress) -> None:
+                if far.get(step.name) != step:
+                    far[step.name] = step
+                    listen()
+
+            def look() -> None:
+                if limit.when() is None:
+                    listen()
+
+            with listening.one(look):
+                yield heard
     except TimeoutError as error:
         if not limit.expired():
             raise

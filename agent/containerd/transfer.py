@@ -31,7 +31,7 @@ from agent.containerd.errors import ForeignOwner, NoFilter, whole_detail
 from agent.containerd.images import Image, ImageRecord, Images, image_ref
 from agent.containerd.leases import Leases
 from agent.containerd.registry import Resolved
-from agent.containerd.silence import Progress, heard_from
+from agent.containerd.silence import Listening, Progress, heard_from
 from agent.containerd.store_limit import StoreLimit
 from agent.containerd.streams import Stream, open_stream, pack
 from agent.containerd.unpack import Unpacker
@@ -73,6 +73,7 @@ class Transfer:
         self._images = images
         self._leases = leases
         self._fetches: SharedRuns[Image, Progress] = SharedRuns(lambda step: step.name)
+        self._listening = Listening()
         self._unpacker = unpacker
         self._limit = limit
         self.snapshotter = images.snapshotter
@@ -198,7 +199,7 @@ class Transfer:
         told: Callable[[Progress], None],
     ) -> None:
         """Transfer for as long as something is heard of it."""
-        async with heard_from(what, lambda: len(self._fetches) == 1) as heard:
+        async with heard_from(what, self._listening) as heard:
 
             def step_told(step: Progress) -> None:
                 heard(step)

@@ -578,6 +578,10 @@ def test_a_layout_in_a_directory_is_packed_on_the_way(agent: Agent, tmp_path: Pa
     assert agent.cli("image", "import", str(layout)).exit_code == 0
     with tarfile.open(fileobj=io.BytesIO(agent.node.imported)) as tar:
         assert {"./oci-layout", "./blobs/a"} <= set(tar.getnames())
+    # Nobody may read one of these, root included: no layout that is not whole is passed off as one.
+    kept = agent.cli("image", "import", "/proc/sys/net/ipv4/route")
+    assert kept.exit_code == 1
+    assert "/proc/sys/net/ipv4/route/flush: Permission denied" in kept.stderr
     missing = agent.cli("image", "import", str(tmp_path / "nowhere"))
     assert missing.exit_code == 2
     assert "No such file" in missing.stderr
