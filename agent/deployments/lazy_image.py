@@ -82,7 +82,7 @@ class LazyImages:
         self._events = events
         self._completions: dict[str, Completion] = {}
         self._mounted: dict[str, ImageFacts] = {}
-        """Images that need their mounts no more, which are still there."""
+        """Images that are completed, and whose mounts are still there."""
 
     def __repr__(self) -> str:
         return f"<LazyImages {[str(one) for one in self._completions.values()]}>"
@@ -238,11 +238,9 @@ class LazyImages:
         await tasks.stop(*(one.task for one in self._completions.values()))
 
     async def drop(self, chain_id: str) -> None:
-        """Complete an image no more, for no version needs it; its mounts go with its instances."""
+        """Complete an image no more, for no version needs it; its mounts go with its name."""
         found = self._completions.get(chain_id)
-        if found is not None:
-            await tasks.stop(found.task)
-            self._mounted[chain_id] = found.facts
+        await tasks.stop(found.task if found is not None else None)
 
     async def _complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
         await asyncio.sleep(self._settings.complete_after_s)  # sleeps: the start's reads come first
@@ -313,7 +311,7 @@ class LazyImages:
             tasks.launch(f"credentials of {engine.name}", engine.credentials.refresh())
 
     async def let_go(self, in_use: Collection[str]) -> None:
-        """Unmount what is needed no more, and what no instance runs on any more."""
+        """Unmount completed images of which no instance runs on the mounts any more."""
         for chain_id in [one for one in self._mounted if one not in in_use]:
             facts = self._mounted.pop(chain_id)
             try:

@@ -221,6 +221,8 @@ class ImageCollector:
                 f"image {name} is in use by {', '.join(users)}; remove the function first"
             )
         await self._containerd.images.delete(name)
+        if known is not None:
+            await self._orphans.unmount(known.chain_id, self.stock.needed_layers)
 
     async def _sweep(self) -> None:
         """Remove what is nobody's now that names are gone."""

@@ -59,6 +59,13 @@ class Orphans:
         self._living = living
         self._began_ns = time.time_ns()
 
+    async def unmount(self, chain_id: str, needed: Callable[[], Collection[str]]) -> None:
+        """Let go what lazy engines have mounted of an image whose name is gone; errors are told."""
+        try:
+            await self._prepared.unmount(chain_id, needed)
+        except AgentError as error:
+            log.warning("layers %s stay mounted: %s", chain_id, error)
+
     async def find(self, contents: StoreContents, needed: Collection[str]) -> list[Orphan]:
         """Return what is nobody's; `needed` are the chain ids of images and of what runs."""
         now_ns = time.time_ns()

@@ -131,6 +131,15 @@ class PreparedImages:
         if found is not None and found.source:
             del self._prepared[chain_id]
 
+    async def unmount(self, chain_id: str, needed: Callable[[], Collection[str]]) -> None:
+        """Have engines let go an image whose name is gone, unless its layers are needed."""
+        if chain_id in needed():
+            return
+        self.unmounted(chain_id)
+        for engine in self._containerd.lazy:
+            if engine.source() is not None:
+                await engine.snapshots.remove(view_key(chain_id))
+
     async def forget(self, chain_id: str, needed: Callable[[], Collection[str]]) -> bool:
         """Drop an image that no version needs any more, with its View; False if that stays.
 

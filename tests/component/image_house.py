@@ -188,6 +188,7 @@ class Store:
         leases.give_up = self.give_up
         use: Any = StoreUse(cast(Any, content), cast(Any, snapshots), cast(Any, leases))
         return SimpleNamespace(
+            lazy=(),
             images=self,
             importer=self,
             content=content,

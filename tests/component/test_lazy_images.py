@@ -83,6 +83,7 @@ class Yard:
         self.faults: list[Exception] = []
         self.steps: list[Progress] = []
         self.completed: list[str] = []
+        self.unmounted: list[str] = []
         self.deleted: list[str] = []
         self.unlabelled: list[tuple[str, str]] = []
         self.sizes = (90 * MB, 10 * MB)
@@ -95,7 +96,9 @@ class Yard:
             snapshots=SimpleNamespace(image_layers=self.engine._layers),
             images=SimpleNamespace(get=self._get, delete=self._delete, unlabel=self._unlabel),
         )
-        prepared: Any = SimpleNamespace(completed=self.completed.append)
+        prepared: Any = SimpleNamespace(
+            completed=self.completed.append, unmounted=self.unmounted.append
+        )
         settings = {"complete_after_s": 0.0, **settings}
         self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events)
 
