@@ -150,7 +150,7 @@ def test_what_a_moved_tag_leaves_goes_with_its_function(small: RunningAgent, add
         registry.push(address, "moving", "1", first)
         node.deploy("first", f"{address}/moving:1")
         registry.push(address, "moving", "1", second)
-        node.deploy("second", f"{address}/moving:1")
+        node.deploy("second", f"{address}/moving:1", pull="always")
         node.gc()
         assert small.http("GET", "/http/first/").body == b"hello\n"
         assert small.http("GET", "/http/second/").body == b"hello\n"
