@@ -23,6 +23,8 @@ from tests.strangers import Base, Entry, layer_of
 MB = 1 << 20
 NUMPY = "numpy==1.26.4"
 FILE_BYTES = 4 * MB
+_LIBRARIES = ("libgcc_s.so.1", "libstdc++.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1")
+HOSTS_LIBRARIES = tuple(Path("/usr/lib/x86_64-linux-gnu", name) for name in _LIBRARIES)
 SERVER = b"""\
 import os
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -93,6 +95,8 @@ def _numpy() -> Layer:
             for path in sorted(Path(place).rglob("*"))
             if path.is_file()
         ]
+    # What numpy needs of the C and C++ libraries beyond the sample's Python.
+    found += [Entry(str(path).lstrip("/"), path.read_bytes()) for path in HOSTS_LIBRARIES]
     return Layer(layer_of(found))
 
 
