@@ -25,7 +25,7 @@ VERBS = {
     "invoke": "Call a function and print its reply.",
     "logs": "Print a function's log, and follow it.",
     "remove": "Remove a function with all its versions.",
-    "image": "List, show, pull, import and remove images.",
+    "image": "List, show, pull, import, index and remove images.",
     "gc": "Remove images that no function needs.",
     "drain": "Take no new work and wait until nothing is in flight.",
     "undrain": "Take work again.",

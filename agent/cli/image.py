@@ -38,7 +38,7 @@ class _Archive(click.File):
 
 @click.group()
 def command() -> None:
-    """List, show, pull, import, accelerate and remove images."""
+    """List, show, pull, import, index and remove images."""
 
 
 command.add_command(pull)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +23,10 @@ from agent.core.users import MAX_FILE_BYTES
 from agent.errors import NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.records import ImageFacts
-from agent.sandbox.image_files import ImageFiles
+from agent.sandbox.image_files import UNREACHABLE, ImageFiles
 
 T = TypeVar("T")
 
-# What lazy files say whose engine or registry is away.
-UNREACHABLE = frozenset({errno.ENOTCONN, errno.EIO, errno.ESTALE})
 ENGINE_S = 3.0
 
 
@@ -84,11 +81,15 @@ class PreparedImages:
     async def look(self, image: PreparedImage, work: Callable[[], T], *, deadline: float) -> T:
         """Return what `work` finds in an image's files.
 
-        Raises RuntimeUnavailable when a lazy image's files do not come within the deadline.
+        Raises RuntimeUnavailable when they cannot be read, or when a lazy image's do not come
+        within the deadline.
         """
-        if not image.source:
-            return await asyncio.to_thread(work)
         what = f"files of image {image.facts.ref}"
+        if not image.source:
+            try:
+                return await asyncio.to_thread(work)
+            except OSError as error:
+                raise RuntimeUnavailable(f"{what} cannot be read: {error.strerror}") from error
         try:
             return await self._containerd.lazy.files.run(what, work, deadline=deadline)
         except (TimeoutError, OSError) as error:

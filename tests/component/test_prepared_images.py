@@ -310,3 +310,13 @@ async def test_files_that_are_away_are_no_missing_files(lazily, number, monkeypa
     find = partial(ImageFiles(image.layers).stat, "/bin/app")
     with pytest.raises(RuntimeUnavailable, match="do not come from their registry"):
         await lazily.look(image, find, deadline=await soon())
+
+
+async def test_a_disk_that_does_not_give_an_images_files_is_the_platforms_fault(images):
+    image, _ = await images.prepare(ONE, deadline=await soon())
+
+    def broken():
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(RuntimeUnavailable, match="x:1 cannot be read: Input/output error"):
+        await images.look(image, broken, deadline=await soon())
