@@ -158,7 +158,8 @@ class RuntimeSettings(_Section):
 
 # How soci-snapshotter is told to work here. Completing an image is the agent's, by an ordinary pull
 # that outlives the daemon, so it fetches nothing by itself. What a layer's index lacks is not asked
-# for again and again (http); a read waits about 95 s for a registry that is away (blob).
+# for again and again (http); a read waits about 95 s for a registry that is away (blob). Layers
+# never change: the kernel may keep for good what it was told of their files (fuse).
 SOCI_SETTINGS = """\
 [http]
 MaxRetries = 1
@@ -167,6 +168,10 @@ max_retries = 16
 max_wait_msec = 10000
 [background_fetch]
 disable = true
+[fuse]
+attr_timeout = 86400
+entry_timeout = 86400
+negative_timeout = 86400
 [snapshotter]
 allow_invalid_mounts_on_restart = true
 """

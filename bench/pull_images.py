@@ -1,8 +1,8 @@
-"""Images of about 30 MB, 250 MB and 1 GB, as real ones are: a language, its packages, and the rest.
+"""Images of about 30 MB to 1 GB, as real ones are: a language, its packages, and the rest.
 
-Each is the sample `hello-http` with further layers. What a start reads of them is small, as with
-most images: the 250 MB one imports numpy, the 1 GB one as well and looks at the head of a model.
-What is never read compresses as program files do, to a bit less than half.
+Sizes are those that go over the link, as registries tell them. Each is the sample `hello-http` with
+further layers. From 100 MB on a start imports numpy, the 1 GB one looks at the head of a model as
+well. What is never read compresses as program files do, to a bit less than half.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from tests.strangers import Base, Entry, layer_of
 MB = 1 << 20
 NUMPY = "numpy==1.26.4"
 FILE_BYTES = 4 * MB
+NOISE = 0.4
+FILLERS = 3
+WITH_NUMPY_MB, WITH_MODEL_MB = 100, 1000
 _LIBRARIES = ("libgcc_s.so.1", "libstdc++.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1")
 HOSTS_LIBRARIES = tuple(Path("/usr/lib/x86_64-linux-gnu", name) for name in _LIBRARIES)
 SERVER = b"""\
@@ -58,7 +61,7 @@ class Pulled:
 
 
 def push_all(address: str, base_archive: Path, sizes: Sequence[str]) -> list[Pulled]:
-    """Make the images named by `sizes` ("30", "250", "1000": MB) and push them."""
+    """Make the images named by `sizes` ("30", "100", "250", "1000": MB) and push them."""
     base = Base.read(base_archive)
     pushed = []
     for size in sizes:
@@ -72,11 +75,12 @@ def push_all(address: str, base_archive: Path, sizes: Sequence[str]) -> list[Pul
 def _image(base: Base, megabytes: int) -> tuple[OciImage, int]:
     layers = [Layer(_plain(data)) for _, data in base.layers]
     layers.append(Layer(layer_of([Entry("opt/server.py", SERVER)])))
-    if megabytes >= 250:
+    if megabytes >= WITH_NUMPY_MB:
         layers.append(_numpy())
-    left = megabytes * MB - sum(len(layer.tar) for layer in layers)
-    for number in range(3):
-        layers.append(_filler(number, left // 3, "opt/model" if megabytes > 250 else "opt/more"))
+    here = sum(len(gzip.compress(layer.tar, 1)) for layer in layers)
+    left = round((megabytes * MB - here) / NOISE)
+    folder = "opt/model" if megabytes >= WITH_MODEL_MB else "opt/more"
+    layers += [_filler(number, left // FILLERS, folder) for number in range(FILLERS)]
     config = base.config.get("config", {})
     run = {**config, "Entrypoint": ["python3", "-u", "/opt/server.py"], "Cmd": []}
     return image(layers, run), sum(len(layer.tar) for layer in layers)
@@ -101,11 +105,11 @@ def _numpy() -> Layer:
 
 
 def _filler(number: int, size: int, folder: str) -> Layer:
-    """Return a layer of files of which 40 % is noise and the rest repeats."""
+    """Return a layer of files of which NOISE is noise and the rest repeats."""
     source = random.Random(number)  # the same at every run
     entries = []
     for count in range(max(1, size // FILE_BYTES)):
-        noise = source.randbytes(FILE_BYTES * 4 // 10)
+        noise = source.randbytes(round(FILE_BYTES * NOISE))
         text = (b"%d kindling " % count) * 16
         data = (noise + text * (FILE_BYTES // len(text)))[:FILE_BYTES]
         entries.append(Entry(f"{folder}/{number * 1000 + count}", data, mode=0o644))

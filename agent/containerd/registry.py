@@ -51,7 +51,7 @@ CREDENTIALS_WAY_OUT = (
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a reference stands for now: the linux/amd64 manifest and its config.
+    """What a reference stands for now: the linux/amd64 manifest and its config, also as read.
 
     `served_as` is the media type that the registry gave the manifest, `authorization` the header
     that it wanted in the end.
@@ -62,6 +62,8 @@ class Resolved:
     config: ImageConfig
     served_as: str = ""
     authorization: str = field(default="", repr=False)
+    manifest_bytes: bytes = field(default=b"", repr=False)
+    config_bytes: bytes = field(default=b"", repr=False)
 
 
 async def resolve(
@@ -223,7 +225,7 @@ class _Conversation:
         config = oci_image.parse_config(raw, where, cpu.level())
         oci_image.check_layers(manifest, config, where)
         shown = self._authorization.header if self._authorization is not None else ""
-        return Resolved(target, manifest, config, said, shown)
+        return Resolved(target, manifest, config, said, shown, data, raw)
 
     async def referrers(self, digest: str) -> set[str]:
         """Return the artifact types of a manifest's referrers (distribution spec 1.1).

@@ -29,6 +29,7 @@ from agent.containerd.download import Download
 from agent.containerd.endpoints import RegistryHosts
 from agent.containerd.errors import ForeignOwner, NoFilter, whole_detail
 from agent.containerd.images import Image, ImageRecord, Images, image_ref
+from agent.containerd.lazy_mount import LazyMounter
 from agent.containerd.leases import Leases
 from agent.containerd.registry import Resolved
 from agent.containerd.silence import Listening, Progress, heard_from
@@ -76,6 +77,7 @@ class Transfer:
         self._listening = Listening()
         self._unpacker = unpacker
         self._limit = limit
+        self._mounter = LazyMounter(channel, images)
         self.snapshotter = images.snapshotter
 
     async def resolve(self, ref: str, *, deadline: float, access: Access) -> Resolved:
@@ -186,7 +188,11 @@ class Transfer:
             async def run(source: Message) -> None:
                 await self._limit.within(what, lease, lambda: once(source))
 
-            await download.run(found, run, deadline)
+            mounted = snapshotter and await self._mounter.mount(
+                name, found, snapshotter, lease=lease, deadline=deadline
+            )
+            if not mounted:
+                await download.run(found, run, deadline)
             return await self._images.inspect(name, deadline=deadline)
 
     async def _heard(

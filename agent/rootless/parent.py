@@ -302,12 +302,17 @@ def layout() -> cgroup.CgroupLayout:
 
 
 def _environment(house: House) -> dict[str, str]:
+    """Return what everything in the house is started with."""
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     return kept | {
         "PATH": f"{house.lib}/bin:{_PATH}",
         "HOME": str(house.data),
         "XDG_RUNTIME_DIR": str(house.run),
         mounts.PLACES_VARIABLE: mounts.places(house),
+        # containerd unpacks by itself: what igzip or unpigz, where a host has them, make of odd
+        # layers differs.
+        "CONTAINERD_DISABLE_IGZIP": "1",
+        "CONTAINERD_DISABLE_PIGZ": "1",
     }
 
 

@@ -61,6 +61,27 @@ async def moved_tag(ct: Containerd, place: Place) -> Any:
     return result
 
 
+async def mounts_nothing(ct: Containerd, place: Place) -> Any:
+    """What an engine cannot mount is fetched; overlayfs is one that never mounts a layer."""
+    seen: list[Progress] = []
+
+    async def overlay(found: Resolved) -> str:
+        return ct.transfer.snapshotter
+
+    image = await ct.transfer.pull(
+        f"{REGISTRY}/plain:1", deadline=soon(), choose=overlay, progress=seen.append
+    )
+    layers = await ct.snapshots.image_layers(image.chain_id)
+    active = [one.key for one in await ct.snapshots.list() if one.kind == "active"]
+    result = {
+        "has_shell": os.path.lexists(f"{layers[-1]}/bin/sh"),
+        "fetched": any(step.done_bytes for step in seen),
+        "active": active,
+    }
+    await drop(ct, image.name, image.chain_id)
+    return result | {"left": await left(ct)}
+
+
 async def refused(ct: Containerd, place: Place) -> Any:
     """What cannot be had is one clear error of the right class, and leaves nothing."""
     with socket.socket() as closed, socket.socket() as silent:
@@ -139,4 +160,4 @@ async def cancelled(ct: Containerd, place: Place) -> Any:
 
 
 if __name__ == "__main__":
-    main(good, moved_tag, refused, fallen_silent, cancelled)
+    main(good, moved_tag, mounts_nothing, refused, fallen_silent, cancelled)

@@ -158,6 +158,14 @@ def test_without_the_filter_the_refusal_names_file_id_and_way_out(owners: Facts,
     assert owners[how]["left"] == NOTHING
 
 
+def test_layers_an_engine_cannot_mount_are_fetched(pulls: Facts) -> None:
+    told = pulls["mounts_nothing"]
+    assert told["has_shell"]
+    assert told["fetched"]
+    assert told["active"] == []
+    assert told["left"] == NOTHING
+
+
 def artifact(image: oci.OciImage) -> oci.OciImage:
     """The same blobs as something that is no container image."""
     manifest = json.loads(image.blobs[image.digest])

@@ -47,6 +47,12 @@ def test_everything_runs_as_kindling_and_answers(house):
     assert {house.pids["supervise"], house.pids["containerd"]} <= set(house.tree())
 
 
+def test_containerd_unpacks_by_itself_whatever_the_host_has_installed(house):
+    house.start()
+    environment = Path(f"/proc/{house.pids['containerd']}/environ").read_bytes().split(b"\0")
+    assert {b"CONTAINERD_DISABLE_IGZIP=1", b"CONTAINERD_DISABLE_PIGZ=1"} <= set(environment)
+
+
 def test_sockets_have_the_modes_that_give_authority(house):
     house.start()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in house.run.glob("*.sock")}
