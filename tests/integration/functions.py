@@ -16,8 +16,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import grpc
 from google.protobuf.message import Message
@@ -25,6 +26,7 @@ from google.protobuf.message import Message
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.cli.client import Client
 from agent.cli.deploy import spec_message
+from agent.cli.image import CHUNK_BYTES
 from agent.errors import AgentError
 from tests.integration.running import RunningAgent
 
@@ -61,8 +63,8 @@ class Functions:
         self._capacity: Json = {}
 
     def __enter__(self) -> Functions:
-        import_samples(self.agent)
         self._channel = self._open()
+        self._import_samples()
         self._worker = self.agent.pids["worker"]
         self._logged = len(self.agent.log())
         self._capacity = self.capacity()
@@ -86,6 +88,16 @@ class Functions:
         assert self._channel is not None
         self._channel.close()
         self._channel = self._open()
+
+    def _import_samples(self) -> None:
+        """Build the sample images and import those that this agent does not have."""
+        listed = self.client.ask("ListImages", pb.ListImagesRequest(), pb.ListImagesResponse)
+        missing = archives().keys() - {image.name for image in listed.images}
+        for name in sorted(missing):
+            with open(archives()[name], "rb") as archive:
+                self.client.send(
+                    "ImportImage", parts(archive), pb.ImportImageResponse, within_s=ASK_S
+                )
 
     def _look(self) -> None:
         left = self.agent.leaks()
@@ -213,17 +225,9 @@ class Functions:
             reader.join(10)
 
 
-def import_samples(agent: RunningAgent) -> None:
-    """Build the sample images and import those that this agent does not have yet."""
-    listed = agent.cli("image", "ls", "--json").json()["images"]
-    known = {image["name"] for image in listed}
-    for name, archive in archives().items():
-        if name not in known:
-            agent.cli("image", "import", archive)
-
-
+@cache
 def archives() -> dict[str, str]:
-    """Build the sample images, cached, and return their archives by name."""
+    """Build the sample images, once in a test session, and return their archives by name."""
     done = subprocess.run(
         [PYTHON, str(BUILD), "--json"], capture_output=True, text=True, timeout=300, check=False
     )
@@ -232,6 +236,13 @@ def archives() -> dict[str, str]:
         raise AssertionError("images/build.py failed")
     built: dict[str, str] = json.loads(done.stdout)
     return built
+
+
+def parts(archive: BinaryIO) -> Iterator[pb.ImportImageRequest]:
+    """Yield the messages of an import."""
+    yield pb.ImportImageRequest(header=pb.ImportImageRequest.ImportHeader())
+    while chunk := archive.read(CHUNK_BYTES):
+        yield pb.ImportImageRequest(chunk=chunk)
 
 
 def uid_of(pid: int) -> int:
