@@ -57,6 +57,7 @@ class Functions:
         self.agent = agent
         self._same_worker = same_worker
         self._deployed: set[str] = set()
+        self._brought: set[str] = set()
         self._channel: grpc.Channel | None = None
         self._worker = 0
         self._logged = 0
@@ -64,7 +65,6 @@ class Functions:
 
     def __enter__(self) -> Functions:
         self._channel = self._open()
-        self._import_samples()
         self._worker = self.agent.pids["worker"]
         self._logged = len(self.agent.log())
         self._capacity = self.capacity()
@@ -89,16 +89,6 @@ class Functions:
         self._channel.close()
         self._channel = self._open()
 
-    def _import_samples(self) -> None:
-        """Build the sample images and import those that this agent does not have."""
-        listed = self.client.ask("ListImages", pb.ListImagesRequest(), pb.ListImagesResponse)
-        missing = archives().keys() - {image.name for image in listed.images}
-        for name in sorted(missing):
-            with open(archives()[name], "rb") as archive:
-                self.client.send(
-                    "ImportImage", parts(archive), pb.ImportImageResponse, within_s=ASK_S
-                )
-
     def _look(self) -> None:
         left = self.agent.leaks()
         assert not left, f"left behind: {json.dumps(left, indent=1)}\n{self.agent.log()}"
@@ -106,6 +96,27 @@ class Functions:
         self.agent.wait_until(lambda: self.capacity() == self._capacity, 10, "free capacity")
         if self._same_worker:
             assert self.agent.pids["worker"] == self._worker, f"a new worker:\n{self.agent.log()}"
+
+    # Images
+
+    def bring(self, image: str) -> str:
+        """Return the name of a sample image, which is imported if the agent does not have it."""
+        name = f"{HOST}/{image}:1"
+        if name not in self._brought:
+            listed = self.client.ask("ListImages", pb.ListImagesRequest(), pb.ListImagesResponse)
+            if name not in {one.name for one in listed.images}:
+                self.import_image(archives()[name])
+            self._brought.add(name)
+        return name
+
+    def import_image(self, archive: str | Path) -> None:
+        """Import the image of an archive, as `kindling image import` does, without its process."""
+        with open(archive, "rb") as file:
+            self.client.send("ImportImage", parts(file), pb.ImportImageResponse, within_s=ASK_S)
+
+    def remove_image(self, name: str) -> None:
+        request = pb.RemoveImageRequest(name=name)
+        self.client.ask("RemoveImage", request, pb.RemoveImageResponse, within_s=ASK_S)
 
     # Deploying
 
@@ -117,8 +128,8 @@ class Functions:
         kind: str = "http",
         **fields: Any,
     ) -> pb.DeployResponse:
-        """Deploy a function of a sample image and wait; `fields` are those of a spec's TOML."""
-        image = image if "/" in image else f"{HOST}/{image}:1"
+        """Deploy a sample image, or another, and wait; `fields` are those of a spec's TOML."""
+        image = image if "/" in image else self.bring(image)
         spec = {"name": name, "image": image, "contract": contract, "kind": kind, **fields}
         request = pb.DeployRequest(spec=spec_message(spec), wait=True)
         self._deployed.add(name)

@@ -64,12 +64,12 @@ def _plain(blob: bytes) -> bytes:
 
 
 @pytest.fixture
-def make(functions, agent, tmp_path):
+def make(functions, tmp_path):
     """Import a variant, deploy it, and return the deploy's warnings; the images go at the end."""
     imported: list[str] = []
 
     def deploy(name: str, layers: list[oci.Layer], **config: Any) -> list[str]:
-        agent.cli("image", "import", variant(tmp_path / f"{name}.tar", name, layers, **config))
+        functions.import_image(variant(tmp_path / f"{name}.tar", name, layers, **config))
         imported.append(f"{HOST}/{name}:1")
         done = functions.deploy(name, f"{HOST}/{name}:1", scaling={"idle_s": 1})
         return list(done.warnings)
@@ -77,7 +77,7 @@ def make(functions, agent, tmp_path):
     yield deploy
     functions.clear()
     for image in imported:
-        agent.cli("image", "rm", image)
+        functions.remove_image(image)
 
 
 def told(agent, name: str) -> Any:
