@@ -104,7 +104,7 @@ async def outcome(ct: Containerd, path: Path, name: str, *, everything: bool = F
         told: dict[str, Any] = {"class": type(failure).__name__, "text": failure.message}
         told["reason"] = getattr(failure, "reason", "")
     else:
-        told = {"class": None}
+        return {"class": None}
     after = await settled(ct, used)
     return told | {"back": after - used == Amount()}
 

@@ -67,6 +67,7 @@ class Functions:
         self._channel = self._open()
         self._worker = self.agent.pids["worker"]
         self._logged = len(self.agent.log())
+        self.agent.wait_until(self._is_wiped, 20, "layers that are wiped")
         self._capacity = self.capacity()
         return self
 
@@ -96,6 +97,15 @@ class Functions:
         self.agent.wait_until(lambda: self.capacity() == self._capacity, 10, "free capacity")
         if self._same_worker:
             assert self.agent.pids["worker"] == self._worker, f"a new worker:\n{self.agent.log()}"
+
+    def _is_wiped(self) -> bool:
+        """Whether a layer is free or an instance's: an agent that has just begun wipes them all."""
+        found = self.capacity()
+        if not found["free_layers"]:
+            return True  # they are in memory
+        slots = json.loads((Path(self.agent.sections["paths"]["slots"]) / "slots.json").read_text())
+        known = sum(one["count"] for one in slots["classes"])
+        return bool(sum(found["free_layers"].values()) + found["instances_used"] >= known)
 
     # Images
 
