@@ -87,15 +87,7 @@ class Packed(oci.Layer):
             for piece in pieces:
                 digest.update(piece)
                 file.write(piece)
-        self.__dict__.update(digest="sha256:" + digest.hexdigest(), packed=packed.getvalue())
-
-    @property
-    def diff_id(self) -> str:
-        return str(self.__dict__["digest"])
-
-    @property
-    def blob(self) -> bytes:
-        return bytes(self.__dict__["packed"])
+        self.__dict__.update(diff_id="sha256:" + digest.hexdigest(), blob=packed.getvalue())
 
 
 @cache
