@@ -21,6 +21,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,14 @@ KEEP_FACTOR = 4
 PER_INSTANCE = ("instances", "fifo", "rootfs", "etc")
 # What overlayfs leaves in an empty, unmounted work directory.
 WORK = {"work", "index"}
+
+# What `ctr` is asked of a living agent's containerd.
+LISTS = {
+    "containers": ("containers", "ls", "-q"),
+    "tasks": ("tasks", "ls", "-q"),
+    "snapshots": ("snapshots", "ls"),
+    "leases": ("leases", "ls", "-q"),
+}
 
 Leaks = dict[str, list[str]]
 
@@ -92,25 +101,29 @@ def look(run: Path, node: str | None, *, apart: bool) -> Leaks:
     """Look once."""
     agent = find_agent(run, node)
     layout = find_layout(agent)
-    containers = set(ctr(agent, "containers", "ls", "-q")) if agent.alive else set()
-    found = {
-        "processes": processes(agent, layout, containers),
-        "cgroups": groups(agent, layout),
-        "mounts": mounts(agent),
-        "links": links(),
-        "loop_devices": loop_devices(),
-        "files": files(agent),
-        "slots": slots(agent),
-    }
-    if apart:
-        found = {kind: list(only(agent, layout, things)) for kind, things in found.items()}
-    if agent.alive:
-        found["containers"] = sorted(name for name in containers if not is_anchor(name))
-        tasks = ctr(agent, "tasks", "ls", "-q")
-        found["tasks"] = [name for name in tasks if not is_anchor(name)]
-        found["snapshots"] = snapshots(agent)
-        found["leases"] = ctr(agent, "leases", "ls", "-q")
-        found["networks"] = networks(agent)
+    running = our_processes()  # before there is a `ctr` among them
+    # One takes far longer to start than to ask: they start side by side.
+    with ThreadPoolExecutor(len(LISTS)) as asking:
+        asked = {name: asking.submit(ctr, agent, *LISTS[name]) for name in LISTS if agent.alive}
+        containers = set(asked["containers"].result()) if agent.alive else set()
+        found = {
+            "processes": processes(agent, layout, containers, running),
+            "cgroups": groups(agent, layout),
+            "mounts": mounts(agent),
+            "links": links(),
+            "loop_devices": loop_devices(),
+            "files": files(agent),
+            "slots": slots(agent),
+        }
+        if apart:
+            found = {kind: list(only(agent, layout, things)) for kind, things in found.items()}
+        if agent.alive:
+            found["containers"] = sorted(name for name in containers if not is_anchor(name))
+            tasks = asked["tasks"].result()
+            found["tasks"] = [name for name in tasks if not is_anchor(name)]
+            found["snapshots"] = snapshots(asked["snapshots"].result())
+            found["leases"] = asked["leases"].result()
+            found["networks"] = networks(agent)
     return {kind: things for kind, things in found.items() if things}
 
 
@@ -186,7 +199,12 @@ def other_nodes(agent: Agent, layout: cgroup.CgroupLayout) -> set[str]:
     return nodes - ({agent.node} if agent.alive else set())
 
 
-def processes(agent: Agent, layout: cgroup.CgroupLayout, containers: set[str]) -> list[str]:
+def processes(
+    agent: Agent,
+    layout: cgroup.CgroupLayout,
+    containers: set[str],
+    running: list[tuple[int, int]],
+) -> list[str]:
     excused: set[int] = set()
     for node in other_nodes(agent, layout):
         inside = members([layout.agent_directory(node).parent])
@@ -199,8 +217,8 @@ def processes(agent: Agent, layout: cgroup.CgroupLayout, containers: set[str]) -
         excused -= {pid for pid in own if is_forgotten_shim(command_of(pid), containers)}
     return [
         f"{pid} uid {uid}: {command_of(pid)[:120]}"
-        for pid, uid in our_processes()
-        if pid not in excused
+        for pid, uid in running
+        if pid not in excused and os.path.exists(f"/proc/{pid}")
     ]
 
 
@@ -227,8 +245,8 @@ def our_processes() -> list[tuple[int, int]]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with suppress(FileNotFoundError, ProcessLookupError):
-                status = Path(f"/proc/{name}/status").read_text("utf-8", "replace")
-                fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+                with open(f"/proc/{name}/status", encoding="utf-8", errors="replace") as file:
+                    fields = dict(line.split(":", 1) for line in file if ":" in line)
                 uid = int(fields["Uid"].split()[0])
                 if any(uid in span for span in spans) and fields["State"].split()[0] != "Z":
                     found.append((int(name), uid))
@@ -376,10 +394,10 @@ def ctr(agent: Agent, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def snapshots(agent: Agent) -> list[str]:
+def snapshots(listed: list[str]) -> list[str]:
     """Return snapshots that belong to an instance: neither layers of images nor their views."""
     found = []
-    for line in ctr(agent, "snapshots", "ls")[1:]:
+    for line in listed[1:]:
         fields = line.split()
         if fields[-1] != "Committed" and not fields[0].startswith((VIEW_PREFIX, ANCHOR_PREFIX)):
             found.append(f"{fields[0]} ({fields[-1]})")

@@ -13,6 +13,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ class Layer:
 
     tar: bytes
 
-    @property
+    @cached_property
     def diff_id(self) -> str:
         return digest(self.tar)
 
-    @property
+    @cached_property
     def blob(self) -> bytes:
-        return gzip.compress(self.tar, mtime=0)
+        return gzip.compress(self.tar, 1, mtime=0)  # the smallest would take seconds
 
 
 @dataclass

@@ -94,3 +94,10 @@ def running() -> Iterator[Agent]:
             if found:
                 found[0].loop.call_soon_threadsafe(stop[0].set)
             thread.join(20)
+
+
+def asked(agent: Agent, verb: str) -> Any:
+    """Return what the node was asked, the only time it was."""
+    found = [seen[1:] for seen in agent.node.seen if seen[0] == verb]
+    assert len(found) == 1, agent.node.seen
+    return found[0]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
+import pytest
 
 from agent._pb.worker.v1.worker_pb2_grpc import WorkerStub
+from agent.control.errors import Refusal, told
 from agent.control.health import Health
 from agent.control.node import Node
 from agent.control.server import ControlServer
@@ -52,3 +55,10 @@ async def open_doors(run: Path, max_connections: int = 16) -> AsyncIterator[Door
                 yield Doors(fake, server, run, WorkerStub(full), WorkerStub(limited))
         finally:
             await server.stop(0.0)
+
+
+async def refused(call: Awaitable[Any]) -> Refusal:
+    """Await a call that is refused; return what it says."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return told(caught.value)

@@ -33,6 +33,8 @@ from agent.storage.layer import WritableLayer
 from agent.storage.rootfs import RootFilesystems
 from agent.storage.slots import WritableLayers
 
+ID = "f-00000001"
+
 
 class Points:
     """Failpoints by name: each call passes one, and what was passed is remembered."""
@@ -346,7 +348,7 @@ class House:
         self.lines = []
         self.leased = []
 
-    def order(self, id="f-00000001", **fields):
+    def order(self, id=ID, **fields):
         return Order(id, version(**fields), {}, self.lines.append, self.leased.append, Laps())
 
     def held(self):
@@ -379,3 +381,13 @@ def unavailable(what):
 
 def record_of(id):
     return ContainerRecord(id=id, spec=b"{}", labels={"kindling.kind": "instance"})
+
+
+async def built(house, **fields):
+    container, _ = await house.builder.build(house.order(**fields))
+    await house.builder.start(container)
+    return container
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))

@@ -6,96 +6,43 @@ and cosign, made by hand; tests/integration/test_odd_images.py has some of the t
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
 import json
 import lzma
-import subprocess
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.containerd import archive, cpu, decompress
-from agent.containerd.layout import IMAGE_NAME, ImageLayout, read_layouts
-from agent.containerd.selection import choose
+from agent.containerd import cpu
+from agent.containerd.layout import IMAGE_NAME
 from agent.core import oci_image
-from agent.errors import InvalidSpec
 from tests import oci
-
-AMD64 = {"os": "linux", "architecture": "amd64"}
-ARM64 = {"os": "linux", "architecture": "arm64"}
-LAYERS = [oci.layer({"a": b"1"}), oci.layer({"b": b"2"})]
-IMAGE = oci.image(LAYERS, {"Cmd": ["/a"]})
-OTHER = oci.image([oci.layer({"c": b"3"})], {"Cmd": ["/c"]})
-ARM = oci.image([oci.layer({"d": b"4"})], arch="arm64")
-DOCKER = oci.image(LAYERS, {"Cmd": ["/a"]}, docker=True)
-
-Files = dict[str, bytes]
+from tests.component.archive_house import (
+    AMD64,
+    APP,
+    ARM,
+    ARM64,
+    DOCKER,
+    IMAGE,
+    LAYERS,
+    OTHER,
+    Files,
+    artifact,
+    blob_of,
+    changed,
+    dumps,
+    entry,
+    layout,
+    load,
+    old_docker,
+    refusal,
+)
 
 
 @pytest.fixture(autouse=True)
 def level(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every host runs the rows as a CPU of level 3."""
     monkeypatch.setattr(cpu, "level", lambda: 3)
-
-
-def load(path: Path, name: str = "", *, everything: bool = False) -> dict[str, ImageLayout]:
-    """Read an archive as an import would; returns its chosen images by name."""
-    files = archive.open_files(path, path.parent)
-    try:
-        chosen = choose(read_layouts(files), name, path, everything=everything)
-        for one in chosen:
-            for blob in one.layout.blobs:
-                assert oci.digest(b"".join(blob.pieces(files))) == blob.descriptor.digest
-        return {name: one.layout for one in chosen for name in one.names}
-    finally:
-        files.close()
-
-
-def refusal(path: Path, name: str = "", *, everything: bool = False) -> str:
-    with pytest.raises(InvalidSpec) as caught:
-        load(path, name, everything=everything)
-    assert str(path) in caught.value.message
-    return caught.value.message
-
-
-def dumps(value: object) -> bytes:
-    return json.dumps(value).encode()
-
-
-def entry(made: oci.OciImage, name: str = "", **more: Any) -> dict[str, Any]:
-    """An entry of index.json; `name` goes into ref.name, as most tools have it."""
-    notes = {oci.REF_NAME: name} if name else {}
-    return {**made.manifest, "annotations": {**notes, **more.pop("annotations", {})}, **more}
-
-
-def layout(*entries: dict[str, Any], images: tuple[oci.OciImage, ...] = (IMAGE,)) -> Files:
-    files = {
-        "oci-layout": dumps({"imageLayoutVersion": "1.0.0"}),
-        "index.json": dumps({"schemaVersion": 2, "manifests": list(entries)}),
-    }
-    for made in images:
-        files |= {f"blobs/sha256/{key[7:]}": data for key, data in made.blobs.items()}
-    return files
-
-
-def blob_of(made: oci.OciImage, kind: str = "config") -> str:
-    manifest = json.loads(made.blobs[made.digest])
-    return f"blobs/sha256/{manifest[kind]['digest'][7:]}"
-
-
-def changed(made: oci.OciImage, change: Callable[[dict[str, Any]], object]) -> oci.OciImage:
-    """The image with another manifest."""
-    manifest = json.loads(made.blobs[made.digest])
-    change(manifest)
-    raw = dumps(manifest)
-    blobs = {key: data for key, data in made.blobs.items() if key != made.digest}
-    at = made.manifest | {"digest": oci.digest(raw), "size": len(raw)}
-    return oci.OciImage(blobs | {oci.digest(raw): raw}, at)
 
 
 def variant(name: str) -> oci.OciImage:
@@ -135,12 +82,6 @@ def docker_29() -> Files:
     }
 
 
-def old_docker(**change: Any) -> Files:
-    files = oci.docker_save(DOCKER, LAYERS, "app:1")
-    (one,) = json.loads(files["manifest.json"])
-    return files | {"manifest.json": dumps([{**one, **change}])}
-
-
 def kaniko() -> Files:
     """`--tarPath`: gzipped layers named by digest, a config without suffix, no history."""
     names = [f"{oci.digest(each.blob)[7:]}.tar.gz" for each in LAYERS]
@@ -149,23 +90,6 @@ def kaniko() -> Files:
     files[config] = DOCKER.blobs[config]
     one = {"Config": config, "RepoTags": ["registry.example/team/app:1"], "Layers": names}
     return files | {"manifest.json": dumps([one])}
-
-
-def cosign() -> Files:
-    """`cosign save`: the image, its signature and its attestation side by side."""
-    signed = oci.OciImage(*_artifact("application/vnd.dev.cosign.simplesigning.v1+json"))
-    kind = "dev.cosignproject.cosign"
-    return layout(
-        entry(signed, kind="x", annotations={"kind": f"{kind}/sigs"}),
-        entry(IMAGE, annotations={"kind": f"{kind}/image"}),
-        entry(signed, annotations={"kind": f"{kind}/atts"}),
-        images=(signed, IMAGE),
-    )
-
-
-def _artifact(layer_type: str) -> tuple[dict[str, bytes], dict[str, Any]]:
-    made = changed(IMAGE, lambda m: m["layers"][0].update(mediaType=layer_type))
-    return made.blobs, made.manifest
 
 
 def referrers() -> Files:
@@ -203,7 +127,6 @@ def variants(*names: str) -> Files:
     return layout(entry(index, "app:1"), images=(index,))
 
 
-APP = "docker.io/library/app:1"
 TWICE = oci.index([(IMAGE, AMD64), (IMAGE, AMD64)])
 NESTED = oci.index([(oci.index([(ARM, ARM64), (IMAGE, AMD64)]), {})])
 WINDOWS = oci.index([(OTHER, {"os": "windows", "architecture": "amd64"}), (IMAGE, AMD64)])
@@ -300,7 +223,7 @@ def sparse() -> Files:
     return {key: data for key, data in files.items() if key[13:] != IMAGE.digest[7:]}
 
 
-ONLY_SIGNATURES = oci.OciImage(*_artifact("application/vnd.dev.cosign.simplesigning.v1+json"))
+ONLY_SIGNATURES = oci.OciImage(*artifact("application/vnd.dev.cosign.simplesigning.v1+json"))
 HELM = changed(
     IMAGE, lambda m: m["config"].update(mediaType="application/vnd.cncf.helm.config.v1+json")
 )
@@ -369,163 +292,3 @@ def test_an_archive_of_images_without_end_is_refused(tmp_path: Path) -> None:
     unsaid = oci.index([(IMAGE, {})] * 101)
     files = layout(entry(unsaid, "app:1"), images=(unsaid,))
     assert list(load(oci.write_tar(tmp_path / "b.tar", files))) == [APP]
-
-
-# -- several images
-
-
-def two_docker() -> Files:
-    first, second = oci.docker_save(DOCKER, LAYERS, "app:1"), oci.docker_save(
-        oci.image(LAYERS[:1], {"Cmd": ["/b"]}, docker=True), LAYERS[:1], "app:2"
-    )  # fmt: skip
-    entries = [*json.loads(first["manifest.json"]), *json.loads(second["manifest.json"])]
-    return {**first, **second, "manifest.json": dumps(entries)}
-
-
-TWO = layout(entry(IMAGE, "app:1"), entry(OTHER, "other.example/x:2"), images=(IMAGE, OTHER))
-TWO_TAGS = layout(entry(IMAGE, "v1"), entry(OTHER, "v2"), images=(IMAGE, OTHER))
-ONE_ARM = layout(entry(IMAGE, "app:1"), entry(ARM, "arm:1"), images=(IMAGE, ARM))
-
-
-@pytest.mark.parametrize(
-    ("files", "names"),
-    [
-        (TWO, ("app:1", "other.example/x:2")),
-        (two_docker(), ("app:1", "app:2")),
-        (TWO_TAGS, ("v1", "v2")),
-        (ONE_ARM, ("app:1", "arm:1")),
-    ],
-)
-@pytest.mark.parametrize("asked", ["", "elsewhere.example/nothing:3"])
-def test_several_images_are_refused_by_their_names(
-    tmp_path: Path, files: Files, names: tuple[str, str], asked: str
-) -> None:
-    text = refusal(oci.write_tar(tmp_path / "a.tar", files), asked)
-    assert f"holds 2 images ({names[0]}, {names[1]})" in text
-    assert ("--name REF" in text) != bool(asked)
-
-
-@pytest.mark.parametrize(
-    ("files", "name", "command"),
-    [
-        (TWO, "app:1", "/a"),
-        (TWO, "docker.io/library/app:1", "/a"),
-        (TWO, "other.example/x:2", "/c"),
-        (two_docker(), "app:2", "/b"),
-        (TWO_TAGS, "kindling.local/mine:v2", "/c"),  # as `skopeo copy oci:DIR:v2` chooses
-        (ONE_ARM, "app:1", "/a"),
-    ],
-)
-def test_a_name_chooses_among_several(
-    tmp_path: Path, files: Files, name: str, command: str
-) -> None:
-    found = load(oci.write_tar(tmp_path / "a.tar", files), name)
-    assert [one.config.cmd for one in found.values()] == [(command,)]
-    assert [key.endswith(name) for key in found] == [True]
-
-
-def test_a_name_that_chooses_what_cannot_run_says_why(tmp_path: Path) -> None:
-    path = oci.write_tar(tmp_path / "a.tar", ONE_ARM)
-    assert "it offers linux/arm64" in refusal(path, "arm:1")
-    assert "it offers linux/arm64" in refusal(path, everything=True)
-
-
-def test_all_images_are_imported_under_their_names(tmp_path: Path) -> None:
-    found = load(oci.write_tar(tmp_path / "a.tar", TWO), everything=True)
-    assert {name: one.config.cmd for name, one in found.items()} == {
-        APP: ("/a",),
-        "other.example/x:2": ("/c",),
-    }
-    path = oci.write_tar(tmp_path / "b.tar", TWO)
-    assert "leave it out" in refusal(path, "app:1", everything=True)
-
-
-def test_an_only_image_is_called_as_asked(tmp_path: Path) -> None:
-    path = oci.write_tar(tmp_path / "a.tar", old_docker(RepoTags=["app:1", "app:2"]))
-    assert list(load(path, "kindling.local/mine:9")) == ["kindling.local/mine:9"]
-    assert list(load(oci.write_tar(tmp_path / "b.tar", cosign()), "mine:9")) == [
-        "docker.io/library/mine:9"
-    ]
-
-
-# -- how the archive itself is packed
-
-
-def zstd(data: bytes) -> bytes:
-    return subprocess.run(["zstd", "-qc"], input=data, stdout=subprocess.PIPE, check=True).stdout
-
-
-def in_members(data: bytes) -> bytes:
-    half = len(data) // 2
-    return gzip.compress(data[:half]) + gzip.compress(data[half:])
-
-
-PACKED: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
-    "gzip in several members": in_members,
-    "gzip with zeros after it": lambda data: gzip.compress(data) + bytes(3000),
-    "gzip with noise after it": lambda data: gzip.compress(data) + b"signature",
-    "gzip in members with zeros between": lambda data: (
-        gzip.compress(data[:9000]) + bytes(512) + gzip.compress(data[9000:]) + bytes(512)
-    ),
-    "zstd": zstd,
-    "zstd in several frames": lambda data: zstd(data[:9000]) + zstd(data[9000:]),
-    "xz": lzma.compress,
-    "bzip2": bz2.compress,
-    "bzip2 in several streams": lambda data: bz2.compress(data[:9000]) + bz2.compress(data[9000:]),
-    "zeros after the end": lambda data: data + bytes(1 << 20),
-    "noise after the end": lambda data: data + b"noise" * 1000,
-}
-
-
-@pytest.mark.parametrize("form", PACKED)
-def test_an_archive_is_read_however_it_is_packed(tmp_path: Path, form: str) -> None:
-    plain = oci.write_tar(tmp_path / "plain.tar", layout(entry(IMAGE, "app:1"))).read_bytes()
-    path = tmp_path / "a.tar"
-    path.write_bytes(PACKED[form](plain))
-    assert load(path)[APP].target.digest == IMAGE.digest
-
-
-@pytest.mark.parametrize("form", ["gzip", "zstd", "xz", "bzip2"])
-@pytest.mark.parametrize("cut", [-20, 40])
-def test_a_packed_archive_that_was_cut_short_is_named(tmp_path: Path, form: str, cut: int) -> None:
-    plain = oci.write_tar(tmp_path / "plain.tar", layout(entry(IMAGE, "app:1"))).read_bytes()
-    path = tmp_path / "a.tar"
-    path.write_bytes(PACKED[form](plain)[:cut])
-    assert f"is not a whole {form} file" in refusal(path)
-
-
-def test_a_node_without_zstd_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.tar"
-    path.write_bytes(zstd(b"x"))
-    monkeypatch.setattr(decompress, "ZSTD", ("no-such-program",))
-    assert "apt-get install zstd" in refusal(path)
-
-
-@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_names_of_both_formats_are_read(tmp_path: Path, form: int) -> None:
-    long = "d/" * 100 + "layer.tar"
-    files = old_docker(Layers=[long, json.loads(old_docker()["manifest.json"])[0]["Layers"][1]])
-    files[long] = LAYERS[0].tar
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(f"./{name}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
-    assert list(load(tmp_path / "a.tar")) == [APP]
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_links_to_links_lead_to_the_layer(tmp_path: Path, kind: bytes) -> None:
-    first, second = json.loads(old_docker()["manifest.json"])[0]["Layers"]
-    path = oci.write_tar(tmp_path / "a.tar", old_docker(Layers=["two/layer.tar", second]))
-    with tarfile.open(path, "a") as tar:
-        for name, to in (("two/layer.tar", "one/layer.tar"), ("one/layer.tar", first)):
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = kind, f"../{to}" if kind == tarfile.SYMTYPE else to
-            tar.addfile(link)
-    assert list(load(path)) == [APP]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from agent._pb.worker.v1 import worker_pb2 as pb
-from agent.control.errors import Refusal, told
 from agent.control.node import InvokeCall, InvokeResult, LogEntry, LogQuery
 from agent.control.service import READONLY
 from agent.errors import (
@@ -26,9 +25,8 @@ from agent.errors import (
     Problem,
 )
 from agent.model.failure import Failure, FailureKind
-from agent.model.spec import RegistrySpec
 from agent.telemetry.logs import LogLine
-from tests.component.control_door import Doors, open_doors
+from tests.component.control_door import Doors, open_doors, refused
 from tests.component.control_fake import AT_NS
 
 
@@ -47,12 +45,6 @@ async def doors(run: Path) -> AsyncIterator[Doors]:
 
 def hello(**fields: Any) -> pb.FunctionSpec:
     return pb.FunctionSpec(name="hello", image="kindling.local/hello:1", contract="fc", **fields)
-
-
-async def refused(call: Awaitable[Any]) -> Refusal:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return told(caught.value)
 
 
 async def test_deploy_checks_the_spec_and_returns_the_whole_of_it(doors: Doors) -> None:
@@ -322,132 +314,6 @@ async def test_a_node_that_has_not_built_a_verb_is_unimplemented(doors: Doors) -
     told = await refused(doors.admin.SetCredentials(pb.SetCredentialsRequest(function=functions)))
     assert told.code.name == "UNIMPLEMENTED"
     assert told.message.startswith("SetCredentials for a function ")
-
-
-async def test_images(doors: Doors) -> None:
-    steps = [step async for step in doors.admin.PrepareImage(pb.PrepareImageRequest(image="r"))]
-    assert [(step.phase, step.bytes) for step in steps] == [("downloading", 5), ("done", 0)]
-    assert steps[-1].done.name == "kindling.local/hello:1"
-    listed = await doors.readonly.ListImages(pb.ListImagesRequest())
-    assert list(listed.images[0].used_by) == ["hello"]
-    await doors.admin.RemoveImage(pb.RemoveImageRequest(name="x"))
-    assert doors.node.seen[-1] == ("remove_image", "x")
-
-
-async def test_a_pull_has_the_credentials_of_its_call(doors: Doors) -> None:
-    registry = pb.Registry(username="me", password="s3cret", ca_pem="CA")
-    request = pb.PrepareImageRequest(image="r", registry=registry)
-    steps = [step async for step in doors.admin.PrepareImage(request)]
-    assert doors.node.registries == [
-        RegistrySpec(username="me", password="s3cret", ca_pem="CA"),
-    ]
-    assert not [step for step in steps if "s3cret" in str(step)]
-
-
-async def test_credentials_are_set_for_a_host_and_forgotten(doors: Doors) -> None:
-    given = pb.RegistryCredentials(host="Registry.example:5000", username="me", password="s3cret")
-    request = pb.SetCredentialsRequest(registry=given)
-    request.expires_at.FromSeconds(4_000_000_000)
-    assert not str(await doors.admin.SetCredentials(request))
-    assert doors.node.registries == [RegistrySpec(username="me", password="s3cret")]
-    assert doors.node.until == 4_000_000_000
-    forget = pb.SetCredentialsRequest(registry=pb.RegistryCredentials(host="docker.io"))
-    await doors.admin.SetCredentials(forget)
-    assert doors.node.registries[-1] == RegistrySpec()
-    assert not doors.node.until
-
-
-@pytest.mark.parametrize(
-    ("given", "expires_s", "field"),
-    [
-        ({"username": "me", "password": "s3cret"}, 0, "registry.host"),
-        ({"host": "https://x/v1", "username": "me", "password": "s3cret"}, 0, "registry.host"),
-        ({"host": "x:5000", "username": "me"}, 0, "registry.password"),
-        ({"host": "x:5000", "password": "s3cret"}, 0, "registry.username"),
-        ({"host": "x:5000", "username": "a:b", "password": "s3cret"}, 0, "registry.username"),
-        ({"host": "x:5000", "username": "me", "password": "s3cret"}, 7, "expires_at"),
-    ],
-)
-async def test_credentials_that_cannot_be_are_refused_by_field(
-    doors: Doors, given: dict[str, str], expires_s: int, field: str
-) -> None:
-    request = pb.SetCredentialsRequest(registry=pb.RegistryCredentials(**given))
-    if expires_s:
-        request.expires_at.FromSeconds(expires_s)
-    told = await refused(doors.admin.SetCredentials(request))
-    assert told.code.name == "INVALID_ARGUMENT"
-    assert told.message.startswith(field)
-    assert "s3cret" not in told.message
-    assert doors.node.registries == []
-
-
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ({"acceleration": "lazy"}, "acceleration lazy"),
-    ],
-)
-async def test_a_pull_that_is_not_built_is_refused_by_name_before_it_begins(
-    doors: Doors, given: dict[str, Any], named: str
-) -> None:
-    request = pb.PrepareImageRequest(image="r", **given)
-    told = await refused(doors.admin.PrepareImage(request).read())
-    assert (told.code.name, told.reason) == ("UNIMPLEMENTED", "UNIMPLEMENTED")
-    assert named in told.message
-    assert "s3cret" not in told.message
-    assert doors.node.seen == []
-
-
-@pytest.mark.parametrize(
-    ("call", "field"),
-    [
-        (lambda door: door.PrepareImage(pb.PrepareImageRequest(image="a b")).read(), "image"),
-        (lambda door: door.RemoveImage(pb.RemoveImageRequest(name="a b")), "name"),
-        (lambda door: door.ImportImage(_archive(4, 4, 4, "a b")), "header.name"),
-    ],
-)
-async def test_what_is_no_image_reference_is_the_callers_fault(
-    doors: Doors, call: Callable[[Any], Awaitable[Any]], field: str
-) -> None:
-    told = await refused(call(doors.admin))
-    assert told.code == grpc.StatusCode.INVALID_ARGUMENT
-    assert [problem.field for problem in told.problems] == [field]
-    assert "'a b' is not an image reference: a repository" in told.problems[0].message
-    assert doors.node.seen == []
-
-
-async def _archive(
-    size: int, promised: int, chunk: int, name: str = "a:1"
-) -> AsyncIterator[pb.ImportImageRequest]:
-    header = pb.ImportImageRequest.ImportHeader(name=name, size_bytes=promised)
-    yield pb.ImportImageRequest(header=header)
-    for _ in range(size // chunk):
-        yield pb.ImportImageRequest(chunk=b"t" * chunk)
-
-
-async def test_an_import_streams_the_archive(doors: Doors) -> None:
-    size = 8 << 20
-    reply = await doors.admin.ImportImage(_archive(size, size, 1 << 18))
-    assert reply.images[0].name == "kindling.local/hello:1"
-    assert doors.node.seen == [("import_image", "a:1")]
-    assert doors.node.imported == b"t" * size
-
-
-@pytest.mark.parametrize(
-    ("messages", "field"),
-    [
-        (lambda: _archive(1 << 16, 1 << 17, 1 << 16), "header.size_bytes"),
-        (lambda: _archive(2 << 20, 0, 2 << 20), "chunk"),
-        (lambda: iter([pb.ImportImageRequest(chunk=b"x")]), "header"),
-        (lambda: iter(()), "header"),
-    ],
-)
-async def test_a_broken_import_is_refused(
-    doors: Doors, messages: Callable[[], Any], field: str
-) -> None:
-    told = await refused(doors.admin.ImportImage(messages()))
-    assert told.code == grpc.StatusCode.INVALID_ARGUMENT
-    assert told.problems[0].field == field
 
 
 async def test_logs_keep_their_bytes_and_end_without_follow(doors: Doors) -> None:

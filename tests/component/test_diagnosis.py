@@ -283,19 +283,17 @@ def test_what_is_missing_is_named_and_the_kernel_agrees(root, init, name):
     for words in row.words:
         assert failure is not None
         assert words in failure.message
+    if row.user and os.geteuid() != 0:
+        pytest.skip("only root can ask the kernel as another user")
     status = executed(root, init, row)
-    if status is None:
-        return
     if row.kind is None:
         assert status == 0
     else:
         assert status in (126, 127)
 
 
-def executed(root, init, row) -> int | None:
-    """Let the init execute it inside of the root; None where this needs root and we are not."""
-    if row.user and os.geteuid() != 0:
-        return None
+def executed(root, init, row) -> int:
+    """Let the init execute it inside of the root."""
     inside = root / "kindling-init"
     inside.write_bytes(init.read_bytes())
     inside.chmod(0o755)

@@ -44,6 +44,9 @@ CHAINS = {
 }
 # Once it says "ready" the job has signal handlers of its own and no longer the shell's.
 IDLE = "sh -c 'echo ready; exec sleep 1000' & wait"
+only_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can give another user's program a capability"
+)
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +209,8 @@ def test_the_program_begins_with_no_signal_blocked_or_ignored_and_leads_its_grou
     assert stat.split()[1] == "2"
 
 
+@only_root
 def test_the_program_of_a_user_gets_no_capability_of_the_init(init):
-    if os.geteuid() != 0:
-        return  # only root can give it one; the integration tests do so, too
     given = ["setpriv", "--reuid=1000", "--inh-caps=+kill", "--ambient-caps=+kill"]
     shown = ["grep", "-E", "Cap(Inh|Prm|Eff|Amb)", "/proc/self/status"]
     for before, held in ([], True), ([str(init), "15"], False):
@@ -217,10 +219,9 @@ def test_the_program_of_a_user_gets_no_capability_of_the_init(init):
         assert sets == [(1 << 5 if held else 0)] * 4
 
 
+@only_root
 def test_the_program_of_a_user_may_look_into_the_first_process(init):
     """Scripts write to /proc/1/fd/1; the kernel hides who holds more capabilities than they do."""
-    if os.geteuid() != 0:
-        return  # only root can give it one
     given = ["setpriv", "--reuid=1000", "--inh-caps=+kill", "--ambient-caps=+kill"]
     looks = "readlink /proc/1/fd/1 && cat /proc/1/environ >/dev/null && echo seen"
     done = subprocess.run(
@@ -232,10 +233,9 @@ def test_the_program_of_a_user_may_look_into_the_first_process(init):
     assert (done.returncode, done.stdout.split()[1:]) == (0, ["seen"]), done.stderr
 
 
+@only_root
 def test_a_program_that_has_become_root_is_reached(init, tmp_path):
     """As sudo does; a user's init holds CAP_KILL for it, in all that it tells."""
-    if os.geteuid() != 0:
-        return  # only root can give it one
     given = ["setpriv", "--reuid=1000", "--inh-caps=+kill", "--ambient-caps=+kill"]
     become = "import os, sys; os.setuid(0); os.execvp(sys.argv[1], sys.argv[1:])"
     python = Path(tempfile.mkdtemp(prefix="kd-")) / "python"

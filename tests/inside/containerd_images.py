@@ -13,7 +13,7 @@ from typing import Any
 from agent._pb.containerd.services.content.v1 import content_pb2, content_pb2_grpc
 from agent.containerd.client import Containerd
 from agent.containerd.snapshots import view_key
-from agent.errors import AgentError
+from agent.errors import AgentError, RuntimeUnavailable
 from tests import oci
 from tests.inside.containerd_base import Place, main, soon
 
@@ -205,7 +205,15 @@ async def again_after_a_cut(ct: Containerd, place: Place) -> Any:
     layers = [oci.static_busybox(), oci.layer({"noise": os.urandom(1 << 20)})]
     oci.write_archive(archive, layers, name="again:1")
     said = await die_in_an_import(ct, archive)
-    loaded = await load(ct, archive, "")
+    loaded = None
+    while loaded is None:
+        try:
+            loaded = await load(ct, archive, "")
+        except RuntimeUnavailable as error:
+            # containerd hears a moment later that a worker is gone; the next one is never so soon.
+            if " locked for " not in error.message:
+                raise
+            await asyncio.sleep(0.02)
     await remove(ct, loaded)
     await until_nothing_remains(ct)
     return {"said": said, "loaded": loaded}

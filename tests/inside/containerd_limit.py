@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,12 @@ def zeros(size_bytes: int) -> Iterator[bytes]:
 
 
 def many(files: int) -> Iterator[bytes]:
-    """A layer of empty files, as tar."""
+    """A layer of empty files, as tar; the header is made once: a name's bytes change its sum."""
+    head = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+    blank = int(head[148:154], 8)
     for number in range(files):
-        yield tarfile.TarInfo(f"{number % 100}-{number}").tobuf()
+        name = f"{number % 100}-{number}".encode()
+        yield name + head[len(name) : 148] + b"%06o\0 " % (blank + sum(name)) + head[156:]
     yield bytes(10240)
 
 
@@ -83,28 +87,32 @@ class Packed(oci.Layer):
             for piece in pieces:
                 digest.update(piece)
                 file.write(piece)
-        self.__dict__.update(digest="sha256:" + digest.hexdigest(), packed=packed.getvalue())
-
-    @property
-    def diff_id(self) -> str:
-        return str(self.__dict__["digest"])
-
-    @property
-    def blob(self) -> bytes:
-        return bytes(self.__dict__["packed"])
+        self.__dict__.update(diff_id="sha256:" + digest.hexdigest(), blob=packed.getvalue())
 
 
-async def outcome(ct: Containerd, path: Path, name: str, *, everything: bool = False) -> Any:
-    used = (await ct.limit.use.look()).used
+@cache
+def bomb() -> Packed:
+    """What unpacks to far more than any limit here; packing it takes seconds."""
+    return Packed(zeros(1500 * MB))
+
+
+async def refusal(ct: Containerd, path: Path, name: str, *, everything: bool = False) -> Any:
     try:
         await ct.importer.load(
             path, name=name, everything=everything, scratch=path.parent, deadline=soon(100)
         )
     except AgentError as failure:
-        told: dict[str, Any] = {"class": type(failure).__name__, "text": failure.message}
-        told["reason"] = getattr(failure, "reason", "")
-    else:
-        told = {"class": None}
+        told = {"class": type(failure).__name__, "text": failure.message}
+        return told | {"reason": getattr(failure, "reason", "")}
+    return {"class": None}
+
+
+async def outcome(ct: Containerd, path: Path, name: str, *, everything: bool = False) -> Any:
+    """Import, and see that a refusal gives back what it took."""
+    used = (await ct.limit.use.look()).used
+    told = await refusal(ct, path, name, everything=everything)
+    if told["class"] is None:
+        return told
     after = await settled(ct, used)
     return told | {"back": after - used == Amount()}
 
@@ -127,7 +135,7 @@ async def bombs(ct: Containerd, place: Place) -> Any:
     """A few bytes unpack to many, or to many files: stopped, named, nothing of it stays."""
     at = scratch(place)
     layers: Mapping[str, oci.Layer] = {
-        "bytes": Packed(zeros(1500 * MB)),
+        "bytes": bomb(),
         "files": Packed(many(100_000)),
     }
     limits = {"bytes": {"bytes": 100 * MB}, "files": {"files": 5000}}
@@ -206,9 +214,10 @@ async def whole_archive(ct: Containerd, place: Place) -> Any:
 async def side_by_side(ct: Containerd, place: Place) -> Any:
     """Of two at once the one that grows without end is stopped, the other goes on."""
     at = scratch(place)
-    oci.write_archive(at / "bomb.tar", [Packed(zeros(1500 * MB))], name="bomb:1")
+    oci.write_archive(at / "bomb.tar", [bomb()], name="bomb:1")
     oci.write_archive(at / "good.tar", [oci.static_busybox()], name="good:1")
     bounded(ct, Collector(ct), bytes=200 * MB)
+    used = (await ct.limit.use.look()).used
 
     async def good() -> Any:
         while not await ct.leases.list():  # noqa: ASYNC110 - containerd has no event for it
@@ -218,10 +227,11 @@ async def side_by_side(ct: Containerd, place: Place) -> Any:
     # Imports take turns, pulls do not: two imports stand for them here.
     turn = ct.importer._turn
     ct.importer._turn = asyncio.Semaphore(2)  # type: ignore[assignment]
-    bomb, other = await asyncio.gather(outcome(ct, at / "bomb.tar", "bomb:1"), good())
+    stopped, other = await asyncio.gather(refusal(ct, at / "bomb.tar", "bomb:1"), good())
     ct.importer._turn = turn
     await remove(ct, other)
-    return {"bomb": bomb, "good": other["name"], "left": await left(ct)}
+    await settled(ct, used)
+    return {"bomb": stopped, "good": other["name"], "left": await left(ct)}
 
 
 async def changing(ct: Containerd, place: Place) -> Any:

@@ -16,8 +16,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import grpc
 from google.protobuf.message import Message
@@ -25,6 +26,7 @@ from google.protobuf.message import Message
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.cli.client import Client
 from agent.cli.deploy import spec_message
+from agent.cli.image import CHUNK_BYTES
 from agent.errors import AgentError
 from tests.integration.running import RunningAgent
 
@@ -55,16 +57,17 @@ class Functions:
         self.agent = agent
         self._same_worker = same_worker
         self._deployed: set[str] = set()
+        self._brought: set[str] = set()
         self._channel: grpc.Channel | None = None
         self._worker = 0
         self._logged = 0
         self._capacity: Json = {}
 
     def __enter__(self) -> Functions:
-        import_samples(self.agent)
         self._channel = self._open()
         self._worker = self.agent.pids["worker"]
         self._logged = len(self.agent.log())
+        self.agent.wait_until(self._is_wiped, 20, "layers that are wiped")
         self._capacity = self.capacity()
         return self
 
@@ -95,6 +98,36 @@ class Functions:
         if self._same_worker:
             assert self.agent.pids["worker"] == self._worker, f"a new worker:\n{self.agent.log()}"
 
+    def _is_wiped(self) -> bool:
+        """Whether a layer is free or an instance's: an agent that has just begun wipes them all."""
+        found = self.capacity()
+        if not found["free_layers"]:
+            return True  # they are in memory
+        slots = json.loads((Path(self.agent.sections["paths"]["slots"]) / "slots.json").read_text())
+        known = sum(one["count"] for one in slots["classes"])
+        return bool(sum(found["free_layers"].values()) + found["instances_used"] >= known)
+
+    # Images
+
+    def bring(self, image: str) -> str:
+        """Return the name of a sample image, which is imported if the agent does not have it."""
+        name = f"{HOST}/{image}:1"
+        if name not in self._brought:
+            listed = self.client.ask("ListImages", pb.ListImagesRequest(), pb.ListImagesResponse)
+            if name not in {one.name for one in listed.images}:
+                self.import_image(archives()[name])
+            self._brought.add(name)
+        return name
+
+    def import_image(self, archive: str | Path) -> None:
+        """Import the image of an archive, as `kindling image import` does, without its process."""
+        with open(archive, "rb") as file:
+            self.client.send("ImportImage", parts(file), pb.ImportImageResponse, within_s=ASK_S)
+
+    def remove_image(self, name: str) -> None:
+        request = pb.RemoveImageRequest(name=name)
+        self.client.ask("RemoveImage", request, pb.RemoveImageResponse, within_s=ASK_S)
+
     # Deploying
 
     def deploy(
@@ -105,8 +138,8 @@ class Functions:
         kind: str = "http",
         **fields: Any,
     ) -> pb.DeployResponse:
-        """Deploy a function of a sample image and wait; `fields` are those of a spec's TOML."""
-        image = image if "/" in image else f"{HOST}/{image}:1"
+        """Deploy a sample image, or another, and wait; `fields` are those of a spec's TOML."""
+        image = image if "/" in image else self.bring(image)
         spec = {"name": name, "image": image, "contract": contract, "kind": kind, **fields}
         request = pb.DeployRequest(spec=spec_message(spec), wait=True)
         self._deployed.add(name)
@@ -213,17 +246,9 @@ class Functions:
             reader.join(10)
 
 
-def import_samples(agent: RunningAgent) -> None:
-    """Build the sample images and import those that this agent does not have yet."""
-    listed = agent.cli("image", "ls", "--json").json()["images"]
-    known = {image["name"] for image in listed}
-    for name, archive in archives().items():
-        if name not in known:
-            agent.cli("image", "import", archive)
-
-
+@cache
 def archives() -> dict[str, str]:
-    """Build the sample images, cached, and return their archives by name."""
+    """Build the sample images, once in a test session, and return their archives by name."""
     done = subprocess.run(
         [PYTHON, str(BUILD), "--json"], capture_output=True, text=True, timeout=300, check=False
     )
@@ -232,6 +257,13 @@ def archives() -> dict[str, str]:
         raise AssertionError("images/build.py failed")
     built: dict[str, str] = json.loads(done.stdout)
     return built
+
+
+def parts(archive: BinaryIO) -> Iterator[pb.ImportImageRequest]:
+    """Yield the messages of an import."""
+    yield pb.ImportImageRequest(header=pb.ImportImageRequest.ImportHeader())
+    while chunk := archive.read(CHUNK_BYTES):
+        yield pb.ImportImageRequest(chunk=chunk)
 
 
 def uid_of(pid: int) -> int:

@@ -43,6 +43,6 @@ class Strangers:
         ref = f"{HOST}/{name}:1"
         archive = self._place / f"{name}.tar"
         strangers.write(archive, ref, base or probe(), entries, config)
-        self._functions.agent.cli("image", "import", str(archive))
+        self._functions.import_image(archive)
         self._functions.deploy(name, ref, **spec)
         return name

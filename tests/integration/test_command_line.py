@@ -27,7 +27,8 @@ def own(make_agent) -> Iterator[RunningAgent]:
     """An agent of its own: images are imported and removed."""
     agent = make_agent(node="words", sections={"storage": {"writable": "tmpfs"}})
     agent.start()
-    with Functions(agent):
+    with Functions(agent) as functions:
+        functions.bring("hello-http")
         yield agent
     agent.close()
 

@@ -1,22 +1,23 @@
 """The containerd door for real: rootless containerd, crun, images from archives and a registry.
 
-Each probe program runs once as user kindling inside rootlesskit with a containerd of its own; the
-tests look at the facts it reports. After every probe no process and no cgroup may be left.
+Each probe program runs once as user kindling inside rootlesskit with a containerd of its own, all
+at the same time; the tests look at the facts they report. After every probe no process and no
+cgroup may be left.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import misbehaving, oci, registry
 from tests.inside import containerd_owners
-from tests.inside.containerd_rig import Rig, rig
+from tests.integration.probes import Facts, begun, probed
 
 pytestmark = pytest.mark.integration
 
@@ -25,43 +26,8 @@ AMD64 = {"os": "linux", "architecture": "amd64"}
 ARM64 = {"os": "linux", "architecture": "arm64"}
 HELM = "application/vnd.cncf.helm.config.v1+json"
 
-Facts = dict[str, Any]
 
-
-def facts_of(rig: Rig, program: str, *scenarios: str, **env: str) -> Facts:
-    facts = rig.run(f"tests.inside.{program}", *scenarios, **env)
-    assert rig.leftovers == []
-    failed = {name: told["error"] for name, told in facts.items() if "error" in told}
-    assert not failed, "\n".join(failed.values())
-    return facts
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Rig]:
-    with rig("containerd") as made:
-        yield made
-    assert not made.run_dir.exists()
-    assert not made.data_dir.exists()
-    assert not list(Path("/sys/fs/cgroup").glob(f"*/kindling-test/{made.name}"))
-
-
-@pytest.fixture(scope="module")
-def anchor(place: Rig) -> Facts:
-    return facts_of(place, "containerd_anchor")
-
-
-@pytest.fixture(scope="module")
-def images(place: Rig) -> Facts:
-    return facts_of(place, "containerd_images")
-
-
-@pytest.fixture(scope="module")
-def faults(place: Rig) -> Facts:
-    return facts_of(place, "containerd_faults")
-
-
-@pytest.fixture(scope="module")
-def pulls(place: Rig, tmp_path_factory: pytest.TempPathFactory) -> Facts:
+def pulls_probe(home: Path) -> Facts:
     busybox = oci.static_busybox()
     plain = oci.image([busybox, oci.layer({"second": b"2"})])
     arm = oci.image([busybox], arch="arm64")
@@ -75,7 +41,7 @@ def pulls(place: Rig, tmp_path_factory: pytest.TempPathFactory) -> Facts:
         "artifact": artifact(plain),
         "big": oci.image([busybox, *noise]),
     }
-    with registry.registry(tmp_path_factory.mktemp("registry")) as address:
+    with registry.registry(home) as address:
         for name, image in stored.items():
             registry.push(address, name, "1", image)
         lost = json.loads(plain.blobs[plain.digest])["layers"][1]["digest"]
@@ -83,8 +49,7 @@ def pulls(place: Rig, tmp_path_factory: pytest.TempPathFactory) -> Facts:
         digest = f"plain@{plain.digest}"
         with misbehaving.misbehaving(plain) as silent:
             silent.faults["layer"] += [misbehaving.stall]
-            facts = facts_of(
-                place,
+            facts = probed(
                 "containerd_pull",
                 PULL_REGISTRY=address,
                 PULL_DIGEST=digest,
@@ -94,12 +59,51 @@ def pulls(place: Rig, tmp_path_factory: pytest.TempPathFactory) -> Facts:
     return facts | {"address": address, "expected": plain.digest, "ranges": ranges}
 
 
-@pytest.fixture(scope="module")
-def owners(place: Rig, tmp_path_factory: pytest.TempPathFactory) -> Facts:
+def owners_probe(home: Path) -> Facts:
     foreign = oci.image([containerd_owners.BASE, containerd_owners.FOREIGN])
-    with registry.registry(tmp_path_factory.mktemp("owners")) as address:
+    with registry.registry(home) as address:
         registry.push(address, "foreign", "1", foreign)
-        return facts_of(place, "containerd_owners", PULL_REGISTRY=address)
+        return probed("containerd_owners", PULL_REGISTRY=address)
+
+
+@pytest.fixture(scope="module")
+def facts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Facts]]:
+    probes = {
+        "anchor": partial(probed, "containerd_anchor"),
+        "images": partial(probed, "containerd_images"),
+        "faults": partial(probed, "containerd_faults"),
+        "pulls": partial(pulls_probe, tmp_path_factory.mktemp("pulls")),
+        "owners": partial(owners_probe, tmp_path_factory.mktemp("owners")),
+    }
+    with begun(request, probes) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def anchor(facts: Callable[[str], Facts]) -> Facts:
+    return facts("anchor")
+
+
+@pytest.fixture(scope="module")
+def images(facts: Callable[[str], Facts]) -> Facts:
+    return facts("images")
+
+
+@pytest.fixture(scope="module")
+def faults(facts: Callable[[str], Facts]) -> Facts:
+    return facts("faults")
+
+
+@pytest.fixture(scope="module")
+def pulls(facts: Callable[[str], Facts]) -> Facts:
+    return facts("pulls")
+
+
+@pytest.fixture(scope="module")
+def owners(facts: Callable[[str], Facts]) -> Facts:
+    return facts("owners")
 
 
 FOREIGN_FILES = {

@@ -98,13 +98,31 @@ def on_disk(agent: RunningAgent) -> int:
     return found
 
 
-@pytest.fixture
-def small(make_agent: Any) -> Iterator[RunningAgent]:
-    """An agent whose store may hold some of the images."""
+@pytest.fixture(scope="module")
+def store(make_agent: Any) -> Iterator[RunningAgent]:
     images = {"max_bytes": LIMIT_MB * MB, "gc_interval_s": 0.5, "min_age_s": 0}
     agent = make_agent(node="store", sections={"images": images, **OWN_LAYERS}).start()
     yield agent
     agent.close()
+
+
+@pytest.fixture
+def small(store: RunningAgent) -> Iterator[RunningAgent]:
+    """An agent whose store may hold some of the images and is empty; afterwards, too."""
+    yield store
+    with door(store) as node:
+        node.gc()
+        assert node.images() == set()
+    assert store.leaks() == {}
+
+
+def pulled(agent: RunningAgent) -> tuple[float, float]:
+    """Return how many images were pulled so far, and how many bytes."""
+    text = agent.http("GET", "/metrics", port=agent.admin_port).body.decode()
+    names = ("kindling_image_pulls_total", r'kindling_image_bytes_total{source="registry"}')
+    found = [re.search(rf"^{name} (.*)$", text, re.M) for name in names]
+    pulls, size = (float(line[1]) if line else 0.0 for line in found)
+    return pulls, size
 
 
 def test_a_hundred_deploys_and_removals_stay_below_the_limit_and_lose_nothing_in_use(
@@ -166,6 +184,7 @@ def test_what_an_image_takes_and_what_its_pull_took_is_told(
 ) -> None:
     name = f"{address}/image1:1"
     with door(small) as node:
+        before = pulled(small)
         node.deploy("told", name)
         (listed,) = small.cli("image", "ls", "--json").json()["images"]
         assert (listed["form"], listed["used_by"]) == ("unpacked", ["told"])
@@ -181,10 +200,9 @@ def test_what_an_image_takes_and_what_its_pull_took_is_told(
         assert (cold["pull_ms"], cold["bytes_pulled"]) == (0, 0)
         assert cold["bytes_cached"] == listed["size_bytes"]
         assert (meters["pull_ms"], meters["pull_gb_s"]) == (0, 0)
-        metrics = small.http("GET", "/metrics", port=small.admin_port).body.decode()
-        assert "kindling_image_pulls_total 1.0" in metrics
-        (line,) = re.findall(r'^kindling_image_bytes_total{source="registry"} (.*)$', metrics, re.M)
-        assert float(line) >= listed["size_bytes"]
+        pulls, size = pulled(small)
+        assert pulls == before[0] + 1
+        assert size >= before[1] + listed["size_bytes"]
         assert small.cli("gc", "--dry-run", "--json").json()["removed"] == []
         node.remove("told")
         (going,) = small.cli("gc", "--dry-run", "--json").json()["removed"]
@@ -248,8 +266,11 @@ def test_with_no_byte_free_functions_serve_and_removals_make_room(
                 node.deploy("new", f"{address}/{image}:1", env={"N": "1"})
         began = on_disk(cramped)
         node.remove("idle")
-        node.remove_image(f"{address}/image1:1")
-        assert on_disk(cramped) <= began - OWN_MB * MB
+        try:
+            node.remove_image(f"{address}/image1:1")
+        except Refused as refused:  # the node, whose disk is full, was first
+            assert "removed already" in refused.message or refused.code == "NotFound"
+        cramped.wait_until(lambda: on_disk(cramped) <= began - OWN_MB * MB, 10, "its bytes")
         assert free_bytes(cramped.data) > 0
         assert cramped.http("GET", "/http/runs/").body == b"hello\n"
         (cramped.data / "others").unlink()

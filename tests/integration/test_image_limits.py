@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
-from tests.inside.containerd_rig import rig
-from tests.integration.test_containerd import NOTHING, Facts, facts_of
+from tests.integration.probes import Facts, begun, probed
+from tests.integration.test_containerd import NOTHING
 
 DISK_MB = 160
 
 
-@pytest.fixture(scope="module")
-def limits() -> Iterator[Facts]:
-    with rig("limit") as place:
-        scenarios = ("bombs", "known_before", "second_try", "whole_archive", "side_by_side")
-        yield facts_of(place, "containerd_limit", *scenarios, "changing", "dead_worker")
+SCENARIOS = {
+    "limits": (
+        *("bombs", "known_before", "second_try", "whole_archive", "side_by_side"),
+        *("changing", "dead_worker"),
+    ),
+    "full": ("disk_full",),
+}
 
 
 @pytest.fixture(scope="module")
-def full() -> Iterator[Facts]:
-    with rig("full", disk_mb=DISK_MB) as place:
-        yield facts_of(place, "containerd_limit", "disk_full")["disk_full"]
+def facts(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Facts]]:
+    limits, full = (partial(probed, "containerd_limit", *SCENARIOS[name]) for name in SCENARIOS)
+    with begun(request, {"limits": limits, "full": partial(full, disk_mb=DISK_MB)}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def limits(facts: Callable[[str], Facts]) -> Facts:
+    return facts("limits")
+
+
+@pytest.fixture(scope="module")
+def full(facts: Callable[[str], Facts]) -> Facts:
+    found: Facts = facts("full")["disk_full"]
+    return found
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,8 @@ something that does answer when asked from elsewhere.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -22,16 +20,18 @@ import pytest
 
 from agent.core import clouds
 from tests.inside.rootless_session import ProbeFailed, Session
+from tests.integration.other_machine import (
+    FAR_OUTSIDE,
+    OUTSIDE,
+    OUTSIDE_HOST_SIDE,
+    other_machine,
+)
 
 pytestmark = pytest.mark.integration
 
 REFUSED = {"No route to host", "silent"}
 """How a function sees what does not answer: our filter's refusal, or nothing."""
 
-# TEST-NET-3 and a benchmark network: nobody's real addresses.
-OUTSIDE_HOST_SIDE = "198.18.77.1"
-OUTSIDE = "198.18.77.2"
-FAR_OUTSIDE = "203.0.113.77"
 # What clouds answer at beyond link-local; here the other machine does. Alibaba's resolver is none.
 METADATA = [row.address for row in clouds.METADATA if not row.address.startswith("169.254.")]
 NO_METADATA = "100.100.2.136"
@@ -64,57 +64,8 @@ def functions(session: Session) -> dict[str, dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def outside() -> Iterator[int]:
-    """Another machine, as far as functions can tell: a namespace behind a veth, serving TCP."""
-    serve = (
-        "import http.server,sys;"
-        "h=http.server.ThreadingHTTPServer(('0.0.0.0',0),http.server.SimpleHTTPRequestHandler);"
-        "print(h.server_port,flush=True);h.serve_forever()"
-    )
-    process = subprocess.Popen(
-        ["unshare", "--net", sys.executable, "-c", serve],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd="/usr/share/doc",
-        text=True,
-    )
-    device = f"kdt{os.getpid() % 100000}"
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        there = ["nsenter", f"--net=/proc/{process.pid}/ns/net", "ip"]
-        for command in (
-            [
-                "ip",
-                "link",
-                "add",
-                device,
-                "type",
-                "veth",
-                "peer",
-                "eth0",
-                "netns",
-                str(process.pid),
-            ],
-            ["ip", "address", "add", f"{OUTSIDE_HOST_SIDE}/30", "dev", device],
-            ["ip", "link", "set", device, "up"],
-            [*there, "address", "add", f"{OUTSIDE}/30", "dev", "eth0"],
-            [*there, "link", "set", "eth0", "up"],
-            [*there, "route", "add", "default", "via", OUTSIDE_HOST_SIDE],
-        ):
-            subprocess.run(command, check=True)
-        far = (FAR_OUTSIDE, NO_METADATA, *METADATA)
-        for address in far:
-            subprocess.run([*there, "address", "add", f"{address}/32", "dev", "eth0"], check=True)
-            subprocess.run(["ip", "route", "add", f"{address}/32", "via", OUTSIDE], check=True)
-        for address in (OUTSIDE, *far):
-            socket.create_connection((address, port), 2).close()
+    with other_machine(NO_METADATA, *METADATA) as port:
         yield port
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-        subprocess.run(["ip", "link", "delete", device], check=False, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -455,59 +406,6 @@ def test_functions_outlive_the_worker_and_are_adopted(session, functions, outsid
         session.call("release", name=name)
     assert session.call("settled")["leased"] == 0
     assert session.call("nft")["closed"] == []
-
-
-def test_what_the_operator_denies_holds_for_all_and_changes_with_a_reload(outside) -> None:
-    """Two functions stay while one worker after another opens the room with another `deny`."""
-    egress = {"all": "all", "lists": ["0.0.0.0/0"]}
-    session = Session("network_probe")
-    try:
-        session.call("open", deny=[f"{FAR_OUTSIDE}/32"])
-        slots = {name: session.call("lease", name=name, egress=egress[name]) for name in egress}
-        for name in egress:
-            session.call("start", name=name)
-
-        def answers(address: str, port: int = outside) -> set[object]:
-            return {ask(session, name, "tcp", address, port) for name in egress}
-
-        assert answers(FAR_OUTSIDE) == {"No route to host"}
-        assert answers(OUTSIDE) == {"open"}
-        for deny in (["198.18.0.0/15", "198.18.77.0/30"], [], ["10.0.0.0/8"], ["0.0.0.0/0"]):
-            session.call("close")
-            session.call("open", ready=False, deny=deny)
-            reached = "No route to host" if deny[:1] == ["0.0.0.0/0"] else "open"
-            outer = reached if deny in ([], ["10.0.0.0/8"]) else "No route to host"
-            # at once, before anybody is adopted, and after
-            assert (answers(FAR_OUTSIDE), answers(OUTSIDE)) == ({reached}, {outer})
-            for name, slot in slots.items():
-                session.call("adopt", name=name, number=slot["number"], egress=egress[name])
-            session.call("ready")
-            assert (answers(FAR_OUTSIDE), answers(OUTSIDE)) == ({reached}, {outer})
-            for name in egress:
-                assert ask(session, name, "udp", "10.0.2.3", 53, DNS_QUERY) in {"answer", "silent"}
-                address = slots[name]["address"]
-                assert session.call("fetch", address=address)[1] == "hello 172.30.0.1"
-    finally:
-        session.end()
-
-
-def test_a_changed_subnet_is_refused_and_changes_nothing(outside) -> None:
-    """A reload that names another subnet: what runs keeps its network and its rules."""
-    session = Session("network_probe")
-    try:
-        session.call("open")
-        slot = session.call("lease", name="f", egress="none")
-        session.call("start", name="f")
-        session.call("close")
-        with pytest.raises(ProbeFailed) as caught:
-            session.call("open", subnet="10.99.0.0/24")
-        assert caught.value.kind == "RuntimeUnavailable"
-        assert "needs a stop and start of the agent" in caught.value.message
-        assert ask(session, "f", "tcp", OUTSIDE, outside) == "No route to host"
-        session.call("open", ready=False)
-        assert session.call("adopt", name="f", number=slot["number"], egress="none") == slot
-    finally:
-        session.end()
 
 
 def test_a_full_node_says_so() -> None:

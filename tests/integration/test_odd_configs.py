@@ -31,7 +31,7 @@ def command(more: str = "true") -> list[str]:
 
 
 @pytest.fixture
-def imported(agent: RunningAgent, functions: Functions, tmp_path: Path) -> Iterator[Import]:
+def imported(functions: Functions, tmp_path: Path) -> Iterator[Import]:
     """Import an image of a config and some more files; returns its name."""
     names: list[str] = []
 
@@ -40,16 +40,14 @@ def imported(agent: RunningAgent, functions: Functions, tmp_path: Path) -> Itera
         layers = [oci.static_busybox(), *(oci.layer(each) for each in files)]
         archive = tmp_path / "image.tar"
         oci.write_archive(archive, layers, {"Cmd": command(), **config}, name=full)
-        agent.cli("image", "import", archive)
+        functions.import_image(archive)
         names.append(full)
         return full
 
     yield put
     functions.clear()
     for name in names:
-        functions.client.ask(
-            "RemoveImage", pb.RemoveImageRequest(name=name), pb.RemoveImageResponse
-        )
+        functions.remove_image(name)
 
 
 def lines(agent: RunningAgent, name: str) -> list[str]:

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import oci
-from tests.inside.containerd_rig import Rig, rig
+from tests.inside.containerd_rig import rig
 from tests.inside.odd_images import FORMS
 from tests.inside.odd_layers import ROWS
+from tests.integration.probes import Facts, begun, facts_of, probed
 
 pytestmark = pytest.mark.integration
 
-Facts = dict[str, Any]
 TOOLS = (
     "skopeo-docker-archive.tar",
     "skopeo-docker-archive.tar.zst",
@@ -33,33 +33,30 @@ TOOLS = (
 )
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[Rig]:
-    with rig("odd") as made:
-        yield made
-
-
-def facts_of(place: Rig, program: str, *scenarios: str, **env: str) -> Facts:
-    facts = place.run(f"tests.inside.{program}", *scenarios, **env)
-    assert place.leftovers == []
-    failed = {name: told["error"] for name, told in facts.items() if "error" in told}
-    assert not failed, "\n".join(failed.values())
-    return facts
+def images_probe() -> Facts:
+    """Everything of odd_images, with archives that skopeo and umoci write before."""
+    with rig("odd-images") as place:
+        tools = place.run_dir / "tools"
+        tools.mkdir()
+        write_with_tools(tools)
+        return facts_of(place, "odd_images", TOOLS=str(tools))
 
 
 @pytest.fixture(scope="module")
-def layers(place: Rig) -> Facts:
-    found: Facts = facts_of(place, "odd_layers")["rows"]
+def facts(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Facts]]:
+    with begun(request, {"layers": partial(probed, "odd_layers"), "images": images_probe}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def layers(facts: Callable[[str], Facts]) -> Facts:
+    found: Facts = facts("layers")["rows"]
     return found
 
 
 @pytest.fixture(scope="module")
-def images(place: Rig) -> Facts:
-    """Everything of odd_images, with archives that skopeo and umoci write meanwhile."""
-    tools = place.run_dir / "tools"
-    tools.mkdir()
-    write_with_tools(tools)
-    return facts_of(place, "odd_images", TOOLS=str(tools))
+def images(facts: Callable[[str], Facts]) -> Facts:
+    return facts("images")
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tarfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ HTTPServer(("0.0.0.0", 9000), Teller).serve_forever()
 COMMAND = ["/usr/bin/python3", "-S", "-c", TELLER]
 
 
-def variant(path: Path, name: str, layers: list[oci.Layer], **config: Any) -> Path:
-    """Write the probe image with layers of ours on top and another configuration."""
+@cache
+def base() -> tuple[list[oci.Layer], dict[str, Any]]:
+    """The probe image: its layers and its configuration."""
     with tarfile.open(archives()[f"{HOST}/probe:1"]) as tar:
 
         def blob(digest: str) -> bytes:
@@ -53,8 +55,13 @@ def variant(path: Path, name: str, layers: list[oci.Layer], **config: Any) -> Pa
         file = tar.extractfile("index.json")
         assert file is not None
         manifest = json.loads(blob(json.load(file)["manifests"][0]["digest"]))
-        below = [oci.Layer(_plain(blob(layer["digest"]))) for layer in manifest["layers"]]
-        before = json.loads(blob(manifest["config"]["digest"]))["config"]
+        layers = [oci.Layer(_plain(blob(layer["digest"]))) for layer in manifest["layers"]]
+        return layers, json.loads(blob(manifest["config"]["digest"]))["config"]
+
+
+def variant(path: Path, name: str, layers: list[oci.Layer], **config: Any) -> Path:
+    """Write the probe image with layers of ours on top and another configuration."""
+    below, before = base()
     made = oci.image([*below, *layers], before | {"Entrypoint": None, "Cmd": COMMAND} | config)
     return oci.write_tar(path, oci.layout(made, f"{HOST}/{name}:1"))
 
@@ -64,12 +71,12 @@ def _plain(blob: bytes) -> bytes:
 
 
 @pytest.fixture
-def make(functions, agent, tmp_path):
+def make(functions, tmp_path):
     """Import a variant, deploy it, and return the deploy's warnings; the images go at the end."""
     imported: list[str] = []
 
     def deploy(name: str, layers: list[oci.Layer], **config: Any) -> list[str]:
-        agent.cli("image", "import", variant(tmp_path / f"{name}.tar", name, layers, **config))
+        functions.import_image(variant(tmp_path / f"{name}.tar", name, layers, **config))
         imported.append(f"{HOST}/{name}:1")
         done = functions.deploy(name, f"{HOST}/{name}:1", scaling={"idle_s": 1})
         return list(done.warnings)
@@ -77,7 +84,7 @@ def make(functions, agent, tmp_path):
     yield deploy
     functions.clear()
     for image in imported:
-        agent.cli("image", "rm", image)
+        functions.remove_image(image)
 
 
 def told(agent, name: str) -> Any:

@@ -10,6 +10,7 @@ import base64
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -182,35 +183,71 @@ def test_a_layer_that_does_not_come_at_once_comes_later(functions, faults):
             assert [each for each in server.ranges() if not each.startswith("bytes=0-")]
 
 
-@pytest.mark.parametrize(
-    ("kind", "fault", "code", "words"),
-    [
-        ("layer", m.status(401), "FailedPrecondition", "answers 401 Unauthorized for sha256:"),
-        ("layer", m.status(403), "FailedPrecondition", "answers 403 Forbidden for sha256:"),
-        ("layer", m.status(404), "NotFound", "lost a part of it meanwhile (sha256:"),
-        ("layer", m.status(429, Retry_After="9999"), "RuntimeUnavailable", "for 9999 s, longer"),
-        ("layer", m.status(500), "RuntimeUnavailable", "answers 500 Internal Server Error for"),
-        ("layer", m.reset, "RuntimeUnavailable", "broke off in the middle (connection reset"),
-        ("layer", m.short, "RuntimeUnavailable", "broke off in the middle (unexpected EOF)"),
-        ("layer", m.long, "FailedPrecondition", "sent more bytes than its manifest says for"),
-        ("layer", m.other_bytes, "FailedPrecondition", "sent other bytes for sha256:"),
-        ("manifest", m.typed("application/json"), "FailedPrecondition", "as 'application/json'"),
-    ],
-)
-def test_a_registry_that_does_not_give_its_blobs_is_named(functions, kind, fault, code, words):
-    image = oci.image([oci.layer({"a": os.urandom(1 << 18)})])
-    with m.misbehaving(image) as server:
-        server.faults[kind] += [fault] * m.FOREVER
-        name = f"{server.address}/a:1"
-        told = refusal(lambda: pull(functions, name))
-        assert told.code == code
-        assert f"image {name}: the registry {server.address} " in told.message
-        assert words in told.message
-        assert "so it is" not in told.message
-        assert name not in images(functions)
-        server.faults.clear()
-        # Nothing of the failure stays in the way.
-        assert pull(functions, name).digest == image.digest
+WITHHELD = {
+    "401": ("layer", m.status(401), "FailedPrecondition", "answers 401 Unauthorized for sha256:"),
+    "403": ("layer", m.status(403), "FailedPrecondition", "answers 403 Forbidden for sha256:"),
+    "404": ("layer", m.status(404), "NotFound", "lost a part of it meanwhile (sha256:"),
+    "429": (
+        *("layer", m.status(429, Retry_After="9999"), "RuntimeUnavailable"),
+        "for 9999 s, longer",
+    ),
+    "500": (
+        *("layer", m.status(500), "RuntimeUnavailable"),
+        "answers 500 Internal Server Error for",
+    ),
+    "reset": ("layer", m.reset, "RuntimeUnavailable", "broke off in the middle (connection reset"),
+    "short": ("layer", m.short, "RuntimeUnavailable", "broke off in the middle (unexpected EOF)"),
+    "long": ("layer", m.long, "FailedPrecondition", "sent more bytes than its manifest says for"),
+    "other bytes": ("layer", m.other_bytes, "FailedPrecondition", "sent other bytes for sha256:"),
+    "manifest": (
+        *("manifest", m.typed("application/json"), "FailedPrecondition"),
+        "as 'application/json'",
+    ),
+}
+
+
+@dataclass
+class Withheld:
+    """What was told of an image that did not come, and whether it came at last."""
+
+    name: str
+    address: str
+    told: Refused
+    listed: bool
+    came: bool
+
+
+@pytest.fixture(scope="module")
+def withheld(agent: RunningAgent) -> dict[str, Withheld]:
+    """Every row's pull at the same time: containerd asks again and again, seconds apart."""
+
+    def tried(row: str) -> Withheld:
+        kind, fault, *_ = WITHHELD[row]
+        image = oci.image([oci.layer({"a": os.urandom(1 << 18)})])
+        with m.misbehaving(image) as server:
+            server.faults[kind] += [fault] * m.FOREVER
+            name = f"{server.address}/a:1"
+            told = refusal(lambda: pull(functions, name))
+            listed = name in images(functions)
+            server.faults.clear()
+            # Nothing of the failure stays in the way.
+            came = pull(functions, name).digest == image.digest
+        drop(functions, name)
+        return Withheld(name, server.address, told, listed, came)
+
+    with Functions(agent) as functions, ThreadPoolExecutor(len(WITHHELD)) as pulling:
+        return dict(zip(WITHHELD, pulling.map(tried, WITHHELD), strict=True))
+
+
+@pytest.mark.parametrize("row", WITHHELD)
+def test_a_registry_that_does_not_give_its_blobs_is_named(withheld, row):
+    found, (_, _, code, words) = withheld[row], WITHHELD[row]
+    message = found.told.message
+    assert found.told.code == code
+    assert f"image {found.name}: the registry {found.address} " in message
+    assert words in message
+    assert "so it is" not in message
+    assert (found.listed, found.came) == (False, True)
 
 
 # -- the operator's directory

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.integration.running import KINDLING, Reply, RunningAgent
 
 BUILD = Path(__file__).parents[2] / "images" / "software.py"
 BUILD_S = 600.0
+IMPORTS = 3  # at once
 MB = 1 << 20
 TERM = 15
 ENDS = ("InstanceStopped", "InstanceFailed")
@@ -206,12 +208,12 @@ def software(agent: RunningAgent) -> Iterator[Functions]:
         raise AssertionError("images/software.py failed")
     archives = json.loads(done.stdout)
     with Functions(agent) as functions:
-        for archive in archives.values():
-            agent.cli("image", "import", archive)
+        with ThreadPoolExecutor(IMPORTS) as importing:
+            list(importing.map(functions.import_image, archives.values()))
         yield functions
         functions.clear()
         for name in archives:
-            agent.cli("image", "rm", name)
+            functions.remove_image(name)
 
 
 def call(agent: RunningAgent, name: str, asked: Asked) -> Reply:

@@ -28,7 +28,7 @@ from tests.integration.running import Reply, RunningAgent, is_alive
 
 MB = 1 << 20
 SERVES_AGAIN_S = 10.0
-STOP_TIMEOUT_S = 10
+STOP_TIMEOUT_S = 5
 # For what ends after the worker: containerd, the namespaces, the sweep.
 STOP_MARGIN_S = 5
 # Serves on its port and says a number every 20 ms, so that gaps in its log show.
