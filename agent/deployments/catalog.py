@@ -47,6 +47,9 @@ class Catalog:
     def __repr__(self) -> str:
         return f"<Catalog {len(self._functions)} functions>"
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._functions
+
     def find(self, name: str, qualifier: str) -> FunctionTarget:
         """Return the target of a call; raises NotFound naming what is there instead."""
         function = self.get(name)

@@ -24,7 +24,7 @@ from agent.errors import AgentError, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import FunctionSpec
+from agent.model.spec import FunctionSpec, without_credentials
 from agent.telemetry.events import Events
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class LazyImages:
         self._completions: dict[str, Completion] = {}
         self._mounted: dict[str, ImageFacts] = {}
         """Images that are completed, and whose mounts are still there."""
+        for engine in containerd.lazy:
+            engine.credentials.tell = self._tell_credentials
 
     def __repr__(self) -> str:
         return f"<LazyImages {[str(one) for one in self._completions.values()]}>"
@@ -108,7 +110,10 @@ class LazyImages:
             if chosen is None:
                 return ""
             # It asks the registry by itself, and long after this deploy.
-            chosen.credentials.use(spec.name, parse_image_ref(name).host, spec.registry)
+            host, registry = parse_image_ref(name).host, spec.registry
+            self._door.keyring.keep(spec.name, host, registry)
+            later = without_credentials(spec).registry
+            chosen.credentials.use(spec.name, host, found.target.digest, later)
             await chosen.credentials.refresh()
             return chosen.name
 
@@ -192,15 +197,18 @@ class LazyImages:
                 continue
             host = parse_image_ref(facts.ref).host
             mounted = facts.chain_id in found
-            if mounted:
+            if mounted or (unknown and host != LOCAL_HOST):
                 for engine in self._door.lazy:
-                    engine.credentials.use(version.name, host, version.spec.registry)
+                    registry = version.spec.registry
+                    engine.credentials.use(version.name, host, facts.digest, registry)
             if facts.chain_id in unpacked:
                 if mounted:
                     self._mounted[facts.chain_id] = facts
             elif mounted or (unknown and host != LOCAL_HOST):
                 may_be.add(facts.chain_id)
                 self.complete(facts, version.spec)
+        for engine in self._door.lazy:
+            await engine.credentials.take_up()
         return may_be
 
     async def _mounted_before(self) -> tuple[set[str], bool]:
@@ -244,14 +252,21 @@ class LazyImages:
 
     async def _complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
         await asyncio.sleep(self._settings.complete_after_s)  # sleeps: the start's reads come first
-        pause_s = FIRST_PAUSE_S
+        pause_s, told = FIRST_PAUSE_S, ""
         while True:
+            renewed = self._door.keyring.change()
             try:
                 await self._fetch_whole(facts, spec)
                 break
             except AgentError as error:
-                log.warning("image %s is not complete yet: %s", facts.ref, error)
-            await asyncio.sleep(pause_s)  # sleeps: what failed is not tried at once
+                text = f"image {facts.ref} is not complete yet: {error.message}"
+                log.warning("%s", text)
+                if text != told:
+                    self._events.add("ImageNotComplete", message=text, details={"image": facts.ref})
+                told = text
+            with contextlib.suppress(TimeoutError):  # what failed is not tried at once
+                async with asyncio.timeout(pause_s):
+                    await renewed.wait()
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         self._prepared.completed(facts.chain_id)
         self._mounted[facts.chain_id] = facts
@@ -281,7 +296,8 @@ class LazyImages:
         # By digest: the tag may stand for another image by now.
         reference = parse_image_ref(facts.ref)
         name = f"{reference.name}@{facts.digest}"
-        access = self._door.keyring.access(reference.host, spec.registry, spec.name)
+        registry = without_credentials(spec).registry  # what the deploy brought may be old by now
+        access = self._door.keyring.access(reference.host, registry, spec.name)
         deadline = loop.time() + COMPLETE_S
         known = await self._is_named(name)
         try:
@@ -319,9 +335,15 @@ class LazyImages:
             except AgentError as error:
                 log.warning("image %s stays mounted: %s", facts.ref, error)
 
+    def _tell_credentials(self, host: str, why: str) -> None:
+        text = f"images of {host} are mounted, and what is not here of them cannot be read: {why}"
+        self._events.add("CredentialsMissing", message=text, details={"registry": host})
+
     async def _unmount(self, facts: ImageFacts) -> None:
         self._prepared.unmounted(facts.chain_id)
         for engine in self._door.lazy:
+            engine.credentials.release(facts.digest)
+            await engine.credentials.refresh()
             if engine.source() is not None:
                 await self._door.images.unlabel(facts.ref, engine.name)
                 await engine.snapshots.remove(view_key(facts.chain_id))

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from agent.aio.tasks import spawn
+from agent.aio.tasks import spawn, stop
 from agent.config import LazySettings
 from agent.containerd.access import Access
-from agent.containerd.keyring import Keyring
+from agent.containerd.credentials import Credentials
+from agent.containerd.keyring import Keyring, given
 from agent.containerd.silence import Progress
 from agent.core.oci_image import Descriptor, Manifest
 from agent.deployments import lazy_image
 from agent.deployments.lazy_image import LazyImages
-from agent.errors import NotFound, RuntimeUnavailable
+from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec_parse import parse_spec
 from agent.telemetry.events import Events
@@ -42,14 +43,23 @@ class FakeEngine:
         self.mounts = {FACTS.chain_id}
         self.removed = []
         self.layers = ("/top", "/base")
-        self.credentials = SimpleNamespace(use=self._use, refresh=self._refresh)
+        self.credentials = SimpleNamespace(
+            use=self._use, refresh=self._refresh, take_up=self._take_up, release=self._release
+        )
         self.users = []
         self.snapshots = SimpleNamespace(
             image_layers=self._layers, remove=self._remove, list=self._list
         )
 
-    def _use(self, function, host, registry):
+    def _use(self, function, host, image, registry):
+        assert given(registry) is None
         self.users.append((function, host))
+
+    def _release(self, image):
+        self.users.append(("released", image))
+
+    async def _take_up(self):
+        self.users.append("taken up")
 
     async def _refresh(self):
         self.users.append("written")
@@ -86,13 +96,15 @@ class Yard:
         self.unmounted: list[str] = []
         self.deleted: list[str] = []
         self.unlabelled: list[tuple[str, str]] = []
+        self.ring = Keyring()
+        self.accesses: list[Access] = []
         self.sizes = (90 * MB, 10 * MB)
         self.gate: asyncio.Event | None = None
         self.events = Events()
         door: Any = SimpleNamespace(
             lazy=[self.engine],
             transfer=SimpleNamespace(pull=self._pull, has_referrer=self._has_referrer),
-            keyring=Keyring(),
+            keyring=self.ring,
             snapshots=SimpleNamespace(image_layers=self.engine._layers),
             images=SimpleNamespace(get=self._get, delete=self._delete, unlabel=self._unlabel),
         )
@@ -111,6 +123,7 @@ class Yard:
         found: Any = SimpleNamespace(manifest=manifest, target=Descriptor("m", FACTS.digest, 1))
         chosen = await choose(found) if choose is not None else ""
         self.pulls.append((name, chosen))
+        self.accesses.append(access)
         for step in self.steps if progress is not None else ():
             progress(step)
         if self.gate is not None:
@@ -130,9 +143,9 @@ class Yard:
     async def _unlabel(self, name, snapshotter):
         self.unlabelled.append((name, snapshotter))
 
-    async def pull(self, asked="lazy"):
+    async def pull(self, asked="lazy", spec=SPEC):
         deadline = asyncio.get_running_loop().time() + 5
-        spec = SPEC.model_copy(update={"acceleration": asked})
+        spec = spec.model_copy(update={"acceleration": asked})
         return await self.lazy.pull(
             spec, FACTS.ref, deadline=deadline, accept=lambda _: None, access=Access()
         )
@@ -192,6 +205,41 @@ async def test_completing_goes_on_until_it_succeeds(yard):
     yard.faults = [RuntimeUnavailable("away"), RuntimeUnavailable("still away")]
     await done(yard)
     assert yard.pulls == [(WHOLE, "")] * 3
+
+
+async def test_why_an_image_is_not_complete_is_told_once_and_new_credentials_are_tried_at_once(
+    yard, monkeypatch
+):
+    monkeypatch.setattr(lazy_image, "FIRST_PAUSE_S", 60.0)
+    refused = FailedPrecondition("the registry r.example refuses these credentials (401)")
+    yard.faults = [refused, refused]
+    seen: list[str] = []
+    watching = spawn("watch", _all(yard.events, seen))
+    await asyncio.sleep(0)
+    yard.lazy.complete(FACTS, SPEC)
+    for pulls in (1, 2, 3):
+        await until(lambda: len(yard.pulls) == pulls)  # noqa: B023 - waited for at once
+        yard.ring.set("r.example", Credentials("me", str(pulls)))
+    await done(yard)
+    await until(lambda: seen[-1:] == ["ImageCompleted"])
+    await stop(watching)
+    assert seen == ["ImageNotComplete", "ImageCompleted"]
+
+
+async def _all(events, seen):
+    async for event in events.watch("", frozenset()):
+        seen.append(event.type)
+
+
+async def test_what_a_deploy_brought_is_not_kept_with_the_image(yard):
+    registry = {"username": "me", "password": "old"}
+    spec = SPEC.model_copy(update={"registry": SPEC.registry.model_copy(update=registry)})
+    await yard.pull(spec=spec)
+    yard.ring.set("r.example", Credentials("me", "new"))
+    await done(yard)
+    assert [await each.credentials("r.example") for each in yard.accesses[1:]] == [
+        Credentials("me", "new")
+    ]
 
 
 async def test_an_engine_has_the_credentials_before_it_mounts(yard):
