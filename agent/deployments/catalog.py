@@ -62,6 +62,10 @@ class Catalog:
             raise NotFound(f"function {shown} is not deployed here; deploy it first")
         return function
 
+    def has(self, name: str) -> bool:
+        """Say whether a function is deployed."""
+        return name in self._functions
+
     def target(self, key: tuple[str, int]) -> FunctionTarget | None:
         """Return the target of exactly this version, None if it is not here."""
         function = self._functions.get(key[0])

@@ -186,6 +186,13 @@ class ImageSource:
         host = parse_image_ref(spec.image).host
         self._door.keyring.keep(spec.name, host, spec.registry)
 
+    def deploy_ended(self, function: str, *, deployed: bool) -> None:
+        """Hold nothing any more that only a deploy has brought; `deployed`: there is a version."""
+        if deployed:
+            self._lazy.deploy_ended(function)
+        else:
+            self.forget_credentials(function)
+
     def forget_credentials(self, function: str) -> None:
         """Forget what a function's deploys brought."""
         self._door.keyring.drop(function)

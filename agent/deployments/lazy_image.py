@@ -308,7 +308,11 @@ class LazyImages:
         """Give engines no credentials for a removed function's image any more."""
         for engine in self._door.lazy:
             engine.credentials.drop(function)
-            tasks.launch(f"credentials of {engine.name}", engine.credentials.refresh())
+
+    def deploy_ended(self, function: str) -> None:
+        """Let what the keyring keeps count from now on, not what a deploy has brought."""
+        for engine in self._door.lazy:
+            engine.credentials.deploy_ended(function)
 
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""

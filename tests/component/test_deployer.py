@@ -426,3 +426,21 @@ async def test_what_two_deploys_waited_for_is_counted_once(town):
     await asyncio.gather(*deploys)
     totals = town.catalog.image_use.totals
     assert (totals.pulls, totals.fetched_bytes) == (1, 510)
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [(False, [("forget", "f")]), (True, [("deploy_ended", "f")])],
+    ids=["a first deploy", "a later one"],
+)
+async def test_what_a_failed_deploy_brought_for_a_registry_is_held_by_nobody(
+    town, monkeypatch, before, told
+):
+    if before:
+        await town.deploy()
+    lazy, heard = town.deployer._stores.lazy, []
+    monkeypatch.setattr(lazy, "forget", lambda name: heard.append(("forget", name)))
+    monkeypatch.setattr(lazy, "deploy_ended", lambda name: heard.append(("deploy_ended", name)))
+    with pytest.raises(NotFound):
+        await town.deploy(image="nowhere:1", pull="always")
+    assert heard == told
