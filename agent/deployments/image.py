@@ -154,6 +154,8 @@ class ImageSource:
 
         def accept(found: Resolved) -> None:
             check_image_size(spec.contract, name, compressed_bytes=found.manifest.compressed_bytes)
+            # From now on: whoever removes a function of the same layers leaves them alone.
+            self._catalog.image_use.hold(name, found.config.chain_id)
 
         before = await self._record(name)
         here = await door.content.sizes()
@@ -167,6 +169,7 @@ class ImageSource:
             with contextlib.suppress(NotFound):
                 facts = _fitting(spec, await door.images.inspect(name))
                 log.warning("image %s: %s; using what is on this node", spec.image, error)
+                self._lazy.join(facts, spec)
                 return Fetched(facts, asked=False, why_not=error.message)
             raise
         await self._note_pull(image, begun)
