@@ -4,21 +4,22 @@ The engine asks registries long after a deploy, so what it reads must be renewed
 the file is written anew when credentials were set and, for commands, in good time. The engine keeps
 using what it began a connection with, so after a renewal it is made to look again (`reconnect`). A
 worker that begins takes up what is in the file for what is still mounted. Who mounts says so by
-`use`, `release` and `drop`; nothing here knows an engine by name.
+`use`, `release` and `drop`. The file is by host: of functions with different credentials for one
+host those that came last are in it. Nothing here knows an engine by name.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 
 from agent.containerd.credentials import Credentials
 from agent.containerd.docker_config import DockerConfig, HostCredentials
 from agent.containerd.keyring import Entry, Keyring
-from agent.errors import AgentError
-from agent.model.spec import RegistrySpec
+from agent.errors import AgentError, RuntimeUnavailable
+from agent.model.spec import RegistrySpec, nothing_given
 
 log = logging.getLogger(__name__)
 
@@ -54,22 +55,30 @@ class EngineCredentials:
         self._hosts: set[str] = set()
         self._renewed = False
         self._turn = asyncio.Lock()
+        self._due = asyncio.Event()
         self.tell: Callable[[str, str], None] = lambda host, why: None
+        keyring.tell(self._due.set)
 
     def use(self, function: str, host: str, image: str, registry: RegistrySpec) -> None:
-        """Note that an image (its digest) of a function is mounted; `refresh` writes the file.
-
-        `registry` is as versions keep it: what a deploy brought itself is in the keyring.
-        """
+        """Note that an image (its digest) of a function is mounted; `refresh` writes the file."""
         self._users[function, host, image] = registry
+
+    def deploy_ended(self, function: str) -> None:
+        """Show nothing any more that a deploy brought itself: what the keyring keeps counts now."""
+        for key, registry in self._users.items():
+            if key[0] == function:
+                self._users[key] = nothing_given(registry)
+        self._due.set()
 
     def drop(self, function: str) -> None:
         """Note that nothing of a function is mounted any more."""
         self._users = {key: spec for key, spec in self._users.items() if key[0] != function}
+        self._due.set()
 
     def release(self, image: str) -> None:
         """Note that an image is not mounted any more."""
         self._users = {key: spec for key, spec in self._users.items() if key[2] != image}
+        self._due.set()
 
     async def take_up(self) -> None:
         """Have the keyring know what the worker before gave the engine for what is mounted."""
@@ -81,8 +90,11 @@ class EngineCredentials:
                 self._keyring.restore(function, host, Entry(known.credentials, 0.0, known.until))
 
     async def refresh(self) -> None:
-        """Write what holds now. Of a host that lacks it is told why, once."""
-        async with self._turn:
+        """Write what holds now. Of a host that lacks it is told why, once.
+
+        Raises RuntimeUnavailable when the file cannot be written.
+        """
+        async with self._turn:  # who asks last writes last
             found, failing = await self._look_up()
             for host, why in failing.items():
                 if self._failing.get(host) != why:
@@ -94,7 +106,11 @@ class EngineCredentials:
             )
             self._renewed = bool(hosts) and (self._renewed or changed)
             self._hosts, self._failing, self._written = hosts, failing, found
-            await asyncio.to_thread(self._file.write, found)
+            try:
+                await asyncio.to_thread(self._file.write, found)
+            except OSError as error:
+                why = f"{error.filename} cannot be written: {error.strerror}"
+                raise RuntimeUnavailable(f"credentials for lazy images: {why}") from error
 
     async def _look_up(self) -> tuple[dict[str, HostCredentials], dict[str, str]]:
         """Return by host what holds now, the newest where functions differ, or why nothing does."""
@@ -109,7 +125,7 @@ class EngineCredentials:
                 continue
             if entry is not None:
                 users.setdefault(host, {})[function] = entry
-                newest[host] = max(newest.get(host, entry), entry, key=lambda each: each.since)
+                newest[host] = max(entry, newest.get(host, entry), key=lambda each: each.since)
         found = {
             host: HostCredentials(
                 entry.credentials,
@@ -121,15 +137,18 @@ class EngineCredentials:
         return found, {host: why for host, why in failing.items() if host not in found}
 
     async def run(self) -> None:
-        """Refresh for ever: whenever credentials were set, and every now and then."""
+        """Refresh for ever: whenever credentials were set or dropped, and every now and then."""
         while True:
-            change = self._keyring.change()
-            await self.refresh()
+            self._due.clear()
+            try:
+                await self.refresh()
+            except AgentError as error:
+                log.warning("%s", error)
             if self._renewed:
                 await self._reconnect()
-            with suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s()):
-                    await change.wait()
+                    await self._due.wait()
 
     def _pause_s(self) -> float:
         """Return for how long the file is right at most, and what is mounted not looked after."""

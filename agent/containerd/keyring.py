@@ -51,7 +51,7 @@ class Keyring:
     def __init__(self, now: Callable[[], float] = time.time, run: RunCommand = run_command) -> None:
         self.now = now
         self._run = run
-        self._change = asyncio.Event()
+        self._told: list[Callable[[], None]] = []
         self._by_host: dict[str, Entry] = {}
         self._by_function: dict[tuple[str, str], Entry] = {}
         self._printed: dict[tuple[str, tuple[str, ...]], Entry] = {}
@@ -62,13 +62,13 @@ class Keyring:
     def __repr__(self) -> str:
         return f"Keyring({len(self._by_host)} hosts, {len(self._by_function)} functions)"
 
-    def change(self) -> asyncio.Event:
-        """Return what is set when there are other credentials the next time."""
-        return self._change
+    def tell(self, changed: Callable[[], None]) -> None:
+        """Call `changed` after every change from outside, for as long as this lives."""
+        self._told.append(changed)
 
     def _changed(self) -> None:
-        self._change.set()
-        self._change = asyncio.Event()
+        for told in self._told:
+            told()
 
     def set(self, host: str, credentials: Credentials | None, until: float | None = None) -> None:
         """Keep credentials for every image of a host, None to forget them.
@@ -77,11 +77,10 @@ class Keyring:
         """
         if credentials is None:
             self._by_host.pop(_named(host), None)
-            self._changed()
-            return
-        if _named(host) not in self._by_host and len(self._by_host) >= MAX_HOSTS:
+        elif _named(host) not in self._by_host and len(self._by_host) >= MAX_HOSTS:
             raise FailedPrecondition(f"{MAX_HOSTS} registries have credentials; forget one first")
-        self._by_host[_named(host)] = Entry(credentials, self.now(), until)
+        else:
+            self._by_host[_named(host)] = Entry(credentials, self.now(), until)
         self._changed()
 
     def keep(self, function: str, host: str, registry: RegistrySpec) -> None:

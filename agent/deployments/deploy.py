@@ -143,8 +143,8 @@ class Deployer:
                     outcome, target = await self._deploy(spec, wait=wait)
                     self._images.keep_credentials(spec)
                 finally:
-                    if spec.name not in self._catalog:
-                        self._images.forget_credentials(spec.name)
+                    deployed = self._catalog.has(spec.name)
+                    self._images.deploy_ended(spec.name, deployed=deployed)
         if wait:
             await self._settled(target)
             outcome = replace(outcome, version=target.version)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from agent.aio import tasks
 from agent.aio.tasks import finish
 from agent.config import LazySettings
-from agent.containerd.snapshots import view_key
+from agent.containerd.lazy import unmount
 from agent.core.acceleration import WHOLE, Acceleration, advice, worth_asking
 from agent.errors import AgentError, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from agent.containerd.lazy import LazyEngine
     from agent.containerd.registry import Resolved
     from agent.containerd.silence import Progress
+    from agent.deployments.image_use import ImageUse
     from agent.sandbox.prepared_images import PreparedImages
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,13 @@ Accept = Callable[["Resolved"], None]
 
 @dataclass(slots=True)
 class Completion:
-    """One image on its way from mounted to unpacked."""
+    """One image on its way from mounted to unpacked; `specs` are of the functions it is for."""
 
     facts: ImageFacts
-    task: asyncio.Task[None]
+    specs: dict[str, FunctionSpec]
     done_bytes: int = 0
     total_bytes: int = 0
+    task: asyncio.Task[None] | None = None
 
     def __str__(self) -> str:
         of = f"{self.done_bytes // MB} of {self.total_bytes // MB} MB"
@@ -75,14 +77,21 @@ class LazyImages:
         containerd: Containerd,
         prepared: PreparedImages,
         events: Events,
+        use: ImageUse,
     ) -> None:
         self._settings = settings
         self._door = containerd
         self._prepared = prepared
         self._events = events
+        self._use = use
         self._completions: dict[str, Completion] = {}
         self._mounted: dict[str, ImageFacts] = {}
         """Images that are completed, and whose mounts are still there."""
+        self._reluctant: set[str] = set()
+        """Those of them that could not be let go, for the log to say so once."""
+        self._renewed = asyncio.Event()
+        """Set with the next change of credentials."""
+        containerd.keyring.tell(self._credentials_changed)
         for engine in containerd.lazy:
             engine.credentials.tell = self._tell_credentials
 
@@ -110,10 +119,8 @@ class LazyImages:
             if chosen is None:
                 return ""
             # It asks the registry by itself, and long after this deploy.
-            host, registry = parse_image_ref(name).host, spec.registry
-            self._door.keyring.keep(spec.name, host, registry)
-            later = without_credentials(spec).registry
-            chosen.credentials.use(spec.name, host, found.target.digest, later)
+            host, digest = parse_image_ref(name).host, found.target.digest
+            chosen.credentials.use(spec.name, host, digest, spec.registry)
             await chosen.credentials.refresh()
             return chosen.name
 
@@ -177,7 +184,8 @@ class LazyImages:
         mounted = sum(layer.size_bytes for at, layer in layers if at in points)
         whole = sum(layer.size_bytes for layer in image.manifest.layers)
         if 2 * mounted < whole:
-            await self._unmount(image.facts())
+            if image.chain_id not in self._completions:  # else another function runs on it
+                await self._unmount(image.facts())
             raise RuntimeUnavailable(f"it has mounted {mounted} of {whole} bytes only")
 
     async def resume(
@@ -219,8 +227,9 @@ class LazyImages:
             if not engine.has_run:
                 continue
             try:
-                await engine.up(asyncio.get_running_loop().time() + RESUME_S)
-                found |= {shot.key for shot in await engine.snapshots.list()}
+                deadline = asyncio.get_running_loop().time() + RESUME_S
+                await engine.up(deadline)
+                found |= {shot.key for shot in await engine.snapshots.list(deadline=deadline)}
             except AgentError as error:
                 unknown = True
                 log.warning("%s; what it has mounted is not known", error)
@@ -231,11 +240,25 @@ class LazyImages:
     def complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
         """Fetch and unpack a spec's mounted image in the background, unless that is under way."""
         self._mounted.pop(facts.chain_id, None)
-        if facts.chain_id in self._completions:
+        if self.join(facts, spec):
             return
-        task = tasks.spawn(f"complete {facts.ref}", self._complete(facts, spec))
-        self._completions[facts.chain_id] = Completion(facts, task)
-        task.add_done_callback(lambda _: self._completions.pop(facts.chain_id, None))
+        one = Completion(facts, {spec.name: spec})
+        self._completions[facts.chain_id] = one
+        one.task = tasks.spawn(f"complete {facts.ref}", self._complete(one))
+        one.task.add_done_callback(lambda _: self._ended(one))
+
+    def join(self, facts: ImageFacts, spec: FunctionSpec) -> bool:
+        """Have an image that is being completed be so for one more function; False if none is."""
+        one = self._completions.get(facts.chain_id)
+        if one is None:
+            return False
+        one.specs.pop(spec.name, None)
+        one.specs[spec.name] = spec
+        return True
+
+    def _ended(self, one: Completion) -> None:
+        if self._completions.get(one.facts.chain_id) is one:
+            del self._completions[one.facts.chain_id]
 
     def progress(self) -> list[str]:
         """Say of each image that is being completed how far it is."""
@@ -243,24 +266,27 @@ class LazyImages:
 
     async def close(self) -> None:
         """Leave what is under way to the next worker."""
-        await tasks.stop(*(one.task for one in self._completions.values()))
+        await tasks.stop(*(one.task for one in list(self._completions.values())))
 
     async def drop(self, chain_id: str) -> None:
         """Complete an image no more, for no version needs it; its mounts go with its name."""
-        found = self._completions.get(chain_id)
+        # Out of the list first: who needs it again begins anew, though this one may still end.
+        found = self._completions.pop(chain_id, None)
         await tasks.stop(found.task if found is not None else None)
 
-    async def _complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
+    async def _complete(self, one: Completion) -> None:
+        facts = one.facts
         await asyncio.sleep(self._settings.complete_after_s)  # sleeps: the start's reads come first
         pause_s, told = FIRST_PAUSE_S, ""
         while True:
-            renewed = self._door.keyring.change()
+            renewed = self._renewed
             try:
-                await self._fetch_whole(facts, spec)
+                await self._fetch_whole(one)
                 break
-            except AgentError as error:
-                text = f"image {facts.ref} is not complete yet: {error.message}"
-                log.warning("%s", text)
+            except Exception as error:  # whatever it was, starts need it whole
+                trace = not isinstance(error, AgentError)
+                text = f"image {facts.ref} is not complete yet: {error}"
+                log.warning("%s", text, exc_info=trace)
                 if text != told:
                     self._events.add("ImageNotComplete", message=text, details={"image": facts.ref})
                 told = text
@@ -273,7 +299,26 @@ class LazyImages:
         text = f"image {facts.ref} is complete: starts need its registry no more"
         self._events.add("ImageCompleted", message=text, details={"image": facts.ref})
 
-    async def _fetch_whole(self, facts: ImageFacts, spec: FunctionSpec) -> None:
+    async def _fetch_whole(self, one: Completion) -> None:
+        # By digest: the tag may stand for another image by now.
+        reference = parse_image_ref(one.facts.ref)
+        name = f"{reference.name}@{one.facts.digest}"
+        spec = next(reversed(one.specs.values()))
+        access = self._door.keyring.access(reference.host, spec.registry, spec.name)
+        deadline = asyncio.get_running_loop().time() + COMPLETE_S
+        told = self._teller(one)
+        with self._use.passing(name) as is_passing:
+            known = await self._is_named(name)
+            try:
+                transfer = self._door.transfer
+                await transfer.pull(name, deadline=deadline, progress=told, access=access)
+                # The view, and the image's own name, hold the layers from here on.
+                await self._door.snapshots.image_layers(one.facts.chain_id, deadline=deadline)
+            finally:
+                if not known and is_passing():
+                    await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)
+
+    def _teller(self, one: Completion) -> Callable[[Progress], None]:
         loop = asyncio.get_running_loop()
         blobs: dict[str, tuple[int, int]] = {}
         told_at = loop.time()
@@ -283,9 +328,6 @@ class LazyImages:
             if not step.total_bytes or step.event == "extracting":
                 return
             blobs[step.name] = (step.done_bytes, step.total_bytes)
-            one = self._completions.get(facts.chain_id)
-            if one is None:
-                return
             one.done_bytes = sum(done for done, _ in blobs.values())
             one.total_bytes = max(sum(total for _, total in blobs.values()), one.done_bytes)
             if loop.time() >= told_at + TOLD_S:
@@ -293,23 +335,10 @@ class LazyImages:
                 details = {"done_bytes": str(one.done_bytes), "total_bytes": str(one.total_bytes)}
                 self._events.add("ImageCompleting", message=f"image {one}", details=details)
 
-        # By digest: the tag may stand for another image by now.
-        reference = parse_image_ref(facts.ref)
-        name = f"{reference.name}@{facts.digest}"
-        registry = without_credentials(spec).registry  # what the deploy brought may be old by now
-        access = self._door.keyring.access(reference.host, registry, spec.name)
-        deadline = loop.time() + COMPLETE_S
-        known = await self._is_named(name)
-        try:
-            await self._door.transfer.pull(name, deadline=deadline, progress=told, access=access)
-            # The view, and the image's own name, hold the layers from here on.
-            await self._door.snapshots.image_layers(facts.chain_id, deadline=deadline)
-        finally:
-            if not known:
-                await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)
+        return told
 
     async def _forget_name(self, name: str) -> None:
-        with contextlib.suppress(AgentError):
+        with contextlib.suppress(AgentError), self._use.removing(name):
             await self._door.images.delete(name)
 
     async def _is_named(self, name: str) -> bool:
@@ -321,19 +350,41 @@ class LazyImages:
     # -- letting go
 
     def forget(self, function: str) -> None:
-        """Give engines no credentials for a removed function's image any more."""
+        """Show nothing any more of what a removed function had for its image's registry."""
         for engine in self._door.lazy:
             engine.credentials.drop(function)
-            tasks.launch(f"credentials of {engine.name}", engine.credentials.refresh())
+        for one in self._completions.values():
+            if len(one.specs) > 1:
+                one.specs.pop(function, None)
+        self.deploy_ended(function)
+
+    def deploy_ended(self, function: str) -> None:
+        """Let what the keyring keeps count from now on, not what a deploy has brought."""
+        for engine in self._door.lazy:
+            engine.credentials.deploy_ended(function)
+        for one in self._completions.values():
+            if function in one.specs:
+                one.specs[function] = without_credentials(one.specs[function])
 
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""
-        for chain_id in [one for one in self._mounted if one not in in_use]:
-            facts = self._mounted.pop(chain_id)
+        for chain_id, facts in list(self._mounted.items()):
+            if chain_id in in_use:
+                continue
             try:
                 await self._unmount(facts)
-            except AgentError as error:
-                log.warning("image %s stays mounted: %s", facts.ref, error)
+            except AgentError as error:  # the next look is another try
+                if chain_id not in self._reluctant:
+                    log.warning("image %s stays mounted: %s", facts.ref, error)
+                self._reluctant.add(chain_id)
+                continue
+            self._reluctant.discard(chain_id)
+            if self._mounted.get(chain_id) is facts:
+                del self._mounted[chain_id]
+
+    def _credentials_changed(self) -> None:
+        self._renewed.set()
+        self._renewed = asyncio.Event()
 
     def _tell_credentials(self, host: str, why: str) -> None:
         text = f"images of {host} are mounted, and what is not here of them cannot be read: {why}"
@@ -342,8 +393,8 @@ class LazyImages:
     async def _unmount(self, facts: ImageFacts) -> None:
         self._prepared.unmounted(facts.chain_id)
         for engine in self._door.lazy:
+            if engine.has_run:
+                await self._door.images.unlabel(facts.chain_id, engine.name)
+        await unmount(self._door.lazy, facts.chain_id)
+        for engine in self._door.lazy:
             engine.credentials.release(facts.digest)
-            await engine.credentials.refresh()
-            if engine.source() is not None:
-                await self._door.images.unlabel(facts.ref, engine.name)
-                await engine.snapshots.remove(view_key(facts.chain_id))

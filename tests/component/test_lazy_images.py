@@ -13,16 +13,17 @@ from agent.aio.tasks import spawn, stop
 from agent.config import LazySettings
 from agent.containerd.access import Access
 from agent.containerd.credentials import Credentials
-from agent.containerd.keyring import Keyring, given
+from agent.containerd.keyring import Keyring
 from agent.containerd.silence import Progress
 from agent.core.oci_image import Descriptor, Manifest
 from agent.deployments import lazy_image
+from agent.deployments.image_use import ImageUse
 from agent.deployments.lazy_image import LazyImages
 from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec_parse import parse_spec
 from agent.telemetry.events import Events
-from tests.component.function_house import until
+from tests.component.function_house import turns, until
 
 MB = 1 << 20
 FACTS = ImageFacts("r.example/x:1", "sha256:" + "1" * 64, "sha256:c", 1)
@@ -43,20 +44,21 @@ class FakeEngine:
         self.mounts = {FACTS.chain_id}
         self.removed = []
         self.layers = ("/top", "/base")
+        self.users: list[Any] = []
         self.credentials = SimpleNamespace(
-            use=self._use, refresh=self._refresh, take_up=self._take_up, release=self._release
+            use=self._use,
+            refresh=self._refresh,
+            take_up=self._take_up,
+            release=lambda image: self.users.append((image, "released")),
+            drop=lambda function: self.users.append((function, "dropped")),
+            deploy_ended=lambda function: self.users.append((function, "ended")),
         )
-        self.users = []
         self.snapshots = SimpleNamespace(
             image_layers=self._layers, remove=self._remove, list=self._list
         )
 
     def _use(self, function, host, image, registry):
-        assert given(registry) is None
         self.users.append((function, host))
-
-    def _release(self, image):
-        self.users.append(("released", image))
 
     async def _take_up(self):
         self.users.append("taken up")
@@ -71,8 +73,8 @@ class FakeEngine:
         if not self.runs:
             raise RuntimeUnavailable("soci does not answer")
 
-    def source(self):
-        return "soci:1:1" if self.runs else None
+    async def answers(self):
+        return self.runs
 
     async def _layers(self, chain_id, *, deadline):
         return self.layers
@@ -80,7 +82,7 @@ class FakeEngine:
     async def _remove(self, key):
         self.removed.append(key)
 
-    async def _list(self):
+    async def _list(self, *, deadline):
         return [SimpleNamespace(key=key) for key in self.mounts]
 
 
@@ -96,15 +98,15 @@ class Yard:
         self.unmounted: list[str] = []
         self.deleted: list[str] = []
         self.unlabelled: list[tuple[str, str]] = []
-        self.ring = Keyring()
-        self.accesses: list[Access] = []
         self.sizes = (90 * MB, 10 * MB)
         self.gate: asyncio.Event | None = None
+        self.slow_delete: asyncio.Event | None = None
         self.events = Events()
+        self.keyring = Keyring()
         door: Any = SimpleNamespace(
             lazy=[self.engine],
             transfer=SimpleNamespace(pull=self._pull, has_referrer=self._has_referrer),
-            keyring=self.ring,
+            keyring=self.keyring,
             snapshots=SimpleNamespace(image_layers=self.engine._layers),
             images=SimpleNamespace(get=self._get, delete=self._delete, unlabel=self._unlabel),
         )
@@ -112,7 +114,10 @@ class Yard:
             completed=self.completed.append, unmounted=self.unmounted.append
         )
         settings = {"complete_after_s": 0.0, **settings}
-        self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events)
+        self.use = ImageUse()
+        self.shown: list[Credentials | None] = []
+        self.named: set[str] = set()
+        self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events, self.use)
 
     async def _has_referrer(self, name, digest, kind, *, deadline, access):
         return True
@@ -123,7 +128,7 @@ class Yard:
         found: Any = SimpleNamespace(manifest=manifest, target=Descriptor("m", FACTS.digest, 1))
         chosen = await choose(found) if choose is not None else ""
         self.pulls.append((name, chosen))
-        self.accesses.append(access)
+        self.shown.append(await access.credentials("r.example"))
         for step in self.steps if progress is not None else ():
             progress(step)
         if self.gate is not None:
@@ -135,17 +140,20 @@ class Yard:
         )
 
     async def _get(self, name):
-        raise NotFound(name)
+        if name not in self.named:
+            raise NotFound(name)
 
     async def _delete(self, name):
         self.deleted.append(name)
+        if self.slow_delete is not None:
+            await self.slow_delete.wait()
 
-    async def _unlabel(self, name, snapshotter):
-        self.unlabelled.append((name, snapshotter))
+    async def _unlabel(self, chain_id, snapshotter):
+        self.unlabelled.append((chain_id, snapshotter))
 
-    async def pull(self, asked="lazy", spec=SPEC):
+    async def pull(self, asked="lazy"):
         deadline = asyncio.get_running_loop().time() + 5
-        spec = spec.model_copy(update={"acceleration": asked})
+        spec = SPEC.model_copy(update={"acceleration": asked})
         return await self.lazy.pull(
             spec, FACTS.ref, deadline=deadline, accept=lambda _: None, access=Access()
         )
@@ -219,7 +227,7 @@ async def test_why_an_image_is_not_complete_is_told_once_and_new_credentials_are
     yard.lazy.complete(FACTS, SPEC)
     for pulls in (1, 2, 3):
         await until(lambda: len(yard.pulls) == pulls)  # noqa: B023 - waited for at once
-        yard.ring.set("r.example", Credentials("me", str(pulls)))
+        yard.keyring.set("r.example", Credentials("me", str(pulls)))
     await done(yard)
     await until(lambda: seen[-1:] == ["ImageCompleted"])
     await stop(watching)
@@ -229,17 +237,6 @@ async def test_why_an_image_is_not_complete_is_told_once_and_new_credentials_are
 async def _all(events, seen):
     async for event in events.watch("", frozenset()):
         seen.append(event.type)
-
-
-async def test_what_a_deploy_brought_is_not_kept_with_the_image(yard):
-    registry = {"username": "me", "password": "old"}
-    spec = SPEC.model_copy(update={"registry": SPEC.registry.model_copy(update=registry)})
-    await yard.pull(spec=spec)
-    yard.ring.set("r.example", Credentials("me", "new"))
-    await done(yard)
-    assert [await each.credentials("r.example") for each in yard.accesses[1:]] == [
-        Credentials("me", "new")
-    ]
 
 
 async def test_an_engine_has_the_credentials_before_it_mounts(yard):
@@ -298,7 +295,7 @@ async def test_what_is_hardly_mounted_is_unpacked_and_told(yard, surroundings, t
     _, warnings = await yard.pull()
     assert [by for _, by in yard.pulls] == ["soci", ""]
     assert "fetched and unpacked whole" in warnings[0]
-    assert yard.unlabelled == [(FACTS.ref, "soci")]
+    assert yard.unlabelled == [(FACTS.chain_id, "soci")]
     assert yard.lazy.progress() == []
 
 
@@ -357,3 +354,96 @@ async def test_closing_leaves_the_rest_to_the_next_worker():
     with suppress(asyncio.CancelledError):
         await yard.lazy.close()
     assert yard.pulls == []
+
+
+# -- several at once
+
+
+def of(function):
+    return SPEC.model_copy(update={"name": function})
+
+
+async def test_who_needs_an_image_whose_completing_is_just_ended_has_it_completed(yard):
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, of("f"))
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    yard.slow_delete = asyncio.Event()
+    dropping = spawn("drop", yard.lazy.drop(FACTS.chain_id))
+    await turns()  # it still forgets its name
+    yard.gate.set()
+    yard.lazy.complete(FACTS, of("g"))
+    yard.slow_delete.set()
+    await dropping
+    await done(yard)
+
+
+async def test_completing_goes_on_with_the_credentials_of_who_still_needs_it(yard):
+    first, second = Credentials("f", "1"), Credentials("g", "2")
+    for name, each in (("f", first), ("g", second)):
+        registry = SPEC.registry.model_copy(
+            update={"username": each.username, "password": each.password}
+        )
+        yard.keyring.keep(name, "r.example", registry)
+    yard.faults = [RuntimeUnavailable("away")]
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, of("g"))
+    yard.lazy.complete(FACTS, of("f"))
+    await until(lambda: yard.shown == [first])
+    yard.keyring.drop("f")
+    yard.lazy.forget("f")
+    yard.gate.set()
+    await done(yard)
+    assert yard.shown == [first, second]
+
+
+async def test_completing_shows_newer_credentials_than_its_deploy_brought(yard):
+    brought = SPEC.registry.model_copy(update={"username": "f", "password": "old"})
+    yard.faults = [RuntimeUnavailable("401")]
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC.model_copy(update={"registry": brought}))
+    await until(lambda: yard.shown == [Credentials("f", "old")])
+    yard.lazy.deploy_ended("f")
+    yard.keyring.set("r.example", Credentials("f", "new"))
+    yard.gate.set()
+    await done(yard)
+    assert yard.shown[1:] == [Credentials("f", "new")]
+
+
+async def test_a_name_that_a_deploy_relies_on_meanwhile_is_not_forgotten_after_completing(yard):
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC)
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    with yard.use.deploying(WHOLE):
+        pass
+    yard.gate.set()
+    await done(yard)
+    assert yard.deleted == []
+
+
+async def test_an_unexpected_error_does_not_end_completing(yard):
+    yard.faults = [KeyError("layer")]
+    yard.lazy.complete(FACTS, SPEC)
+    await done(yard)
+
+
+async def test_a_mount_that_another_function_runs_on_stays_though_a_deploy_finds_it_poor(
+    yard, surroundings
+):
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, of("f"))
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    yard.gate = None
+    surroundings[:] = []
+    await yard.pull()
+    assert (yard.unmounted, yard.engine.removed) == ([], [])
+
+
+async def test_a_mount_is_let_go_later_when_its_engine_does_not_answer(yard):
+    assert await yard.lazy.resume({FACTS.chain_id}, [version(FACTS)]) == set()
+    yard.engine.runs = False
+    await yard.lazy.let_go(())
+    assert yard.engine.removed == []
+    yard.engine.runs = True
+    await yard.lazy.let_go(())
+    await yard.lazy.let_go(())
+    assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
