@@ -38,6 +38,8 @@ from agent.rootless.settings import (
 
 LOOK_EVERY_S = 0.02
 RECONNECT_S = 20.0
+GIVEN_S = 10.0
+LOOK_S = 2.0
 HANGING = 2  # reads of lazy files that may hang at once
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 
@@ -135,19 +137,36 @@ class LazyEngine:
         return await asyncio.to_thread(serves, self._socket)
 
     async def reconnect(self) -> None:
-        """Have it look whether it is still given what it has mounted.
-
-        Where it is not, it begins anew, with the credentials that hold now. That it cannot either
-        is for those who read to find out.
-        """
+        """Have it look whether it is still given all that it has mounted; see `given`."""
         if self.source() is None:
             return
         deadline = asyncio.get_running_loop().time() + RECONNECT_S
         with suppress(AgentError):
             found = await self.snapshots.list(deadline=deadline)
             views = [shot.key for shot in found if shot.kind == "view"]
-            looks = (self.snapshots.mounts(key, deadline=deadline) for key in views)
-            await asyncio.gather(*looks, return_exceptions=True)
+            await asyncio.gather(*(self._given(key, deadline) for key in views))
+
+    async def given(self, chain_id: str) -> bool:
+        """Have it look whether it is still given what it lacks of an image, and say so.
+
+        Where it is not, it begins anew with the credentials that hold now. True as well when it
+        has not mounted that, or does not answer.
+        """
+        if self.source() is None:
+            return True
+        key, deadline = view_key(chain_id), asyncio.get_running_loop().time() + GIVEN_S
+        if await self._given(key, deadline):
+            return True
+        try:
+            return not await self.snapshots.exists(key, deadline=deadline + LOOK_S)
+        except AgentError:
+            return True  # containerd's fault, or its own
+
+    async def _given(self, key: str, deadline: float) -> bool:
+        with suppress(AgentError):
+            await self.snapshots.mounts(key, deadline=deadline)
+            return True
+        return False
 
     def stuck(self) -> None:
         """Have it ended and started anew."""

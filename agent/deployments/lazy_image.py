@@ -366,6 +366,18 @@ class LazyImages:
             if function in one.specs:
                 one.specs[function] = without_credentials(one.specs[function])
 
+    async def cut_off(self, in_use: Collection[str]) -> set[str]:
+        """Return the completed images in use whose mounts are given no more files.
+
+        Their registry is away, or takes no credentials any more. Takes a while then.
+        """
+        found: set[str] = set()
+        for chain_id in [one for one in self._mounted if one in in_use]:
+            given = [await engine.given(chain_id) for engine in self._door.lazy]
+            if not all(given):
+                found.add(chain_id)
+        return found
+
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""
         for chain_id, facts in list(self._mounted.items()):
