@@ -40,7 +40,7 @@ class FakeEngine:
     has_run = True
 
     def __init__(self):
-        self.runs = True
+        self.runs = self.is_given = True
         self.mounts = {FACTS.chain_id}
         self.removed = []
         self.layers = ("/top", "/base")
@@ -72,6 +72,9 @@ class FakeEngine:
     async def up(self, deadline):
         if not self.runs:
             raise RuntimeUnavailable("soci does not answer")
+
+    async def given(self, chain_id):
+        return self.is_given
 
     async def answers(self):
         return self.runs
@@ -323,6 +326,26 @@ async def test_a_mount_is_let_go_when_it_is_complete_and_nothing_runs_on_it(yard
     await yard.lazy.let_go(())
     await yard.lazy.let_go(())
     assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "in_use", "cut_off"),
+    [
+        (False, {FACTS.chain_id}, {FACTS.chain_id}),
+        (True, {FACTS.chain_id}, set()),
+        (False, set(), set()),
+    ],
+)
+async def test_a_mount_that_is_given_nothing_more_is_cut_off_once_its_image_is_here(
+    yard, given, in_use, cut_off
+):
+    yard.engine.is_given = given
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC)
+    assert await yard.lazy.cut_off(in_use) == set()  # there is nothing to give way to
+    yard.gate.set()
+    await done(yard)
+    assert await yard.lazy.cut_off(in_use) == cut_off
 
 
 async def test_a_new_worker_completes_what_was_mounted(yard):

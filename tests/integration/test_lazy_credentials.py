@@ -298,11 +298,12 @@ def test_credentials_that_are_gone_for_good_are_asked_for(lazy, locked, content)
         goes_on(agent, "5", content[5])
         nothing_leaked(agent)
         # Refused again: what began on the mount gives way to what needs none.
-        set_credentials(lazy, address)
+        locked.takes(PASSWORD)
         agent.wait_until(lambda: told(watched, "InstanceCutOff") != "", 30, "the way out of it")
         goes_on(agent, "7", content[7])
         agent.wait_until(lambda: mounts(agent) == [], 20, "nothing mounted any more")
         agent.wait_until(lambda: leaks_of(agent, SECRETS) == [], 10, "no credentials any more")
+    set_credentials(lazy, address)
     lazy.remove("private", force=True)
 
 
