@@ -10,14 +10,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
-import json
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -29,7 +27,13 @@ from tests.integration import test_lazy
 from tests.integration.functions import Functions, Watched
 from tests.integration.running import LIB, RunningAgent, signal_pid
 from tests.integration.test_lazy import CONFIG, NEVER_S, deploy, directory, mounts
-from tests.integration.test_private_registries import leaks_of, pull, set_credentials
+from tests.integration.test_private_registries import (
+    Command,
+    credential_command,
+    leaks_of,
+    pull,
+    set_credentials,
+)
 from tests.registry import NEXT_PASSWORD, PASSWORD, USER
 from tests.tls_registry import TlsRegistry, tls_registry
 from tests.token_service import TokenService, token_service
@@ -132,6 +136,12 @@ def locked(request: pytest.FixtureRequest, place: RunningAgent, content: list[by
     return found
 
 
+@pytest.fixture
+def command(place: RunningAgent) -> Iterator[Command]:
+    with credential_command(place.home) as found:
+        yield found
+
+
 def index(agent: RunningAgent, locked: Locked, content: list[bytes]) -> None:
     """Push the image, with an index beside it; nothing of it is here after.
 
@@ -223,32 +233,19 @@ def test_a_mount_goes_on_when_a_password_that_has_changed_is_set(lazy, locked, c
 
 
 @pytest.mark.parametrize("locked", ["token"], indirect=True)
-def test_a_mount_goes_on_when_a_command_was_run_again(lazy, locked, content):
+def test_a_mount_goes_on_when_a_command_was_run_again(lazy, locked, command, content):
     agent = lazy.agent
-    answer = Path("/dev/shm", f"kindling-test-{os.getpid()}")
-    command = agent.home / "command"
-    command.write_text(f"#!/bin/sh\nexec cat {answer}\n")
-    command.chmod(0o755)
-    try:
-        says(answer, PASSWORD)
-        mounted(lazy, locked, credential_command=[str(command)])
-        says(answer, NEXT_PASSWORD)
-        locked.takes(NEXT_PASSWORD)
-        assert reads(agent, "2") == b""
-        # What the command printed is fresh by its own word: that it is refused is what tells.
-        name = f"{locked.server.address}/private:1"
-        pull(lazy, name, credential_command=[str(command)])
-        goes_on(agent, "2", content[2])
-        nothing_leaked(agent)
-    finally:
-        answer.unlink()
+    mounted(lazy, locked, credential_command=command.words)
+    command.says(NEXT_PASSWORD)
+    locked.takes(NEXT_PASSWORD)
+    assert reads(agent, "2") == b""
+    # What the command printed is fresh by its own word: that it is refused is what tells.
+    name = f"{locked.server.address}/private:1"
+    pull(lazy, name, credential_command=command.words)
+    goes_on(agent, "2", content[2])
+    nothing_leaked(agent)
     lazy.remove("private", force=True)
     agent.cli("image", "rm", name)
-
-
-def says(answer: Path, password: str) -> None:
-    answer.write_text(json.dumps({"username": USER, "password": password}))
-    answer.chmod(0o644)
 
 
 @pytest.mark.parametrize("locked", ["password"], indirect=True)
@@ -324,5 +321,30 @@ def test_credentials_that_end_by_their_own_word_are_asked_for(lazy, locked, cont
     nothing_leaked(agent, engine=False)
     set_credentials(lazy, address, username=USER, password=PASSWORD)
     goes_on(agent, "5", content[5])
+    set_credentials(lazy, address)
+    lazy.remove("private", force=True)
+
+
+@pytest.mark.parametrize("locked", ["password"], indirect=True)
+@pytest.mark.parametrize("by", ["command", "set"])
+def test_what_was_collected_is_pulled_again_with_renewed_credentials(lazy, locked, command, by):
+    agent, address = lazy.agent, locked.server.address
+    name = f"{address}/private:1"
+    own = {"username": USER, "password": PASSWORD}
+    table = {"credential_command": command.words} if by == "command" else own
+    deploy(lazy, "private", name, acceleration="eager", registry=table)
+    lazy.remove("private")
+    agent.cli("gc")
+    assert name not in agent.cli("image", "ls").out
+    locked.takes(NEXT_PASSWORD)
+    if by == "command":
+        command.says(NEXT_PASSWORD)
+    else:
+        with pytest.raises(Refused, match=f"SetCredentials for {address}"):
+            deploy(lazy, "private", name, acceleration="eager", registry=table)
+        set_credentials(lazy, address, username=USER, password=NEXT_PASSWORD)
+        table = {}
+    deploy(lazy, "private", name, acceleration="eager", registry=table)
+    assert reads(agent, "small") == b"small\n"
     set_credentials(lazy, address)
     lazy.remove("private", force=True)
