@@ -350,11 +350,17 @@ class LazyImages:
             if function in one.specs:
                 one.specs[function] = without_credentials(one.specs[function])
 
+    def sources(self) -> set[str]:
+        """Return the engines' processes that serve what starts would use."""
+        return self._prepared.sources()
+
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""
-        for chain_id, facts in list(self._mounted.items()):
-            if chain_id in in_use:
-                continue
+        going = [item for item in self._mounted.items() if item[0] not in in_use]
+        for engine in self._door.lazy if going else ():
+            if engine.has_run and not await engine.answers():
+                return  # asked once, not once for each; the next look is another try
+        for chain_id, facts in going:
             try:
                 await self._unmount(facts)
             except AgentError as error:  # the next look is another try

@@ -53,19 +53,24 @@ class LostFiles:
             await asyncio.sleep(LOOK_S)  # sleeps: the pace of looking
             try:
                 await self.look()
-            except AgentError as error:
-                log.warning("looking for lost files: %s", error)
+            except Exception as error:  # the next look is another try
+                trace = not isinstance(error, AgentError)
+                log.warning("looking for lost files: %s", error, exc_info=trace)
 
     async def look(self) -> None:
         """Look once."""
-        on_mounts = [one for one in self._fleet.admission.instances.values() if _source(one)]
+        instances = list(self._fleet.admission.instances.values())
+        on_mounts = [one for one in instances if _source(one)]
         for instance in on_mounts:
             if is_lost(_source(instance)):
                 self._replace(instance)
         self._told &= {one.id for one in on_mounts}
-        await self._end_stuck({_source(one) for one in on_mounts})
+        # Nothing may run on what nothing can be started from: what was prepared counts as well.
+        await self._end_stuck({_source(one) for one in on_mounts} | self._images.sources())
         if self._fleet.mode.owns_instances:
-            images = (one.version.image for one in on_mounts)
+            # What another worker holds has no container here, and may run on anything.
+            users = (one for one in instances if _source(one) or one.container is None)
+            images = (one.version.image for one in users)
             await self._images.let_go({image.chain_id for image in images if image is not None})
 
     def _replace(self, instance: Instance) -> None:
@@ -89,6 +94,7 @@ class LostFiles:
 
     async def _end_stuck(self, sources: set[str]) -> None:
         """End engines that serve mounts and have not answered for a while."""
+        self._silent = {text: at for text, at in self._silent.items() if text in sources}
         for text in sources:
             source = LazySource.parse(text)
             engine = self._engines.get(source.engine) if source is not None else None

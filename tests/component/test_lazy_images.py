@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +42,7 @@ class FakeEngine:
 
     def __init__(self):
         self.runs = True
+        self.asked = 0
         self.mounts = {FACTS.chain_id}
         self.removed = []
         self.layers = ("/top", "/base")
@@ -69,6 +71,7 @@ class FakeEngine:
             raise RuntimeUnavailable("soci does not answer")
 
     async def answers(self):
+        self.asked += 1
         return self.runs
 
     async def _layers(self, chain_id, *, deadline):
@@ -418,3 +421,12 @@ async def test_a_mount_is_let_go_later_when_its_engine_does_not_answer(yard):
     await yard.lazy.let_go(())
     await yard.lazy.let_go(())
     assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
+
+
+async def test_an_engine_that_hangs_is_asked_once_however_many_mounts_wait_for_it(yard):
+    many = [replace(FACTS, chain_id=f"sha256:{n}") for n in range(20)]
+    yard.engine.mounts = {one.chain_id for one in many}
+    await yard.lazy.resume({one.chain_id for one in many}, [version(one) for one in many])
+    yard.engine.runs, yard.engine.asked = False, 0
+    await yard.lazy.let_go(())
+    assert yard.engine.asked == 1
