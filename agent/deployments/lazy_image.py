@@ -284,12 +284,16 @@ class LazyImages:
         self._events.add("ImageCompleted", message=text, details={"image": facts.ref})
 
     async def _fetch_whole(self, one: Completion) -> None:
+        deadline = asyncio.get_running_loop().time() + COMPLETE_S
+        snapshots, chain_id = self._door.snapshots, one.facts.chain_id
+        if await snapshots.exists(chain_id):  # by an import, or another image of the same layers
+            await snapshots.image_layers(chain_id, deadline=deadline)
+            return
         # By digest: the tag may stand for another image by now.
         reference = parse_image_ref(one.facts.ref)
         name = f"{reference.name}@{one.facts.digest}"
         spec = next(reversed(one.specs.values()))
         access = self._door.keyring.access(reference.host, spec.registry, spec.name)
-        deadline = asyncio.get_running_loop().time() + COMPLETE_S
         told = self._teller(one)
         with self._use.passing(name) as is_passing:
             known = await self._is_named(name)
@@ -297,7 +301,7 @@ class LazyImages:
                 transfer = self._door.transfer
                 await transfer.pull(name, deadline=deadline, progress=told, access=access)
                 # The view, and the image's own name, hold the layers from here on.
-                await self._door.snapshots.image_layers(one.facts.chain_id, deadline=deadline)
+                await snapshots.image_layers(chain_id, deadline=deadline)
             finally:
                 if not known and is_passing():
                     await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)

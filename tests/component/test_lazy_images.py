@@ -105,7 +105,7 @@ class Yard:
             lazy=[self.engine],
             transfer=SimpleNamespace(pull=self._pull, has_referrer=self._has_referrer),
             keyring=self.keyring,
-            snapshots=SimpleNamespace(image_layers=self.engine._layers),
+            snapshots=SimpleNamespace(image_layers=self.engine._layers, exists=self._exists),
             images=SimpleNamespace(get=self._get, delete=self._delete, unlabel=self._unlabel),
         )
         prepared: Any = SimpleNamespace(
@@ -115,7 +115,11 @@ class Yard:
         self.use = ImageUse()
         self.shown: list[Credentials | None] = []
         self.named: set[str] = set()
+        self.unpacked: set[str] = set()
         self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events, self.use)
+
+    async def _exists(self, chain_id):
+        return chain_id in self.unpacked
 
     async def _has_referrer(self, name, digest, kind, *, deadline, access):
         return True
@@ -392,6 +396,17 @@ async def test_a_name_that_a_deploy_relies_on_meanwhile_is_not_forgotten_after_c
     yard.gate.set()
     await done(yard)
     assert yard.deleted == []
+
+
+async def test_an_image_that_was_imported_meanwhile_is_complete_without_its_registry(yard):
+    yard.faults = [RuntimeUnavailable("away")]
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC)
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    yard.unpacked.add(FACTS.chain_id)
+    yard.gate.set()
+    await done(yard)
+    assert yard.pulls == [(WHOLE, "")]
 
 
 async def test_an_unexpected_error_does_not_end_completing(yard):
