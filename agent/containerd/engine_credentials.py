@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 # Well below the keyring's FRESH_S: a command is asked before what it printed expires.
 LOOK_EVERY_S = 30.0
+AT_ONCE = 8  # commands that are run for it, each of which may hang for a while
 
 
 class EngineCredentials:
@@ -32,13 +33,15 @@ class EngineCredentials:
         self._keyring = keyring
         self._file = file
         self._users: dict[tuple[str, str], RegistrySpec] = {}
-        self._failing: set[str] = set()
+        self._found: dict[tuple[str, str], Credentials | None] = {}
+        self._failing: set[tuple[str, str]] = set()
         self._turn = asyncio.Lock()
         self._due = asyncio.Event()
         keyring.tell(self._due.set)
 
     def use(self, function: str, host: str, registry: RegistrySpec) -> None:
         """Note that an image of a function is mounted from a host; `refresh` writes the file."""
+        self._users.pop((function, host), None)  # who comes last is last
         self._users[function, host] = registry
 
     def deploy_ended(self, function: str) -> None:
@@ -52,32 +55,48 @@ class EngineCredentials:
         """Note that nothing of a function is mounted any more."""
         for key in [key for key in self._users if key[0] == function]:
             del self._users[key]
+            self._found.pop(key, None)
+            self._failing.discard(key)
         self._due.set()
 
-    async def refresh(self) -> None:
-        """Write what holds now. A host without any is told once in the log, by name.
+    async def refresh(self, function: str = "") -> None:
+        """Write what holds now; for one function only what is its own is asked for.
 
-        Raises RuntimeUnavailable when the file cannot be written.
+        Who has none for a host is told once in the log, by name. Raises RuntimeUnavailable when
+        the file cannot be written.
         """
-        async with self._turn:  # who asks last writes last
-            found: dict[str, Credentials] = {}
-            failing = set()
-            for (function, host), registry in list(self._users.items()):
-                try:
-                    known = await self._keyring.access(host, registry, function).credentials(host)
-                except AgentError as error:
-                    failing.add(host)
-                    if host not in self._failing:
-                        log.warning("credentials for lazy images of %s: %s", host, error)
-                    continue
-                if known is not None:
-                    found[host] = known
-            self._failing = failing
+        # Outside of the turn: a command of another function may hang.
+        users = self._users.items()
+        asked = [user for user in users if not function or user[0][0] == function]
+        turns = asyncio.Semaphore(AT_ONCE)
+        await asyncio.gather(*(self._ask(*user, turns) for user in asked))
+        async with self._turn:
+            pairs = ((host, self._found.get((name, host))) for name, host in self._users)
+            known = {host: found for host, found in pairs if found is not None}
             try:
-                await asyncio.to_thread(self._file.write, found)
+                await asyncio.to_thread(self._file.write, known)
             except OSError as error:
                 why = f"{error.filename} cannot be written: {error.strerror}"
                 raise RuntimeUnavailable(f"credentials for lazy images: {why}") from error
+
+    async def _ask(
+        self, key: tuple[str, str], registry: RegistrySpec, turns: asyncio.Semaphore
+    ) -> None:
+        function, host = key
+        found, failed = None, ""
+        async with turns:
+            try:
+                found = await self._keyring.access(host, registry, function).credentials(host)
+            except AgentError as error:
+                failed = error.message
+        if self._users.get(key) is not registry:  # dropped or given anew meanwhile
+            return
+        self._found[key] = found
+        if not failed:
+            self._failing.discard(key)
+        elif key not in self._failing:
+            self._failing.add(key)
+            log.warning("credentials for lazy images of %s from %s: %s", function, host, failed)
 
     async def run(self) -> None:
         """Refresh for ever: whenever credentials were set or dropped, and every now and then."""

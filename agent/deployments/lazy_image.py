@@ -115,7 +115,7 @@ class LazyImages:
                 return ""
             # It asks the registry by itself, and long after this deploy.
             chosen.credentials.use(spec.name, parse_image_ref(name).host, spec.registry)
-            await chosen.credentials.refresh()
+            await chosen.credentials.refresh(spec.name)
             return chosen.name
 
         transfer = self._door.transfer

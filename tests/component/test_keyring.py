@@ -380,6 +380,29 @@ async def test_a_lazy_engines_file_that_cannot_be_written_is_written_later(ring,
         await tasks.stop(running)
 
 
+async def test_a_command_that_hangs_holds_up_no_other_functions_lazy_deploy(clock, tmp_path):
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def hangs(words, host):
+        asked.set()
+        await go.wait()
+        raise RuntimeUnavailable("it hung")
+
+    ring, path = Keyring(clock, hangs), tmp_path / "config.json"
+    engine = EngineCredentials(ring, DockerConfig(path))
+    engine.use("slow", "other.example", COMMAND)
+    running = tasks.spawn("engine", engine.run())
+    try:
+        await asked.wait()
+        ring.set(HOST, FIRST)
+        engine.use("f", HOST, NOTHING)
+        async with asyncio.timeout(10):
+            await engine.refresh("f")
+        await password_in(path, FIRST)
+    finally:
+        await tasks.stop(running)
+
+
 class SlowFile:
     """A file of credentials whose writes end when they may."""
 

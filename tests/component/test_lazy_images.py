@@ -60,7 +60,7 @@ class FakeEngine:
     def _use(self, function, host, registry):
         self.users.append((function, host))
 
-    async def _refresh(self):
+    async def _refresh(self, function):
         self.users.append("written")
 
     def annotated(self, manifest):
