@@ -2,8 +2,9 @@
 
 A lazy engine mounts an image whose layers are still at the registry. That is a bridge: an ordinary
 pull of the same digest follows in the background, and from its end on starts use the unpacked
-layers. One that fails is tried again for as long as something runs on the image. What was mounted
-is let go when no instance needs it any more. Which way an image takes is `core/acceleration.py`'s.
+layers. One that fails is tried again until it succeeds or no version needs the image. What was
+mounted is let go when no instance needs it any more. Which way an image takes is
+`core/acceleration.py`'s.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Mounts of a lazy engine die with its process; a new one mounts the images anew, but an instance
 keeps what it was built on. Who served it is on its record, so nothing of a dead mount is touched to
-find out. A look a second, while anything runs on such mounts. An engine that lives and does not
-answer is ended: who waits for files of its mounts would wait for ever. Mounts that nothing runs on
-any more, and whose image is complete, are let go here as well.
+find out. A look a second, where there are engines. One that lives and does not answer is ended, if
+something runs on its mounts or could be started from them: who waits for their files would wait for
+ever. Mounts that nothing runs on any more, and whose image is complete, are let go here as well.
 """
 
 from __future__ import annotations
