@@ -2,8 +2,9 @@
 
 A lazy engine mounts an image whose layers are still at the registry. That is a bridge: an ordinary
 pull of the same digest follows in the background, and from its end on starts use the unpacked
-layers. One that fails is tried again for as long as something runs on the image. What was mounted
-is let go when no instance needs it any more. Which way an image takes is `core/acceleration.py`'s.
+layers. One that fails is tried again until it succeeds or no version needs the image. What was
+mounted is let go when no instance needs it any more. Which way an image takes is
+`core/acceleration.py`'s.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec import FunctionSpec, without_credentials
-from agent.telemetry.events import Events
+from agent.telemetry.events import Events, Subject
 
 if TYPE_CHECKING:
     from agent.containerd.access import Access
@@ -121,7 +122,7 @@ class LazyImages:
             # It asks the registry by itself, and long after this deploy.
             host, digest = parse_image_ref(name).host, found.target.digest
             chosen.credentials.use(spec.name, host, digest, spec.registry)
-            await chosen.credentials.refresh()
+            await chosen.credentials.refresh(spec.name)
             return chosen.name
 
         transfer = self._door.transfer
@@ -300,12 +301,16 @@ class LazyImages:
         self._events.add("ImageCompleted", message=text, details={"image": facts.ref})
 
     async def _fetch_whole(self, one: Completion) -> None:
+        deadline = asyncio.get_running_loop().time() + COMPLETE_S
+        snapshots, chain_id = self._door.snapshots, one.facts.chain_id
+        if await snapshots.exists(chain_id):  # by an import, or another image of the same layers
+            await snapshots.image_layers(chain_id, deadline=deadline)
+            return
         # By digest: the tag may stand for another image by now.
         reference = parse_image_ref(one.facts.ref)
         name = f"{reference.name}@{one.facts.digest}"
         spec = next(reversed(one.specs.values()))
         access = self._door.keyring.access(reference.host, spec.registry, spec.name)
-        deadline = asyncio.get_running_loop().time() + COMPLETE_S
         told = self._teller(one)
         with self._use.passing(name) as is_passing:
             known = await self._is_named(name)
@@ -313,7 +318,7 @@ class LazyImages:
                 transfer = self._door.transfer
                 await transfer.pull(name, deadline=deadline, progress=told, access=access)
                 # The view, and the image's own name, hold the layers from here on.
-                await self._door.snapshots.image_layers(one.facts.chain_id, deadline=deadline)
+                await snapshots.image_layers(chain_id, deadline=deadline)
             finally:
                 if not known and is_passing():
                     await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)
@@ -378,11 +383,17 @@ class LazyImages:
                 found.add(chain_id)
         return found
 
+    def sources(self) -> set[str]:
+        """Return the engines' processes that serve what starts would use."""
+        return self._prepared.sources()
+
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""
-        for chain_id, facts in list(self._mounted.items()):
-            if chain_id in in_use:
-                continue
+        going = [item for item in self._mounted.items() if item[0] not in in_use]
+        for engine in self._door.lazy if going else ():
+            if engine.has_run and not await engine.answers():
+                return  # asked once, not once for each; the next look is another try
+        for chain_id, facts in going:
             try:
                 await self._unmount(facts)
             except AgentError as error:  # the next look is another try
@@ -398,9 +409,9 @@ class LazyImages:
         self._renewed.set()
         self._renewed = asyncio.Event()
 
-    def _tell_credentials(self, host: str, why: str) -> None:
-        text = f"images of {host} are mounted, and what is not here of them cannot be read: {why}"
-        self._events.add("CredentialsMissing", message=text, details={"registry": host})
+    def _tell_credentials(self, function: str, host: str, why: str) -> None:
+        text = f"what is not here yet of an image of {host} has no credentials any more: {why}"
+        self._events.add("CredentialsMissing", Subject(function), text, {"registry": host})
 
     async def _unmount(self, facts: ImageFacts) -> None:
         self._prepared.unmounted(facts.chain_id)

@@ -2,10 +2,10 @@
 
 Mounts of a lazy engine die with its process; a new one mounts the images anew, but an instance
 keeps what it was built on. Who served it is on its record, so nothing of a dead mount is touched to
-find out. A look a second, while anything runs on such mounts. An engine that lives and does not
-answer is ended: who waits for files of its mounts would wait for ever. Mounts that nothing runs on
-any more, and whose image is complete, are let go here as well. Where the registry gives a mount
-nothing more and its image is complete, what runs on it gives way to what needs neither.
+find out. A look a second, where there are engines. One that lives and does not answer is ended, if
+something runs on its mounts or could be started from them: who waits for their files would wait for
+ever. Mounts that nothing runs on any more, and whose image is complete, are let go here as well.
+Where the registry gives a mount nothing more and its image is complete, what runs on it gives way.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class LostFiles:
                 await asyncio.sleep(LOOK_S)  # sleeps: the pace of looking
                 try:
                     await self.look()
-                except AgentError as error:
-                    log.warning("looking for lost files: %s", error)
+                except Exception as error:  # the next look is another try
+                    trace = not isinstance(error, AgentError)
+                    log.warning("looking for lost files: %s", error, exc_info=trace)
         finally:
             await tasks.stop(beside)
 
@@ -70,8 +71,9 @@ class LostFiles:
             await asyncio.sleep(CUT_OFF_LOOK_S)  # sleeps: the pace of looking
             try:
                 await self.look_for_cut_off()
-            except AgentError as error:
-                log.warning("looking for mounts without a registry: %s", error)
+            except Exception as error:  # the next look is another try
+                trace = not isinstance(error, AgentError)
+                log.warning("looking for cut off mounts: %s", error, exc_info=trace)
 
     async def look_for_cut_off(self) -> None:
         """Have instances give way whose mount is given nothing more, where the image is here."""
@@ -91,14 +93,18 @@ class LostFiles:
 
     async def look(self) -> None:
         """Look once."""
-        on_mounts = self._on_mounts()
+        instances = list(self._fleet.admission.instances.values())
+        on_mounts = [one for one in instances if _source(one)]
         for instance in on_mounts:
             if is_lost(_source(instance)):
                 self._replace(instance)
         self._told &= {one.id for one in on_mounts}
-        await self._end_stuck({_source(one) for one in on_mounts})
+        # Nothing may run on what nothing can be started from: what was prepared counts as well.
+        await self._end_stuck({_source(one) for one in on_mounts} | self._images.sources())
         if self._fleet.mode.owns_instances:
-            await self._images.let_go({_chain_id(one) for one in on_mounts})
+            # What another worker holds has no container here, and may run on anything.
+            users = (one for one in instances if _source(one) or one.container is None)
+            await self._images.let_go({_chain_id(one) for one in users})
 
     def _replace(self, instance: Instance) -> None:
         """Have an instance give way to a new one; a job goes on as far as it gets."""
@@ -124,6 +130,7 @@ class LostFiles:
 
     async def _end_stuck(self, sources: set[str]) -> None:
         """End engines that serve mounts and have not answered for a while."""
+        self._silent = {text: at for text, at in self._silent.items() if text in sources}
         for text in sources:
             source = LazySource.parse(text)
             engine = self._engines.get(source.engine) if source is not None else None

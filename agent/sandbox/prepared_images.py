@@ -86,6 +86,10 @@ class PreparedImages:
         kept = self._prepared.get(image.facts.chain_id)
         return kept is not None and kept.layers is image.layers and not is_lost(image.source)
 
+    def sources(self) -> set[str]:
+        """Return the processes that serve what starts would use."""
+        return {image.source for image in self._prepared.values() if image.source}
+
     async def look(self, image: PreparedImage, work: Callable[[], T], *, deadline: float) -> T:
         """Return what `work` finds in an image's files.
 

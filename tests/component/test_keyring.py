@@ -398,9 +398,9 @@ async def test_a_mount_is_looked_after_once_its_credentials_have_changed(ring, c
     async def reconnect():
         looks.set()
 
-    told = []
+    told: list[tuple[str, str, str]] = []
     engine = EngineCredentials(ring, DockerConfig(tmp_path / "config.json"), reconnect)
-    engine.tell = lambda host, why: told.append((host, why))
+    engine.tell = lambda *what: told.append(what)
     ring.set(HOST, FIRST, clock.now_s + 10)
     engine.use("f", HOST, "i", NOTHING)
     running = tasks.spawn("engine", engine.run())
@@ -412,8 +412,8 @@ async def test_a_mount_is_looked_after_once_its_credentials_have_changed(ring, c
         await password_in(tmp_path / "config.json", None)
         async with asyncio.timeout(10):
             await looks.wait()
-        assert [host for host, _ in told] == [HOST]
-        assert "expired at" in told[0][1]
+        assert [what[:2] for what in told] == [("f", HOST)]
+        assert "expired at" in told[0][2]
         ring.set(HOST, SECOND)
         await password_in(tmp_path / "config.json", SECOND)
     finally:
@@ -492,6 +492,29 @@ async def test_a_lazy_engines_file_that_cannot_be_written_is_written_later(ring,
         path.parent.mkdir()
         ring.set(HOST, SECOND)
         await password_in(path, SECOND)
+    finally:
+        await tasks.stop(running)
+
+
+async def test_a_command_that_hangs_holds_up_no_other_functions_lazy_deploy(clock, tmp_path):
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def hangs(words, host):
+        asked.set()
+        await go.wait()
+        raise RuntimeUnavailable("it hung")
+
+    ring, path = Keyring(clock, hangs), tmp_path / "config.json"
+    engine = EngineCredentials(ring, DockerConfig(path))
+    engine.use("slow", "other.example", "i", COMMAND)
+    running = tasks.spawn("engine", engine.run())
+    try:
+        await asked.wait()
+        ring.set(HOST, FIRST)
+        engine.use("f", HOST, "i", NOTHING)
+        async with asyncio.timeout(10):
+            await engine.refresh("f")
+        await password_in(path, FIRST)
     finally:
         await tasks.stop(running)
 

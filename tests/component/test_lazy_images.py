@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +42,7 @@ class FakeEngine:
 
     def __init__(self):
         self.runs = self.is_given = True
+        self.asked = 0
         self.mounts = {FACTS.chain_id}
         self.removed = []
         self.layers = ("/top", "/base")
@@ -63,7 +65,7 @@ class FakeEngine:
     async def _take_up(self):
         self.users.append("taken up")
 
-    async def _refresh(self):
+    async def _refresh(self, function):
         self.users.append("written")
 
     def annotated(self, manifest):
@@ -77,6 +79,7 @@ class FakeEngine:
         return self.is_given
 
     async def answers(self):
+        self.asked += 1
         return self.runs
 
     async def _layers(self, chain_id, *, deadline):
@@ -110,7 +113,7 @@ class Yard:
             lazy=[self.engine],
             transfer=SimpleNamespace(pull=self._pull, has_referrer=self._has_referrer),
             keyring=self.keyring,
-            snapshots=SimpleNamespace(image_layers=self.engine._layers),
+            snapshots=SimpleNamespace(image_layers=self.engine._layers, exists=self._exists),
             images=SimpleNamespace(get=self._get, delete=self._delete, unlabel=self._unlabel),
         )
         prepared: Any = SimpleNamespace(
@@ -120,7 +123,11 @@ class Yard:
         self.use = ImageUse()
         self.shown: list[Credentials | None] = []
         self.named: set[str] = set()
+        self.unpacked: set[str] = set()
         self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events, self.use)
+
+    async def _exists(self, chain_id):
+        return chain_id in self.unpacked
 
     async def _has_referrer(self, name, digest, kind, *, deadline, access):
         return True
@@ -443,6 +450,17 @@ async def test_a_name_that_a_deploy_relies_on_meanwhile_is_not_forgotten_after_c
     assert yard.deleted == []
 
 
+async def test_an_image_that_was_imported_meanwhile_is_complete_without_its_registry(yard):
+    yard.faults = [RuntimeUnavailable("away")]
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC)
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    yard.unpacked.add(FACTS.chain_id)
+    yard.gate.set()
+    await done(yard)
+    assert yard.pulls == [(WHOLE, "")]
+
+
 async def test_an_unexpected_error_does_not_end_completing(yard):
     yard.faults = [KeyError("layer")]
     yard.lazy.complete(FACTS, SPEC)
@@ -470,3 +488,12 @@ async def test_a_mount_is_let_go_later_when_its_engine_does_not_answer(yard):
     await yard.lazy.let_go(())
     await yard.lazy.let_go(())
     assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
+
+
+async def test_an_engine_that_hangs_is_asked_once_however_many_mounts_wait_for_it(yard):
+    many = [replace(FACTS, chain_id=f"sha256:{n}") for n in range(20)]
+    yard.engine.mounts = {one.chain_id for one in many}
+    await yard.lazy.resume({one.chain_id for one in many}, [version(one) for one in many])
+    yard.engine.runs, yard.engine.asked = False, 0
+    await yard.lazy.let_go(())
+    assert yard.engine.asked == 1
