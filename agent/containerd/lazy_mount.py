@@ -33,6 +33,7 @@ UNDO_S = 30.0
 TARGET = "containerd.io/snapshot.ref"
 CRI = "containerd.io/snapshot/cri."
 REMOTE = "containerd.io/snapshot/remote/"
+HELD = "containerd.io/gc.ref.content."
 LABEL_CHARS = 4096  # of key and value together (containerd, pkg/labels/validate.go)
 
 
@@ -94,14 +95,12 @@ class LazyMounter:
             await content.write(
                 blob.digest, len(data), _whole(data), lease=lease, deadline=deadline
             )
-        await content.set_label(config.digest, SNAPSHOT_LABEL + snapshotter, chain_id)
-        await content.set_label(
-            found.target.digest, "containerd.io/gc.ref.content.config", config.digest
-        )
+        label, manifest = content.label, found.target.digest
+        await label(config.digest, SNAPSHOT_LABEL + snapshotter, chain_id, deadline=deadline)
+        await label(manifest, HELD + "config", config.digest, deadline=deadline)
         # Layers that are fetched later are held by the name as well.
         for number, layer in enumerate(found.manifest.layers):
-            label = f"containerd.io/gc.ref.content.l.{number}"
-            await content.set_label(found.target.digest, label, layer.digest)
+            await label(manifest, f"{HELD}l.{number}", layer.digest, deadline=deadline)
         await self._images.put(name, found.target, {}, lease=lease, deadline=deadline)
 
 

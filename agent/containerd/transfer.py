@@ -151,13 +151,19 @@ class Transfer:
         join = partial(self._fetches.join, key, f"fetch {name}", fetch, progress)
         try:
             async with asyncio.timeout_at(deadline):
-                try:
-                    return await join()
-                except (FailedPrecondition, RuntimeUnavailable):
-                    if own:
-                        raise
-                # It had the time and the credentials of who began it: now with one's own.
-                return await join()
+                # It has the time and the credentials of who began it: then with one's own. What a
+                # registry does not give out in time is tried by one for all the others, no more.
+                again = False
+                while True:
+                    try:
+                        return await join()
+                    except FailedPrecondition:
+                        if own:
+                            raise
+                    except RuntimeUnavailable:
+                        if own or again:
+                            raise
+                        again = True
         except TimeoutError as error:
             raise RuntimeUnavailable(f"pull image {name}: not done within the time") from error
 
@@ -211,7 +217,7 @@ class Transfer:
                 heard(step)
                 told(step)
 
-            await self._run(source, target, what, lease=lease, deadline=deadline, told=step_told)
+            await self.run(source, target, what, lease=lease, deadline=deadline, told=step_told)
 
     async def present(self, name: str, found: Resolved, deadline: float) -> Image | None:
         """Return what is unpacked here under this name, if it is what was found there."""
@@ -235,9 +241,7 @@ class Transfer:
         before: ImageRecord | None = None
         with contextlib.suppress(NotFound):
             before = await self._images.get(name, deadline=deadline)
-        await self._run(
-            source, self.store(name, unpack=False), what, lease=lease, deadline=deadline
-        )
+        await self.run(source, self.store(name, unpack=False), what, lease=lease, deadline=deadline)
         image = await self._images.inspect(name, deadline=deadline)
         whole = False
         try:
@@ -283,12 +287,6 @@ class Transfer:
         return imagestore_pb2.ImageStore(name=name, platforms=[PLATFORM], unpacks=unpacks)
 
     async def run(
-        self, source: Message, target: Message, what: str, *, lease: str, deadline: float
-    ) -> None:
-        """Transfer and wait for the end. Raises InvalidSpec when layers cannot be unpacked."""
-        await self._run(source, target, what, lease=lease, deadline=deadline)
-
-    async def _run(
         self,
         source: Message,
         target: Message,
@@ -298,6 +296,10 @@ class Transfer:
         deadline: float,
         told: Callable[[Progress], None] | None = None,
     ) -> None:
+        """Transfer and wait for the end; `told` hears how far it is.
+
+        Raises InvalidSpec when layers cannot be unpacked, Overloaded when the disk is full.
+        """
         request = pb.TransferRequest(source=pack(source), destination=pack(target))
         if told is None:
             await self._call(request, what, lease, deadline)

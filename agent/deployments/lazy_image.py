@@ -2,8 +2,9 @@
 
 A lazy engine mounts an image whose layers are still at the registry. That is a bridge: an ordinary
 pull of the same digest follows in the background, and from its end on starts use the unpacked
-layers. One that fails is tried again for as long as something runs on the image. What was mounted
-is let go when no instance needs it any more. Which way an image takes is `core/acceleration.py`'s.
+layers. One that fails is tried again until it succeeds or no version needs the image. What was
+mounted is let go when no instance needs it any more. Which way an image takes is
+`core/acceleration.py`'s.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from typing import TYPE_CHECKING
 from agent.aio import tasks
 from agent.aio.tasks import finish
 from agent.config import LazySettings
-from agent.containerd.snapshots import view_key
+from agent.containerd.lazy import unmount
 from agent.core.acceleration import WHOLE, Acceleration, advice, worth_asking
 from agent.errors import AgentError, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import FunctionSpec
-from agent.telemetry.events import Events
+from agent.model.spec import FunctionSpec, without_credentials
+from agent.telemetry.events import Events, Subject
 
 if TYPE_CHECKING:
     from agent.containerd.access import Access
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from agent.containerd.lazy import LazyEngine
     from agent.containerd.registry import Resolved
     from agent.containerd.silence import Progress
+    from agent.deployments.image_use import ImageUse
     from agent.sandbox.prepared_images import PreparedImages
 
 log = logging.getLogger(__name__)
@@ -54,12 +56,13 @@ Accept = Callable[["Resolved"], None]
 
 @dataclass(slots=True)
 class Completion:
-    """One image on its way from mounted to unpacked."""
+    """One image on its way from mounted to unpacked; `specs` are of the functions it is for."""
 
     facts: ImageFacts
-    task: asyncio.Task[None]
+    specs: dict[str, FunctionSpec]
     done_bytes: int = 0
     total_bytes: int = 0
+    task: asyncio.Task[None] | None = None
 
     def __str__(self) -> str:
         of = f"{self.done_bytes // MB} of {self.total_bytes // MB} MB"
@@ -75,14 +78,23 @@ class LazyImages:
         containerd: Containerd,
         prepared: PreparedImages,
         events: Events,
+        use: ImageUse,
     ) -> None:
         self._settings = settings
         self._door = containerd
         self._prepared = prepared
         self._events = events
+        self._use = use
         self._completions: dict[str, Completion] = {}
         self._mounted: dict[str, ImageFacts] = {}
         """Images that are completed, and whose mounts are still there."""
+        self._reluctant: set[str] = set()
+        """Those of them that could not be let go, for the log to say so once."""
+        self._renewed = asyncio.Event()
+        """Set with the next change of credentials."""
+        containerd.keyring.tell(self._credentials_changed)
+        for engine in containerd.lazy:
+            engine.credentials.tell = self._tell_credentials
 
     def __repr__(self) -> str:
         return f"<LazyImages {[str(one) for one in self._completions.values()]}>"
@@ -108,8 +120,9 @@ class LazyImages:
             if chosen is None:
                 return ""
             # It asks the registry by itself, and long after this deploy.
-            chosen.credentials.use(spec.name, parse_image_ref(name).host, spec.registry)
-            await chosen.credentials.refresh()
+            host, digest = parse_image_ref(name).host, found.target.digest
+            chosen.credentials.use(spec.name, host, digest, spec.registry)
+            await chosen.credentials.refresh(spec.name)
             return chosen.name
 
         transfer = self._door.transfer
@@ -172,7 +185,8 @@ class LazyImages:
         mounted = sum(layer.size_bytes for at, layer in layers if at in points)
         whole = sum(layer.size_bytes for layer in image.manifest.layers)
         if 2 * mounted < whole:
-            await self._unmount(image.facts())
+            if image.chain_id not in self._completions:  # else another function runs on it
+                await self._unmount(image.facts())
             raise RuntimeUnavailable(f"it has mounted {mounted} of {whole} bytes only")
 
     async def resume(
@@ -192,15 +206,18 @@ class LazyImages:
                 continue
             host = parse_image_ref(facts.ref).host
             mounted = facts.chain_id in found
-            if mounted:
+            if mounted or (unknown and host != LOCAL_HOST):
                 for engine in self._door.lazy:
-                    engine.credentials.use(version.name, host, version.spec.registry)
+                    registry = version.spec.registry
+                    engine.credentials.use(version.name, host, facts.digest, registry)
             if facts.chain_id in unpacked:
                 if mounted:
                     self._mounted[facts.chain_id] = facts
             elif mounted or (unknown and host != LOCAL_HOST):
                 may_be.add(facts.chain_id)
                 self.complete(facts, version.spec)
+        for engine in self._door.lazy:
+            await engine.credentials.take_up()
         return may_be
 
     async def _mounted_before(self) -> tuple[set[str], bool]:
@@ -211,8 +228,9 @@ class LazyImages:
             if not engine.has_run:
                 continue
             try:
-                await engine.up(asyncio.get_running_loop().time() + RESUME_S)
-                found |= {shot.key for shot in await engine.snapshots.list()}
+                deadline = asyncio.get_running_loop().time() + RESUME_S
+                await engine.up(deadline)
+                found |= {shot.key for shot in await engine.snapshots.list(deadline=deadline)}
             except AgentError as error:
                 unknown = True
                 log.warning("%s; what it has mounted is not known", error)
@@ -223,11 +241,25 @@ class LazyImages:
     def complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
         """Fetch and unpack a spec's mounted image in the background, unless that is under way."""
         self._mounted.pop(facts.chain_id, None)
-        if facts.chain_id in self._completions:
+        if self.join(facts, spec):
             return
-        task = tasks.spawn(f"complete {facts.ref}", self._complete(facts, spec))
-        self._completions[facts.chain_id] = Completion(facts, task)
-        task.add_done_callback(lambda _: self._completions.pop(facts.chain_id, None))
+        one = Completion(facts, {spec.name: spec})
+        self._completions[facts.chain_id] = one
+        one.task = tasks.spawn(f"complete {facts.ref}", self._complete(one))
+        one.task.add_done_callback(lambda _: self._ended(one))
+
+    def join(self, facts: ImageFacts, spec: FunctionSpec) -> bool:
+        """Have an image that is being completed be so for one more function; False if none is."""
+        one = self._completions.get(facts.chain_id)
+        if one is None:
+            return False
+        one.specs.pop(spec.name, None)
+        one.specs[spec.name] = spec
+        return True
+
+    def _ended(self, one: Completion) -> None:
+        if self._completions.get(one.facts.chain_id) is one:
+            del self._completions[one.facts.chain_id]
 
     def progress(self) -> list[str]:
         """Say of each image that is being completed how far it is."""
@@ -235,30 +267,63 @@ class LazyImages:
 
     async def close(self) -> None:
         """Leave what is under way to the next worker."""
-        await tasks.stop(*(one.task for one in self._completions.values()))
+        await tasks.stop(*(one.task for one in list(self._completions.values())))
 
     async def drop(self, chain_id: str) -> None:
         """Complete an image no more, for no version needs it; its mounts go with its name."""
-        found = self._completions.get(chain_id)
+        # Out of the list first: who needs it again begins anew, though this one may still end.
+        found = self._completions.pop(chain_id, None)
         await tasks.stop(found.task if found is not None else None)
 
-    async def _complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
+    async def _complete(self, one: Completion) -> None:
+        facts = one.facts
         await asyncio.sleep(self._settings.complete_after_s)  # sleeps: the start's reads come first
-        pause_s = FIRST_PAUSE_S
+        pause_s, told = FIRST_PAUSE_S, ""
         while True:
+            renewed = self._renewed
             try:
-                await self._fetch_whole(facts, spec)
+                await self._fetch_whole(one)
                 break
-            except AgentError as error:
-                log.warning("image %s is not complete yet: %s", facts.ref, error)
-            await asyncio.sleep(pause_s)  # sleeps: what failed is not tried at once
+            except Exception as error:  # whatever it was, starts need it whole
+                trace = not isinstance(error, AgentError)
+                text = f"image {facts.ref} is not complete yet: {error}"
+                log.warning("%s", text, exc_info=trace)
+                if text != told:
+                    self._events.add("ImageNotComplete", message=text, details={"image": facts.ref})
+                told = text
+            with contextlib.suppress(TimeoutError):  # what failed is not tried at once
+                async with asyncio.timeout(pause_s):
+                    await renewed.wait()
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         self._prepared.completed(facts.chain_id)
         self._mounted[facts.chain_id] = facts
         text = f"image {facts.ref} is complete: starts need its registry no more"
         self._events.add("ImageCompleted", message=text, details={"image": facts.ref})
 
-    async def _fetch_whole(self, facts: ImageFacts, spec: FunctionSpec) -> None:
+    async def _fetch_whole(self, one: Completion) -> None:
+        deadline = asyncio.get_running_loop().time() + COMPLETE_S
+        snapshots, chain_id = self._door.snapshots, one.facts.chain_id
+        if await snapshots.exists(chain_id):  # by an import, or another image of the same layers
+            await snapshots.image_layers(chain_id, deadline=deadline)
+            return
+        # By digest: the tag may stand for another image by now.
+        reference = parse_image_ref(one.facts.ref)
+        name = f"{reference.name}@{one.facts.digest}"
+        spec = next(reversed(one.specs.values()))
+        access = self._door.keyring.access(reference.host, spec.registry, spec.name)
+        told = self._teller(one)
+        with self._use.passing(name) as is_passing:
+            known = await self._is_named(name)
+            try:
+                transfer = self._door.transfer
+                await transfer.pull(name, deadline=deadline, progress=told, access=access)
+                # The view, and the image's own name, hold the layers from here on.
+                await snapshots.image_layers(chain_id, deadline=deadline)
+            finally:
+                if not known and is_passing():
+                    await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)
+
+    def _teller(self, one: Completion) -> Callable[[Progress], None]:
         loop = asyncio.get_running_loop()
         blobs: dict[str, tuple[int, int]] = {}
         told_at = loop.time()
@@ -268,9 +333,6 @@ class LazyImages:
             if not step.total_bytes or step.event == "extracting":
                 return
             blobs[step.name] = (step.done_bytes, step.total_bytes)
-            one = self._completions.get(facts.chain_id)
-            if one is None:
-                return
             one.done_bytes = sum(done for done, _ in blobs.values())
             one.total_bytes = max(sum(total for _, total in blobs.values()), one.done_bytes)
             if loop.time() >= told_at + TOLD_S:
@@ -278,22 +340,10 @@ class LazyImages:
                 details = {"done_bytes": str(one.done_bytes), "total_bytes": str(one.total_bytes)}
                 self._events.add("ImageCompleting", message=f"image {one}", details=details)
 
-        # By digest: the tag may stand for another image by now.
-        reference = parse_image_ref(facts.ref)
-        name = f"{reference.name}@{facts.digest}"
-        access = self._door.keyring.access(reference.host, spec.registry, spec.name)
-        deadline = loop.time() + COMPLETE_S
-        known = await self._is_named(name)
-        try:
-            await self._door.transfer.pull(name, deadline=deadline, progress=told, access=access)
-            # The view, and the image's own name, hold the layers from here on.
-            await self._door.snapshots.image_layers(facts.chain_id, deadline=deadline)
-        finally:
-            if not known:
-                await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)
+        return told
 
     async def _forget_name(self, name: str) -> None:
-        with contextlib.suppress(AgentError):
+        with contextlib.suppress(AgentError), self._use.removing(name):
             await self._door.images.delete(name)
 
     async def _is_named(self, name: str) -> bool:
@@ -305,23 +355,69 @@ class LazyImages:
     # -- letting go
 
     def forget(self, function: str) -> None:
-        """Give engines no credentials for a removed function's image any more."""
+        """Show nothing any more of what a removed function had for its image's registry."""
         for engine in self._door.lazy:
             engine.credentials.drop(function)
-            tasks.launch(f"credentials of {engine.name}", engine.credentials.refresh())
+        for one in self._completions.values():
+            if len(one.specs) > 1:
+                one.specs.pop(function, None)
+        self.deploy_ended(function)
+
+    def deploy_ended(self, function: str) -> None:
+        """Let what the keyring keeps count from now on, not what a deploy has brought."""
+        for engine in self._door.lazy:
+            engine.credentials.deploy_ended(function)
+        for one in self._completions.values():
+            if function in one.specs:
+                one.specs[function] = without_credentials(one.specs[function])
+
+    async def cut_off(self, in_use: Collection[str]) -> set[str]:
+        """Return the completed images in use whose mounts are given no more files.
+
+        Their registry is away, or takes no credentials any more. Takes a while then.
+        """
+        found: set[str] = set()
+        for chain_id in [one for one in self._mounted if one in in_use]:
+            given = [await engine.given(chain_id) for engine in self._door.lazy]
+            if not all(given):
+                found.add(chain_id)
+        return found
+
+    def sources(self) -> set[str]:
+        """Return the engines' processes that serve what starts would use."""
+        return self._prepared.sources()
 
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""
-        for chain_id in [one for one in self._mounted if one not in in_use]:
-            facts = self._mounted.pop(chain_id)
+        going = [item for item in self._mounted.items() if item[0] not in in_use]
+        for engine in self._door.lazy if going else ():
+            if engine.has_run and not await engine.answers():
+                return  # asked once, not once for each; the next look is another try
+        for chain_id, facts in going:
             try:
                 await self._unmount(facts)
-            except AgentError as error:
-                log.warning("image %s stays mounted: %s", facts.ref, error)
+            except AgentError as error:  # the next look is another try
+                if chain_id not in self._reluctant:
+                    log.warning("image %s stays mounted: %s", facts.ref, error)
+                self._reluctant.add(chain_id)
+                continue
+            self._reluctant.discard(chain_id)
+            if self._mounted.get(chain_id) is facts:
+                del self._mounted[chain_id]
+
+    def _credentials_changed(self) -> None:
+        self._renewed.set()
+        self._renewed = asyncio.Event()
+
+    def _tell_credentials(self, function: str, host: str, why: str) -> None:
+        text = f"what is not here yet of an image of {host} has no credentials any more: {why}"
+        self._events.add("CredentialsMissing", Subject(function), text, {"registry": host})
 
     async def _unmount(self, facts: ImageFacts) -> None:
         self._prepared.unmounted(facts.chain_id)
         for engine in self._door.lazy:
-            if engine.source() is not None:
-                await self._door.images.unlabel(facts.ref, engine.name)
-                await engine.snapshots.remove(view_key(facts.chain_id))
+            if engine.has_run:
+                await self._door.images.unlabel(facts.chain_id, engine.name)
+        await unmount(self._door.lazy, facts.chain_id)
+        for engine in self._door.lazy:
+            engine.credentials.release(facts.digest)

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from agent.config import LazySettings
+from agent.containerd.keyring import Keyring
 from agent.containerd.tasks import Task, TaskStatus
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners, Stores
+from agent.deployments.image_use import ImageUse
 from agent.deployments.lazy_image import LazyImages
 from agent.model.records import InstanceRecord
 from agent.recovery.reconcile import Reconciler
@@ -32,11 +34,12 @@ class Node(House):
             tasks=SimpleNamespace(list=self._tasks),
             snapshots=SimpleNamespace(list=self._list_snapshots),
             lazy=(),
+            keyring=Keyring(),
         )
         functions: Any = SimpleNamespace(load=self._load)
         calls: Any = SimpleNamespace(unfinished=self._unfinished, save=self._save, lost=self._lost)
         prepared: Any = None  # nothing is mounted lazily
-        lazy = LazyImages(LazySettings(), containerd, prepared, Events())
+        lazy = LazyImages(LazySettings(), containerd, prepared, Events(), ImageUse())
         stores = Stores(functions, calls, containerd, lazy, self.logs, Events())
         runners = Runners(self.fleet, self.jobs, self.ports.builder)
         deployer = Deployer(self.config, self.catalog, runners, stores)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from agent.aio.tasks import spawn
+from agent.aio.tasks import spawn, stop
 from agent.config import LazySettings
 from agent.containerd.access import Access
+from agent.containerd.credentials import Credentials
 from agent.containerd.keyring import Keyring
 from agent.containerd.silence import Progress
 from agent.core.oci_image import Descriptor, Manifest
 from agent.deployments import lazy_image
+from agent.deployments.image_use import ImageUse
 from agent.deployments.lazy_image import LazyImages
-from agent.errors import NotFound, RuntimeUnavailable
+from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec_parse import parse_spec
 from agent.telemetry.events import Events
-from tests.component.function_house import until
+from tests.component.function_house import turns, until
 
 MB = 1 << 20
 FACTS = ImageFacts("r.example/x:1", "sha256:" + "1" * 64, "sha256:c", 1)
@@ -38,20 +41,31 @@ class FakeEngine:
     has_run = True
 
     def __init__(self):
-        self.runs = True
+        self.runs = self.is_given = True
+        self.asked = 0
         self.mounts = {FACTS.chain_id}
         self.removed = []
         self.layers = ("/top", "/base")
-        self.credentials = SimpleNamespace(use=self._use, refresh=self._refresh)
-        self.users = []
+        self.users: list[Any] = []
+        self.credentials = SimpleNamespace(
+            use=self._use,
+            refresh=self._refresh,
+            take_up=self._take_up,
+            release=lambda image: self.users.append((image, "released")),
+            drop=lambda function: self.users.append((function, "dropped")),
+            deploy_ended=lambda function: self.users.append((function, "ended")),
+        )
         self.snapshots = SimpleNamespace(
             image_layers=self._layers, remove=self._remove, list=self._list
         )
 
-    def _use(self, function, host, registry):
+    def _use(self, function, host, image, registry):
         self.users.append((function, host))
 
-    async def _refresh(self):
+    async def _take_up(self):
+        self.users.append("taken up")
+
+    async def _refresh(self, function):
         self.users.append("written")
 
     def annotated(self, manifest):
@@ -61,8 +75,12 @@ class FakeEngine:
         if not self.runs:
             raise RuntimeUnavailable("soci does not answer")
 
-    def source(self):
-        return "soci:1:1" if self.runs else None
+    async def given(self, chain_id):
+        return self.is_given
+
+    async def answers(self):
+        self.asked += 1
+        return self.runs
 
     async def _layers(self, chain_id, *, deadline):
         return self.layers
@@ -70,7 +88,7 @@ class FakeEngine:
     async def _remove(self, key):
         self.removed.append(key)
 
-    async def _list(self):
+    async def _list(self, *, deadline):
         return [SimpleNamespace(key=key) for key in self.mounts]
 
 
@@ -88,19 +106,28 @@ class Yard:
         self.unlabelled: list[tuple[str, str]] = []
         self.sizes = (90 * MB, 10 * MB)
         self.gate: asyncio.Event | None = None
+        self.slow_delete: asyncio.Event | None = None
         self.events = Events()
+        self.keyring = Keyring()
         door: Any = SimpleNamespace(
             lazy=[self.engine],
             transfer=SimpleNamespace(pull=self._pull, has_referrer=self._has_referrer),
-            keyring=Keyring(),
-            snapshots=SimpleNamespace(image_layers=self.engine._layers),
+            keyring=self.keyring,
+            snapshots=SimpleNamespace(image_layers=self.engine._layers, exists=self._exists),
             images=SimpleNamespace(get=self._get, delete=self._delete, unlabel=self._unlabel),
         )
         prepared: Any = SimpleNamespace(
             completed=self.completed.append, unmounted=self.unmounted.append
         )
         settings = {"complete_after_s": 0.0, **settings}
-        self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events)
+        self.use = ImageUse()
+        self.shown: list[Credentials | None] = []
+        self.named: set[str] = set()
+        self.unpacked: set[str] = set()
+        self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events, self.use)
+
+    async def _exists(self, chain_id):
+        return chain_id in self.unpacked
 
     async def _has_referrer(self, name, digest, kind, *, deadline, access):
         return True
@@ -111,6 +138,7 @@ class Yard:
         found: Any = SimpleNamespace(manifest=manifest, target=Descriptor("m", FACTS.digest, 1))
         chosen = await choose(found) if choose is not None else ""
         self.pulls.append((name, chosen))
+        self.shown.append(await access.credentials("r.example"))
         for step in self.steps if progress is not None else ():
             progress(step)
         if self.gate is not None:
@@ -122,13 +150,16 @@ class Yard:
         )
 
     async def _get(self, name):
-        raise NotFound(name)
+        if name not in self.named:
+            raise NotFound(name)
 
     async def _delete(self, name):
         self.deleted.append(name)
+        if self.slow_delete is not None:
+            await self.slow_delete.wait()
 
-    async def _unlabel(self, name, snapshotter):
-        self.unlabelled.append((name, snapshotter))
+    async def _unlabel(self, chain_id, snapshotter):
+        self.unlabelled.append((chain_id, snapshotter))
 
     async def pull(self, asked="lazy"):
         deadline = asyncio.get_running_loop().time() + 5
@@ -194,6 +225,30 @@ async def test_completing_goes_on_until_it_succeeds(yard):
     assert yard.pulls == [(WHOLE, "")] * 3
 
 
+async def test_why_an_image_is_not_complete_is_told_once_and_new_credentials_are_tried_at_once(
+    yard, monkeypatch
+):
+    monkeypatch.setattr(lazy_image, "FIRST_PAUSE_S", 60.0)
+    refused = FailedPrecondition("the registry r.example refuses these credentials (401)")
+    yard.faults = [refused, refused]
+    seen: list[str] = []
+    watching = spawn("watch", _all(yard.events, seen))
+    await asyncio.sleep(0)
+    yard.lazy.complete(FACTS, SPEC)
+    for pulls in (1, 2, 3):
+        await until(lambda: len(yard.pulls) == pulls)  # noqa: B023 - waited for at once
+        yard.keyring.set("r.example", Credentials("me", str(pulls)))
+    await done(yard)
+    await until(lambda: seen[-1:] == ["ImageCompleted"])
+    await stop(watching)
+    assert seen == ["ImageNotComplete", "ImageCompleted"]
+
+
+async def _all(events, seen):
+    async for event in events.watch("", frozenset()):
+        seen.append(event.type)
+
+
 async def test_an_engine_has_the_credentials_before_it_mounts(yard):
     await yard.pull()
     assert yard.engine.users == [("f", "r.example"), "written"]
@@ -250,7 +305,7 @@ async def test_what_is_hardly_mounted_is_unpacked_and_told(yard, surroundings, t
     _, warnings = await yard.pull()
     assert [by for _, by in yard.pulls] == ["soci", ""]
     assert "fetched and unpacked whole" in warnings[0]
-    assert yard.unlabelled == [(FACTS.ref, "soci")]
+    assert yard.unlabelled == [(FACTS.chain_id, "soci")]
     assert yard.lazy.progress() == []
 
 
@@ -278,6 +333,26 @@ async def test_a_mount_is_let_go_when_it_is_complete_and_nothing_runs_on_it(yard
     await yard.lazy.let_go(())
     await yard.lazy.let_go(())
     assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "in_use", "cut_off"),
+    [
+        (False, {FACTS.chain_id}, {FACTS.chain_id}),
+        (True, {FACTS.chain_id}, set()),
+        (False, set(), set()),
+    ],
+)
+async def test_a_mount_that_is_given_nothing_more_is_cut_off_once_its_image_is_here(
+    yard, given, in_use, cut_off
+):
+    yard.engine.is_given = given
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC)
+    assert await yard.lazy.cut_off(in_use) == set()  # there is nothing to give way to
+    yard.gate.set()
+    await done(yard)
+    assert await yard.lazy.cut_off(in_use) == cut_off
 
 
 async def test_a_new_worker_completes_what_was_mounted(yard):
@@ -309,3 +384,116 @@ async def test_closing_leaves_the_rest_to_the_next_worker():
     with suppress(asyncio.CancelledError):
         await yard.lazy.close()
     assert yard.pulls == []
+
+
+# -- several at once
+
+
+def of(function):
+    return SPEC.model_copy(update={"name": function})
+
+
+async def test_who_needs_an_image_whose_completing_is_just_ended_has_it_completed(yard):
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, of("f"))
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    yard.slow_delete = asyncio.Event()
+    dropping = spawn("drop", yard.lazy.drop(FACTS.chain_id))
+    await turns()  # it still forgets its name
+    yard.gate.set()
+    yard.lazy.complete(FACTS, of("g"))
+    yard.slow_delete.set()
+    await dropping
+    await done(yard)
+
+
+async def test_completing_goes_on_with_the_credentials_of_who_still_needs_it(yard):
+    first, second = Credentials("f", "1"), Credentials("g", "2")
+    for name, each in (("f", first), ("g", second)):
+        registry = SPEC.registry.model_copy(
+            update={"username": each.username, "password": each.password}
+        )
+        yard.keyring.keep(name, "r.example", registry)
+    yard.faults = [RuntimeUnavailable("away")]
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, of("g"))
+    yard.lazy.complete(FACTS, of("f"))
+    await until(lambda: yard.shown == [first])
+    yard.keyring.drop("f")
+    yard.lazy.forget("f")
+    yard.gate.set()
+    await done(yard)
+    assert yard.shown == [first, second]
+
+
+async def test_completing_shows_newer_credentials_than_its_deploy_brought(yard):
+    brought = SPEC.registry.model_copy(update={"username": "f", "password": "old"})
+    yard.faults = [RuntimeUnavailable("401")]
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC.model_copy(update={"registry": brought}))
+    await until(lambda: yard.shown == [Credentials("f", "old")])
+    yard.lazy.deploy_ended("f")
+    yard.keyring.set("r.example", Credentials("f", "new"))
+    yard.gate.set()
+    await done(yard)
+    assert yard.shown[1:] == [Credentials("f", "new")]
+
+
+async def test_a_name_that_a_deploy_relies_on_meanwhile_is_not_forgotten_after_completing(yard):
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC)
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    with yard.use.deploying(WHOLE):
+        pass
+    yard.gate.set()
+    await done(yard)
+    assert yard.deleted == []
+
+
+async def test_an_image_that_was_imported_meanwhile_is_complete_without_its_registry(yard):
+    yard.faults = [RuntimeUnavailable("away")]
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC)
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    yard.unpacked.add(FACTS.chain_id)
+    yard.gate.set()
+    await done(yard)
+    assert yard.pulls == [(WHOLE, "")]
+
+
+async def test_an_unexpected_error_does_not_end_completing(yard):
+    yard.faults = [KeyError("layer")]
+    yard.lazy.complete(FACTS, SPEC)
+    await done(yard)
+
+
+async def test_a_mount_that_another_function_runs_on_stays_though_a_deploy_finds_it_poor(
+    yard, surroundings
+):
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, of("f"))
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    yard.gate = None
+    surroundings[:] = []
+    await yard.pull()
+    assert (yard.unmounted, yard.engine.removed) == ([], [])
+
+
+async def test_a_mount_is_let_go_later_when_its_engine_does_not_answer(yard):
+    assert await yard.lazy.resume({FACTS.chain_id}, [version(FACTS)]) == set()
+    yard.engine.runs = False
+    await yard.lazy.let_go(())
+    assert yard.engine.removed == []
+    yard.engine.runs = True
+    await yard.lazy.let_go(())
+    await yard.lazy.let_go(())
+    assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
+
+
+async def test_an_engine_that_hangs_is_asked_once_however_many_mounts_wait_for_it(yard):
+    many = [replace(FACTS, chain_id=f"sha256:{n}") for n in range(20)]
+    yard.engine.mounts = {one.chain_id for one in many}
+    await yard.lazy.resume({one.chain_id for one in many}, [version(one) for one in many])
+    yard.engine.runs, yard.engine.asked = False, 0
+    await yard.lazy.let_go(())
+    assert yard.engine.asked == 1

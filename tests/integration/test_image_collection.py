@@ -269,7 +269,8 @@ def test_with_no_byte_free_functions_serve_and_removals_make_room(
         try:
             node.remove_image(f"{address}/image1:1")
         except Refused as refused:  # the node, whose disk is full, was first
-            assert "removed already" in refused.message or refused.code == "NotFound"
+            if "removed already" not in refused.message and refused.code != "NotFound":
+                raise
         cramped.wait_until(lambda: on_disk(cramped) <= began - OWN_MB * MB, 10, "its bytes")
         assert free_bytes(cramped.data) > 0
         assert cramped.http("GET", "/http/runs/").body == b"hello\n"
