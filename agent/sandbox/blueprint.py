@@ -124,7 +124,7 @@ def blueprint_of(
     return Blueprint(
         template=SpecTemplate(plan),
         image=image,
-        furniture=furniture_of(files, (workdir, *facts.volumes)),
+        furniture=furniture_of(files, workdir, facts.volumes, mounted=program.volumes),
         # Like runtimes of Docker and podman: an empty HOME is none.
         env=(f"HOME={user.home}", *(line for line in facts.env if line != "HOME=")),
         program=program,
