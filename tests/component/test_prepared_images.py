@@ -307,7 +307,7 @@ async def test_files_that_are_away_are_no_missing_files(lazily, number, monkeypa
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(type(image.layers[0]), "lstat", gone)
-    find = partial(ImageFiles(image.layers).stat, "/bin/app")
+    find = partial(ImageFiles(image.layers).find, "/bin/app")
     with pytest.raises(RuntimeUnavailable, match="do not come from their registry"):
         await lazily.look(image, find, deadline=await soon())
 
