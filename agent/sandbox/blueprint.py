@@ -17,6 +17,7 @@ from agent.core import executables
 from agent.core.init import command_of, handed_over, is_init
 from agent.core.job import check_exec_sizes
 from agent.core.oci import ShownCgroups, SpecTemplate, VersionPlan, argv_of, merged_env
+from agent.core.rlimits import Rlimit, dumps_outside, rlimits
 from agent.core.stop_signal import stop_signal_or_term
 from agent.core.users import resolve_user
 from agent.linux import mountinfo
@@ -45,6 +46,17 @@ V1_MEMORY = Path("/sys/fs/cgroup/memory")
 def limits_swap() -> bool:
     """Say whether this host's kernel lets swap be limited: always on cgroup v2."""
     return not V1_MEMORY.is_dir() or (V1_MEMORY / "memory.memsw.limit_in_bytes").exists()
+
+
+def own_rlimits(files: int) -> tuple[Rlimit, ...]:
+    """Return what a function's processes may have here: no more than this process itself."""
+    settings = (Path("/proc/sys/kernel/core_pattern"), Path("/proc/sys/fs/suid_dumpable"))
+    return rlimits(
+        files,
+        resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        resource.getrlimit(resource.RLIMIT_CORE)[1],
+        outside=dumps_outside(*(path.read_text() for path in settings)),
+    )
 
 
 def mounted_in_sys(mounts: str) -> tuple[str, ...]:
@@ -109,7 +121,7 @@ def blueprint_of(
         memory_bytes=spec.memory_bytes,
         cpu_millis=spec.cpu_millis,
         pids=spec.pids,
-        fds=min(LIMITS[spec.contract].fds, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+        rlimits=own_rlimits(LIMITS[spec.contract].fds),
         shm_bytes=min(SHM_BYTES, spec.memory_bytes // 2),
         init_path="" if own else str(init_path()),
         stop_signal=stop_signal_or_term(facts.stop_signal),
