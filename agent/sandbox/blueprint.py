@@ -19,7 +19,7 @@ from agent.core.job import check_exec_sizes
 from agent.core.oci import ShownCgroups, SpecTemplate, VersionPlan, argv_of, merged_env
 from agent.core.rlimits import Rlimit, dumps_outside, rlimits
 from agent.core.stop_signal import stop_signal_or_term
-from agent.core.users import resolve_user
+from agent.core.users import MAX_FILE_BYTES, resolve_user
 from agent.linux import mountinfo
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion
@@ -100,7 +100,7 @@ def blueprint_of(
     check_exec_sizes(argv, environment)
     sysfs = sysfs_for(config.paths.run)
     workdir, files = facts.workdir or "/", ImageFiles(image.layers)
-    user = resolve_user(spec.user or facts.user, image.passwd, image.group)
+    user = resolve_user(spec.user or facts.user, *accounts(files))
     binds = resolve(spec.mounts, config.volumes)
     program = Program(
         argv=argv,
@@ -143,6 +143,17 @@ def blueprint_of(
     )
 
 
+def accounts(files: ImageFiles) -> tuple[bytes, bytes]:
+    """Return the image's passwd and group files, b"" where there is none to read. Blocks.
+
+    Looked at once per version and kept by nobody: an image may have megabytes of them.
+    """
+    passwd, group = (
+        _text_of(path, files, MAX_FILE_BYTES + 1) for path in ("/etc/passwd", "/etc/group")
+    )
+    return passwd, group
+
+
 def is_first_process(init: Init, program: Program, files: ImageFiles) -> bool:
     """Say whether the program itself is to be the first process, and not the node's init.
 
@@ -158,7 +169,9 @@ def is_first_process(init: Init, program: Program, files: ImageFiles) -> bool:
         path = _path_of(words[0] if words else "", program, files)
         if not path or is_init([path]):
             return bool(path)
-        text = _text_of(path, files)
+        text = _text_of(path, files, MAX_SCRIPT_BYTES + 1)
+        if len(text) > MAX_SCRIPT_BYTES:
+            return False
         script = executables.script(text)
         if script is None or is_init([script.interpreter, *script.argument.split()]):
             return script is not None
@@ -178,12 +191,11 @@ def _path_of(name: str, program: Program, files: ImageFiles) -> str:
     return ""
 
 
-def _text_of(path: str, files: ImageFiles) -> bytes:
-    """Return a short file; b"" for a longer one, or one that cannot be read."""
+def _text_of(path: str, files: ImageFiles, most: int) -> bytes:
+    """Return a file's first bytes; b"" for one that cannot be read."""
     try:
-        text = files.read(path, MAX_SCRIPT_BYTES + 1)
+        return files.read(path, most)
     except OSError as error:
         if error.errno in UNREACHABLE:
             raise
         return b""
-    return text if len(text) <= MAX_SCRIPT_BYTES else b""
