@@ -178,7 +178,13 @@ def _process(version: VersionPlan, env: Sequence[str]) -> dict[str, Any]:
         capabilities |= {name: ["CAP_KILL"] for name in keep}
     return {
         "terminal": False,
-        "user": {"uid": version.uid, "gid": version.gid, "additionalGids": list(version.groups)},
+        "user": {
+            "uid": version.uid,
+            "gid": version.gid,
+            # With the first one among them, as Docker and podman do since CVE-2022-36109: else a
+            # setgid program of the image takes it away, and what is closed to that group opens.
+            "additionalGids": [version.gid, *(gid for gid in version.groups if gid != version.gid)],
+        },
         "args": [*_first_process(version), *version.argv],
         "env": list(env),
         "cwd": version.cwd,

@@ -31,6 +31,8 @@ VERSION = VersionPlan(
     memory_bytes=128 << 20,
     cpu_millis=1500,
     pids=64,
+    gid=7,
+    groups=(8, 7, 9),
     rlimits=(Rlimit("NOFILE", 1024, 4096), Rlimit("CORE", 0, UNLIMITED)),
     init_path="/opt/kindling-init",
     stop_signal=3,
@@ -64,6 +66,7 @@ def test_the_program_runs_below_the_init_with_nothing_it_does_not_need():
     assert process["noNewPrivileges"] is False  # sudo and ping work as elsewhere
     assert process["terminal"] is False
     assert process["oomScoreAdj"] > 0
+    assert process["user"] == {"uid": 0, "gid": 7, "additionalGids": [7, 8, 9]}
     assert {"type": "RLIMIT_CORE", "soft": 0, "hard": (1 << 64) - 1} in process["rlimits"]
     assert {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096} in process["rlimits"]
     assert process["capabilities"]["bounding"] == list(CAPABILITIES)
