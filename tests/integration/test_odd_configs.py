@@ -147,7 +147,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, oci.File], list[str]]] = {
             "Cmd": command("read A </etc/hostname && echo 1; /bin/ls -ldn /tmp /run/lock"),
         },
         {"etc/.wh..wh..opq": b"", "link": "-> /"},
-        ["/", "0", "0", DEFAULT_PATH, "", "1", "drwxrwxrwt 0 0", "drwxr-xr-x 0 0"],
+        ["/", "0", "0", DEFAULT_PATH, "", "1", "drwxr-xr-x 0 0", "drwxrwxrwt 0 0"],
     ),
     "a volume behind a link that leads nowhere": (
         {"Volumes": {"/var/run/app": {}}, "Cmd": command("/bin/ls -ldn /run/app")},

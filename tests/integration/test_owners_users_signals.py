@@ -135,13 +135,17 @@ def test_users_are_those_of_the_final_image(make, agent, layers, user, found):
 
 
 @pytest.mark.parametrize(
-    ("stop_signal", "number"), [("SIGRTMIN+3", 37), ("quit", 3), ("15", 15), ("SIGNONE", 15)]
+    ("stop_signal", "number"),
+    [
+        *(("SIGRTMIN+3", 37), ("quit", 3), ("15", 15), ("SIGWINCH", 15)),
+        *(("SIGNONE", 15), ("SIGSTOP", 15), ("SIGCHLD", 15), ("URG", 15)),
+    ],
 )
 def test_an_instance_is_ended_by_its_images_stop_signal(
     make, functions, agent, stop_signal, number
 ):
     warnings = make("signals", [], StopSignal=stop_signal)
-    assert bool(warnings) == (stop_signal == "SIGNONE")
+    assert bool(warnings) == (stop_signal in ("SIGNONE", "SIGSTOP", "SIGCHLD", "URG"))
     assert told(agent, "signals")["uid"] == 0
     agent.wait_until(lambda: not functions.instances("signals"), 20, "its idle end")
     assert f"ended by {number}" in functions.log("signals")
