@@ -28,6 +28,7 @@ MTAB, MTAB_TARGET = "mtab", "/proc/mounts"
 
 KERNEL_PLACES = ("proc", "sys", "dev")
 """Where the runtime mounts: directories of their own, and nothing below them is the image's."""
+KERNELS_OWN = ("proc", "sys")
 
 TMP = "/tmp"  # the container's
 TMP_MODE = 0o1777
@@ -101,13 +102,23 @@ def furniture_of(
             words = f"{path} cannot be mounted on: /{way.place} is no directory"
             raise InvalidSpec([Problem("mounts", f"{words}; choose another target")])
     way = plan.make(workdir)
-    if way.blocked and not any(f"{workdir}/".startswith(f"{place}/") for place in mounted):
-        what = f"its WORKDIR {workdir[:64]} cannot be entered: /{way.place} is no directory"
+    why = _not_to_be_entered(way)
+    if why and not any(f"{workdir}/".startswith(f"{place}/") for place in mounted):
+        what = f"its WORKDIR {workdir[:64]} cannot be entered: {why}"
         raise InvalidSpec([Problem("image", f"{what}; choose another one when building it")])
     for path in volumes:
         plan.make(path)
     _check(plan.found)
     return Furniture(tuple(plan.found.values()), etc, mtab=plan.lacks(posixpath.join(etc, MTAB)))
+
+
+def _not_to_be_entered(way: _Way) -> str:
+    """Say why a way leads to no directory that a program could begin in; "" when it does."""
+    if way.blocked:
+        return f"/{way.place} is no directory"
+    if way.missing[1:] and way.place in KERNELS_OWN:
+        return f"/{way.place} is the kernel's, where nothing can be made"
+    return ""
 
 
 def _check(paths: Collection[str]) -> None:

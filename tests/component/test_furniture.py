@@ -130,6 +130,20 @@ def test_a_working_directory_or_mount_that_is_a_file_is_refused_by_its_name(tmp_
     furniture_of(files, "/srv/x", mounted=["/srv"])
 
 
+@pytest.mark.parametrize("path", ["/proc/x", "/sys/kernel/x", "/link/y"])
+def test_a_working_directory_that_the_kernel_lets_nobody_make_is_refused(tmp_path, path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "link").symlink_to("/proc/self")
+    with pytest.raises(InvalidSpec, match="is the kernel's, where nothing can be made"):
+        furniture_of(ImageFiles((tmp_path,)), path)
+
+
+@pytest.mark.parametrize("path", ["/proc", "/sys", "/dev", "/dev/x"])
+def test_a_working_directory_that_the_kernel_has_is_left_to_it(tmp_path, path):
+    furniture = furniture_of(ImageFiles((tmp_path,)), path)
+    assert {each.path for each in furniture.directories} == {"", "etc", "tmp"}
+
+
 # Elsewhere most of these are refused when a container is made: a volume cannot lie over a file.
 ODD_VOLUMES = [
     *("/", "/etc", "/etc/hosts", "/etc/hosts/x", "/etc/hostname", "/etc/resolv.conf/", "/etc/mtab"),
