@@ -6,6 +6,8 @@
  *
  * - The program runs as a process group of its own, with no signal blocked or ignored. Every signal
  *   that can be passed on is sent to it, and to nobody else while it lives.
+ *   A stop signal that ends nobody without a handler (CHLD, WINCH and the like) is TERM for a program
+ *   that has none.
  * - It ends without a stop asked for: so does this, at once, with its status, 128 + n for a signal.
  *   The kernel kills what is left in the namespace then.
  * - It ends after a stop was asked for: whoever else still runs is sent that signal once, and this
@@ -41,6 +43,7 @@ enum { PATH_BYTES = 4096, USAGE = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127, SI
 enum { CAPABILITY_VERSION_3 = 0x20080522 };
 enum { MOST_PIDS = 4 << 20 }; /* PID_MAX_LIMIT of linux/threads.h */
 enum { STACK_BYTES = 16384 };
+enum { SI_CODE = 2, SI_PID = 4, SI_USER = 0 }; /* asm-generic/siginfo.h, places in ints */
 
 long syscall4(long number, word a, word b, word c, word d);
 long spawn(void);
@@ -312,13 +315,35 @@ static void reap(void) {
   tell(asked, was_running);
 }
 
+/* Sends a signal to the program, or to all once that has ended. */
+static void pass(int number) {
+  syscall4(SYS_KILL, (word)(result < 0 ? program : -1), (word)number, 0, 0);
+}
+
+/* Says whether a signal ends who has no handler for it (signal(7), the actions Ign, Cont and Stop).
+ * It never is KILL or STOP, which nobody can wait for. */
+static int ends(int number) {
+  static const char harmless[] = {17, 18, 20, 21, 22, 23, 28}; /* CHLD CONT TSTP TTIN TTOU URG WINCH */
+  word n = 0;
+  while (n < sizeof harmless && harmless[n] != number) n++;
+  return n == sizeof harmless;
+}
+
+/* Has the instance stop. A stop signal that would end nobody is TERM for a program without a handler
+ * for it: the whole grace would pass, and then it would be killed. */
+static void ask(int number) {
+  asked = number;
+  if (result < 0 && !ends(number) && read_status(program) && !catches(number)) number = SIGTERM;
+  pass(number);
+}
+
 static const word every_signal = ~(word)0;
 static long stop; /* the image's stop signal */
 static char thread_stack[STACK_BYTES];
 static volatile int apart, dropped; /* a thread serves; the first one has no capability any more */
 
 void serve(void) {
-  int info[32]; /* siginfo_t: si_signo, si_errno, si_code, padding, si_pid */
+  int info[32]; /* siginfo_t */
   while (apart && !dropped) syscall4(SYS_FUTEX, (word)&dropped, FUTEX_WAIT, 0, 0);
   program = spawn();
   if (program < 0) {
@@ -328,13 +353,12 @@ void serve(void) {
   if (exec_error) refuse(program_argv[0], exec_error);
   for (;;) {
     long number = syscall4(SYS_RT_SIGTIMEDWAIT, (word)&every_signal, (word)info, 0, SIGNAL_SET_BYTES);
+    int from_outside = info[SI_CODE] <= SI_USER && !info[SI_PID]; /* no child's end */
     if (number == SIGCHLD) reap();
-    else if (number > 0) {
-      /* Only from outside, whose pid is 0 here, and who ends what takes too long: a program that
-       * is sent the same by one of its own ends as it would without us. */
-      if ((number == stop || number == SIGTERM) && !info[4]) asked = (int)number;
-      syscall4(SYS_KILL, (word)(result < 0 ? program : -1), (word)number, 0, 0);
-    }
+    /* Only from outside, and who ends what takes too long: a program that is sent the same by one
+     * of its own ends as it would without us. */
+    if (from_outside && (number == stop || number == SIGTERM)) ask((int)number);
+    else if (number > 0 && number != SIGCHLD) pass((int)number);
   }
 }
 

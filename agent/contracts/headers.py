@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import quote
 
+from agent.model.upgrade import names_websocket
+
 Pairs = Sequence[tuple[bytes, bytes]]
 
 SEPARATOR = b": "
@@ -210,11 +212,6 @@ def connection_options(values: Iterable[bytes]) -> frozenset[bytes]:
         option.strip(b" \t").translate(FOLD) for value in values for option in value.split(b",")
     }
     return frozenset(options - {b"close", b""})
-
-
-def names_websocket(upgrade: bytes) -> bool:
-    """Say whether a caller's Upgrade names WebSocket among its protocols, in any case."""
-    return b"websocket" in [name.strip(b" \t") for name in upgrade.lower().split(b",")]
 
 
 def chosen_protocol(headers: Pairs) -> bytes:

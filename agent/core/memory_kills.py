@@ -16,6 +16,7 @@ a server that dies with its child keeps its own code, and the kill is a line in 
 | a child was, later somebody inside sends SIGKILL              | 137  | once  |       |        |
 | we end it, whatever it did before                             | 137  | now   | yes   |        |
 | somebody inside sends SIGKILL                                 | 137  |       |       |        |
+| the same, just after another worker took the instance over    | 137  | once  |       |        |
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class MemoryKills:
             return 0
         self.count, self.rose_at = count, now
         return new
+
+    def know(self, count: int) -> None:
+        """Take the counter's value at a first look: nobody knows when it rose."""
+        self.count = max(self.count, count)
 
     def explain(self, code: int, now: float, *, by_us: bool) -> bool:
         """Say whether an exit seen now was one for memory; look first."""

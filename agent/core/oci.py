@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from signal import SIGTERM
 from typing import Any
 
+from agent.core.rlimits import Rlimit
 from agent.core.seccomp import profile
 from agent.errors import Bug, InvalidSpec, Problem
 
@@ -122,7 +123,7 @@ class VersionPlan:
     memory_bytes: int
     cpu_millis: int
     pids: int
-    fds: int
+    rlimits: tuple[Rlimit, ...] = ()
     cwd: str = "/"
     uid: int = 0
     gid: int = 0
@@ -177,14 +178,20 @@ def _process(version: VersionPlan, env: Sequence[str]) -> dict[str, Any]:
         capabilities |= {name: ["CAP_KILL"] for name in keep}
     return {
         "terminal": False,
-        "user": {"uid": version.uid, "gid": version.gid, "additionalGids": list(version.groups)},
+        "user": {
+            "uid": version.uid,
+            "gid": version.gid,
+            # With the first one among them, as Docker and podman do since CVE-2022-36109: else a
+            # setgid program of the image takes it away, and what is closed to that group opens.
+            "additionalGids": [version.gid, *(gid for gid in version.groups if gid != version.gid)],
+        },
         "args": [*_first_process(version), *version.argv],
         "env": list(env),
         "cwd": version.cwd,
         "capabilities": capabilities,
         "rlimits": [
-            {"type": "RLIMIT_NOFILE", "soft": version.fds, "hard": version.fds},
-            {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+            {"type": f"RLIMIT_{each.name}", "soft": each.soft, "hard": each.hard}
+            for each in version.rlimits
         ],
         # setuid programs (sudo, su) and capabilities in files count, as elsewhere: all they lead to
         # is the container's own root, whose rights CAPABILITIES bounds.

@@ -24,7 +24,7 @@ MAX_JSON_BYTES = 4 << 20
 # overlayfs takes at most 500 lower layers.
 MAX_LAYERS = 500
 MAX_ENTRIES = 1000
-MAX_VOLUMES = 100
+MAX_VOLUMES = 1000  # as many directories as a start makes at most
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -404,9 +404,11 @@ def _platform(value: object) -> str:
 def _volumes(section: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """Return where the image wants volumes."""
     found = _mapping(section, "Volumes", where)
+    if len(found) > MAX_VOLUMES:
+        raise refusal(where, f"its config has {len(found)} Volumes; {MAX_VOLUMES} are the most")
     for path in found:
         _check_text(path, "Volumes", where)
-    return tuple(sorted({_workdir(path) for path in found}))[:MAX_VOLUMES]
+    return tuple(sorted({_workdir(path) for path in found}))
 
 
 def _words(section: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:

@@ -2,6 +2,18 @@
 
 Names with and without SIG in any case, their aliases, numbers, real-time signals counted from
 either end. What is none of these is TERM, and the deploy says so.
+
+| signal                              | handled by the program | not handled              | deploy |
+|-------------------------------------|------------------------|--------------------------|--------|
+| TERM, INT, QUIT, USR1, RTMIN+3, ... | the program's          | it ends by it            |        |
+| WINCH (Apache's), CHLD, URG, CONT,  | the program's          | the node's init sends    | warns, |
+| TSTP, TTIN, TTOU                    |                        | TERM in its place        | but of |
+|                                     |                        |                          | WINCH  |
+| STOP, which nobody can handle       |                        | TERM in its place        | warns  |
+| KILL                                |                        | it ends at once, no grace| warns  |
+
+With Docker what is not handled wastes the grace and ends with a kill; here as well where the
+program is the first process itself.
 """
 
 from __future__ import annotations
@@ -11,6 +23,17 @@ from signal import Signals
 
 _REAL_TIME = re.compile(r"RT(?:MIN\+|MAX-)([0-9]{1,2})")
 _LAST = int(Signals.SIGRTMAX)
+# What programs handle for other reasons, or not at all; WINCH is how Apache is told to end well.
+_SELDOM = frozenset(
+    {
+        Signals.SIGCHLD,
+        Signals.SIGCONT,
+        Signals.SIGTSTP,
+        Signals.SIGTTIN,
+        Signals.SIGTTOU,
+        Signals.SIGURG,
+    }
+)
 
 
 def parse_stop_signal(text: str) -> int | None:
@@ -32,12 +55,20 @@ def parse_stop_signal(text: str) -> int | None:
 
 
 def stop_signal_or_term(text: str) -> int:
-    """Return the signal that ends an instance."""
-    return parse_stop_signal(text) or int(Signals.SIGTERM)
+    """Return the signal that ends an instance: never STOP, which would hold it, init and all."""
+    number = parse_stop_signal(text)
+    return int(Signals.SIGTERM) if number in (None, Signals.SIGSTOP) else int(number)
 
 
 def advice(text: str) -> tuple[str, ...]:
-    """Return a deploy's warning about a STOPSIGNAL that is none."""
-    if parse_stop_signal(text) is not None:
-        return ()
-    return (f"the image's STOPSIGNAL {text[:40]!r} is no signal: instances are ended by TERM",)
+    """Return a deploy's warning about a STOPSIGNAL that is none, or does not end instances well."""
+    number, told = parse_stop_signal(text), f"the image's STOPSIGNAL {text[:40]!r}"
+    if number is None:
+        return (f"{told} is no signal: instances are ended by TERM",)
+    if number == Signals.SIGSTOP:
+        return (f"{told} ends nothing: instances are ended by TERM",)
+    if number == Signals.SIGKILL:
+        return (f"{told} lets no program end well: instances are killed without a grace",)
+    if number in _SELDOM:
+        return (f"{told} ends only programs that handle it as a stop: else the grace may pass",)
+    return ()

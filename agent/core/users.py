@@ -21,6 +21,7 @@ MAX_FILE_BYTES = 1 << 20
 MAX_GROUPS = 1024
 MAX_DIGITS = 20  # beyond these an id is too large whatever follows
 
+_LINE = re.compile(rb"[^\n]+")
 _NUMBER = re.compile(r"([+-]?)0*([0-9]+)", re.ASCII)
 
 
@@ -51,12 +52,12 @@ def resolve_user(user: str, passwd: bytes = b"", group: bytes = b"") -> User:
     name, _, rest = user.strip().partition(":")
     group_name = rest.partition(":")[0]  # what comes after a second colon counts for nothing
     number = _number(name or "0")
-    entries = list(_accounts(passwd))
-    entry = next(
-        (e for e in entries if (e.name == name if number is None else e.uid == number)), None
+    found = (
+        e for e in _accounts(passwd) if (e.name == name if number is None else e.uid == number)
     )
+    entry = next(found, None)
     uid = _checked("user", name, number if entry is None else entry.uid, "/etc/passwd", passwd)
-    home = next((e.home for e in entries if e.uid == uid and e.home), "/")
+    home = next((e.home for e in _accounts(passwd) if e.uid == uid and e.home), "/")
     if group_name:
         return User(uid, _gid(group_name, group), (), home)
     gid = _checked("group of user", name, entry.gid, "/etc/passwd", passwd) if entry else 0
@@ -98,8 +99,8 @@ def _fields(data: bytes, least: int) -> Iterator[list[str]]:
     whole = data[:MAX_FILE_BYTES]
     if len(data) > MAX_FILE_BYTES:  # its last line is a part of one
         whole = whole[: whole.rfind(b"\n") + 1]
-    for line in whole.decode("utf-8", "replace").split("\n"):
-        fields = line.strip().split(":")
+    for line in _LINE.finditer(whole):  # one at a time: there may be many thousands
+        fields = line[0].decode("utf-8", "replace").strip().split(":")
         if len(fields) >= least and fields[0] and fields[0][0] not in "#+-":
             yield fields
 
@@ -114,7 +115,12 @@ def _checked(what: str, name: str, number: int | None, file: str, data: bytes) -
     if number is not None and 0 <= number <= MAX_ID:
         return number
     named = f"{what} {name[:64]!r}"
-    if number is not None:
+    if number is None and len(data) > MAX_FILE_BYTES:
+        problem = (
+            f"{named} is not in the image's {file} as far as it is read ({MAX_FILE_BYTES} bytes)"
+        )
+        problem += "; use a number"
+    elif number is not None:
         problem = f"{named} has an id outside 0-{MAX_ID}, the ids a container has"
     elif data:
         problem = f"{named} is not in the image's {file}; use a number or a known name"

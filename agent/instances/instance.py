@@ -298,7 +298,7 @@ class Instance:
         self.handed_over = True
         self._kept = False
         if self.container is not None:
-            self.container.output.detach()
+            self.container.leave(lambda: self.calls.inflight > 0)
         self._remember()
 
     def keep(self) -> None:

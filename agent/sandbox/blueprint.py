@@ -17,8 +17,9 @@ from agent.core import executables
 from agent.core.init import command_of, handed_over, is_init
 from agent.core.job import check_exec_sizes
 from agent.core.oci import ShownCgroups, SpecTemplate, VersionPlan, argv_of, merged_env
+from agent.core.rlimits import Rlimit, dumps_outside, rlimits
 from agent.core.stop_signal import stop_signal_or_term
-from agent.core.users import resolve_user
+from agent.core.users import MAX_FILE_BYTES, resolve_user
 from agent.linux import mountinfo
 from agent.model.limits import LIMITS
 from agent.model.records import FunctionVersion
@@ -45,6 +46,17 @@ V1_MEMORY = Path("/sys/fs/cgroup/memory")
 def limits_swap() -> bool:
     """Say whether this host's kernel lets swap be limited: always on cgroup v2."""
     return not V1_MEMORY.is_dir() or (V1_MEMORY / "memory.memsw.limit_in_bytes").exists()
+
+
+def own_rlimits(files: int) -> tuple[Rlimit, ...]:
+    """Return what a function's processes may have here: no more than this process itself."""
+    settings = (Path("/proc/sys/kernel/core_pattern"), Path("/proc/sys/fs/suid_dumpable"))
+    return rlimits(
+        files,
+        resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        resource.getrlimit(resource.RLIMIT_CORE)[1],
+        outside=dumps_outside(*(path.read_text() for path in settings)),
+    )
 
 
 def mounted_in_sys(mounts: str) -> tuple[str, ...]:
@@ -88,7 +100,7 @@ def blueprint_of(
     check_exec_sizes(argv, environment)
     sysfs = sysfs_for(config.paths.run)
     workdir, files = facts.workdir or "/", ImageFiles(image.layers)
-    user = resolve_user(spec.user or facts.user, image.passwd, image.group)
+    user = resolve_user(spec.user or facts.user, *accounts(files))
     binds = resolve(spec.mounts, config.volumes)
     program = Program(
         argv=argv,
@@ -109,7 +121,7 @@ def blueprint_of(
         memory_bytes=spec.memory_bytes,
         cpu_millis=spec.cpu_millis,
         pids=spec.pids,
-        fds=min(LIMITS[spec.contract].fds, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+        rlimits=own_rlimits(LIMITS[spec.contract].fds),
         shm_bytes=min(SHM_BYTES, spec.memory_bytes // 2),
         init_path="" if own else str(init_path()),
         stop_signal=stop_signal_or_term(facts.stop_signal),
@@ -124,11 +136,22 @@ def blueprint_of(
     return Blueprint(
         template=SpecTemplate(plan),
         image=image,
-        furniture=furniture_of(files, (workdir, *facts.volumes)),
+        furniture=furniture_of(files, workdir, facts.volumes, mounted=program.volumes),
         # Like runtimes of Docker and podman: an empty HOME is none.
         env=(f"HOME={user.home}", *(line for line in facts.env if line != "HOME=")),
         program=program,
     )
+
+
+def accounts(files: ImageFiles) -> tuple[bytes, bytes]:
+    """Return the image's passwd and group files, b"" where there is none to read. Blocks.
+
+    Looked at once per version and kept by nobody: an image may have megabytes of them.
+    """
+    passwd, group = (
+        _text_of(path, files, MAX_FILE_BYTES + 1) for path in ("/etc/passwd", "/etc/group")
+    )
+    return passwd, group
 
 
 def is_first_process(init: Init, program: Program, files: ImageFiles) -> bool:
@@ -146,7 +169,9 @@ def is_first_process(init: Init, program: Program, files: ImageFiles) -> bool:
         path = _path_of(words[0] if words else "", program, files)
         if not path or is_init([path]):
             return bool(path)
-        text = _text_of(path, files)
+        text = _text_of(path, files, MAX_SCRIPT_BYTES + 1)
+        if len(text) > MAX_SCRIPT_BYTES:
+            return False
         script = executables.script(text)
         if script is None or is_init([script.interpreter, *script.argument.split()]):
             return script is not None
@@ -166,12 +191,11 @@ def _path_of(name: str, program: Program, files: ImageFiles) -> str:
     return ""
 
 
-def _text_of(path: str, files: ImageFiles) -> bytes:
-    """Return a short file; b"" for a longer one, or one that cannot be read."""
+def _text_of(path: str, files: ImageFiles, most: int) -> bytes:
+    """Return a file's first bytes; b"" for one that cannot be read."""
     try:
-        text = files.read(path, MAX_SCRIPT_BYTES + 1)
+        return files.read(path, most)
     except OSError as error:
         if error.errno in UNREACHABLE:
             raise
         return b""
-    return text if len(text) <= MAX_SCRIPT_BYTES else b""

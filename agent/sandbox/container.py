@@ -4,8 +4,10 @@
 (`agent/core/memory_kills.py`), and its memory peak; both are read from the cgroup before the task
 is deleted, because tasks of anchored shims send no OOM event. Kills of other processes are lines in
 its log: once a second a kept file is read, 0.6 us, which is less than any notification costs a
-start. `unread` is resolved when its shim has died: it runs on, but what it writes
-to its output fails from then on. Taking it apart is `agent/sandbox/teardown.py`'s business.
+start. Once it is left to another worker, that one tells them; here they are counted as long as a
+call may still want to know how it ended. `unread` is resolved when its shim has died: it runs on,
+but what it writes to its output fails from then on. Taking it apart is
+`agent/sandbox/teardown.py`'s business.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from signal import SIGKILL
 
 from agent.aio.tasks import launch
@@ -68,6 +71,8 @@ class Container:
         self._kills = MemoryKills()
         self._killed = False
         self._next_look: asyncio.TimerHandle | None = None
+        self._wanted: Callable[[], bool] | None = None
+        """Whether calls here still want to know how it ends, once another worker has it."""
 
     def __repr__(self) -> str:
         state = "exited" if self.exit.done() else "running"
@@ -89,15 +94,22 @@ class Container:
         What was killed for memory in an adopted one before, the worker before has told.
         """
         self.pid = pid
+        if adopted:
+            self._kills.know(self.cgroup.oom_kills())
         try:
             self._process = ProcessExit(pid)
         except ProcessLookupError:
             self._reap()
         else:
             self._process.done.add_done_callback(lambda _: self._reap())
-            if adopted:
-                self._kills.look(self.cgroup.oom_kills(), self._loop.time())
             self._look_later()
+
+    def leave(self, wanted: Callable[[], bool]) -> None:
+        """Leave it and its output to another worker; `wanted` says whether calls are left here."""
+        if self._next_look is not None:
+            self._look_for_kills()
+        self.output.detach()
+        self._wanted = wanted
 
     def _look_later(self) -> None:
         # In step with other containers: hundreds of them wake the loop ten times a second at most.
@@ -105,12 +117,14 @@ class Container:
         self._next_look = self._loop.call_at(at, self._look)
 
     def _look(self) -> None:
+        if self._wanted is not None and not self._wanted():
+            return
         self._look_for_kills()
         self._look_later()
 
     def _look_for_kills(self) -> None:
         new = self._kills.look(self.cgroup.oom_kills(), self._loop.time())
-        if new:
+        if new and self._wanted is None:
             self.output.say(memory_kills.line(new, self._kills.count))
 
     def _stop_looking(self) -> None:

@@ -98,10 +98,6 @@ class ImageFiles:
         """Return where in the image `path` leads, without links. Raises as `find` does."""
         return self.find(path, follow=follow).path
 
-    def stat(self, path: str) -> os.stat_result:
-        """Return what stat(2) would say. Raises as `find` does."""
-        return self.find(path).stat
-
     def lstat(self, path: str) -> os.stat_result:
         """Return what lstat(2) would say: a last link is not followed. Raises as `find` does."""
         return self.find(path, follow=False).stat

@@ -1,10 +1,10 @@
-"""What a start needs of an image, found once and kept: its facts, layers and accounts.
+"""What a start needs of an image, found once and kept: its facts and where its layers are.
 
-Layers come from the one View per image; users and groups are looked up in the image's own passwd
-and group files. Layers unpacked here come before those a lazy engine has mounted; what its process
-has mounted is kept as long as that lives, and read on threads that may hang. Nothing is pulled
-here: that is `agent/deployments/deploy.py` with `agent/containerd`. Forgetting an image is the
-caller's duty when its name is removed.
+Layers come from the one View per image; of what is in them nothing is kept. Layers unpacked here
+come before those a lazy engine has mounted; what its process has mounted is kept as long as that
+lives, and read on threads that may hang. Nothing is pulled here: that is
+`agent/deployments/deploy.py` with `agent/containerd`. Forgetting an image is the caller's duty when
+its name is removed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from typing import TypeVar
 from agent.containerd.client import Containerd
 from agent.containerd.lazy import LazySource, is_lost, unmount
 from agent.containerd.snapshots import lower_dirs, view_key
-from agent.core.users import MAX_FILE_BYTES
 from agent.errors import NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.records import ImageFacts
-from agent.sandbox.image_files import UNREACHABLE, ImageFiles
 
 T = TypeVar("T")
 
@@ -32,15 +30,13 @@ ENGINE_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """An image to start from: layer directories topmost first, and its account files.
+    """An image to start from: layer directories topmost first.
 
     `source` is the process that serves the layers, as text; "" when they are unpacked.
     """
 
     facts: ImageFacts
     layers: tuple[Path, ...]
-    passwd: bytes
-    group: bytes
     source: str = ""
 
 
@@ -72,14 +68,7 @@ class PreparedImages:
 
     async def _prepare(self, facts: ImageFacts, deadline: float) -> PreparedImage:
         layers, source = await self._layers(facts.chain_id, deadline)
-        files = ImageFiles(layers)
-
-        def accounts() -> tuple[bytes, bytes]:
-            return _read(files, "/etc/passwd"), _read(files, "/etc/group")
-
-        blank = PreparedImage(facts, layers, b"", b"", source)
-        passwd, group = await self.look(blank, accounts, deadline=deadline)
-        return replace(blank, passwd=passwd, group=group)
+        return PreparedImage(facts, layers, source)
 
     def is_current(self, image: PreparedImage) -> bool:
         """Say whether a start may still use what was prepared some time ago."""
@@ -193,13 +182,3 @@ def _mounted_layers() -> set[str]:
 def _tail(layer: str) -> str:
     """Return what tells a layer's directory apart however it was written: `<number>/fs`."""
     return "/".join(layer.split("/")[-2:])
-
-
-def _read(files: ImageFiles, path: str) -> bytes:
-    """Return a file of accounts as the container would see it; b"" where there is none to read."""
-    try:
-        return files.read(path, MAX_FILE_BYTES + 1)
-    except OSError as error:
-        if error.errno in UNREACHABLE:
-            raise
-        return b""

@@ -72,7 +72,7 @@ class FakeContainer:
         self.source = ""
         self.exit = asyncio.get_running_loop().create_future()
         self.unread = asyncio.get_running_loop().create_future()
-        self.output = SimpleNamespace(drain=lambda: None, detach=self._detach)
+        self.output = SimpleNamespace(drain=lambda: None)
         self.cgroup = SimpleNamespace(cpu_ns=lambda: 3_000_000, peak_bytes=lambda: 5 * MB)
         self.detached = False
         self.gone = False
@@ -81,7 +81,7 @@ class FakeContainer:
     def exited(self):
         return self.exit.done()
 
-    def _detach(self):
+    def leave(self, wanted):
         self.detached = True
 
     def die(self, code=0, *, signal=None, out_of_memory=False):

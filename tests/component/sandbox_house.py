@@ -298,7 +298,7 @@ class FakeImages:
 
     async def prepare(self, facts, *, deadline):
         await self.points.at("images.prepare")
-        return PreparedImage(facts, (self.layer,), b"", b""), False
+        return PreparedImage(facts, (self.layer,)), False
 
     def is_current(self, image):
         return True

@@ -11,7 +11,7 @@ import pytest
 
 from agent.errors import RuntimeUnavailable
 from agent.sandbox.exits import ProcessExit
-from tests.component.function_house import until
+from tests.component.function_house import at_rest, until
 from tests.component.sandbox_house import House, unavailable
 
 
@@ -95,6 +95,42 @@ async def test_a_childs_kill_is_told_while_the_instance_lives_and_explains_no_la
     process.kill()
     assert not (await seen(container)).out_of_memory
     assert len(spoken(house)) == 1
+    await house.builder.destroy(container)
+
+
+async def test_a_kill_before_an_adoption_explains_no_exit_after_it(house, process):
+    """As when a reload comes between a child's kill and somebody's SIGKILL."""
+    house.tasks.pid = process.pid
+    container, _ = await house.builder.build(house.order())
+    container.cgroup.oom = 1
+    container.watch(process.pid, adopted=True)
+    house.tasks.exit_code = 137
+    process.kill()
+    assert not (await seen(container)).out_of_memory
+    assert spoken(house) == []
+    await house.builder.destroy(container)
+
+
+async def test_an_instance_left_to_another_worker_is_looked_at_while_calls_want_to_know(
+    house, process, monkeypatch
+):
+    monkeypatch.setattr("agent.sandbox.container.LOOK_S", 0.05)
+    container = await watched(house, process)
+    looks, calls = [], [1]
+
+    def kills():
+        looks.append(1)
+        return len(looks)
+
+    monkeypatch.setattr(container.cgroup, "oom_kills", kills)
+    container.leave(lambda: bool(calls))
+    told = len(spoken(house))
+    await until(lambda: len(looks) > 3)
+    assert len(spoken(house)) == told  # the other one tells
+    calls.clear()
+    await at_rest(lambda: len(looks))
+    process.kill()
+    await seen(container)
     await house.builder.destroy(container)
 
 

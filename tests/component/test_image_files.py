@@ -96,7 +96,7 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     files = ImageFiles([tmp_path])
     with pytest.raises(OSError, match="Invalid argument"):
         files.read("fifo", 1)
-    assert stat.S_ISFIFO(files.stat("fifo").st_mode)
+    assert stat.S_ISFIFO(files.find("fifo").stat.st_mode)
 
 
 def test_a_part_of_a_file_is_read_and_links_are_told_as_they_are(tmp_path):
@@ -133,7 +133,7 @@ os.close(server)
 files = ImageFiles([Path(sys.argv[1])])
 program = Program(("/srv/start",), "/bin", "/", 0, 0)
 for look in (
-    lambda: furniture_of(files, ["/srv/x"]),
+    lambda: furniture_of(files, "/srv/x"),
     lambda: is_first_process("auto", program, files),
 ):
     try:

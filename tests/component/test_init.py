@@ -112,6 +112,42 @@ def test_the_images_stop_signal_reaches_who_handles_it_and_term_the_others(
         assert place.said.count("bye") == 1
 
 
+# What the kernel does with them ends no process that has no handler.
+HARMLESS = ("SIGCHLD", "SIGCONT", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGWINCH")
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+@pytest.mark.parametrize("handled", [True, False])
+def test_a_stop_signal_that_ends_nobody_is_term_for_a_program_without_a_handler(run, name, handled):
+    stop = signal.Signals[name]
+    names = f"{name} SIGTERM" if handled else "SIGTERM"
+    with run(["sh", "-c", f"exec APP {names}"], stop=stop) as place:
+        place.hear("up")
+        place.send(stop)
+        place.hear(f"told {name if handled else 'SIGTERM'}")
+        place.let_go()
+        assert place.ended() == 7
+
+
+def test_a_harmless_signal_that_stops_nothing_is_passed_on_as_it_is(run):
+    with run(["sh", "-c", "exec APP SIGTERM"]) as place:
+        place.hear("up")
+        place.send(signal.SIGWINCH)
+        place.send(signal.SIGUSR2)
+        assert place.ended() == 128 + signal.SIGUSR2
+        assert "told SIGTERM" not in place.said
+
+
+def test_a_child_that_ends_by_itself_is_no_stop(run):
+    with run(["sh", "-c", "(sleep 0; exit 1) & exec APP SIGTERM"], stop=signal.SIGCHLD) as place:
+        place.hear("up")
+        place.send(signal.SIGTERM)
+        place.hear("told SIGTERM")
+        place.let_go()
+        assert place.ended() == 7
+        assert place.said.count("told SIGTERM") == 1
+
+
 def test_background_jobs_that_a_shell_lets_ignore_the_stop_signal_get_term(run):
     with run(["sh", "-c", "trap 'exit 4' INT; APP SIGTERM & wait"], stop=signal.SIGINT) as place:
         place.hear("up")

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import threading
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from agent.linux import mountinfo
 from agent.linux.process import Identity
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec_parse import parse_spec
-from agent.sandbox.blueprint import blueprint_of
+from agent.sandbox.blueprint import accounts, blueprint_of
 from agent.sandbox.image_files import ImageFiles
 from agent.sandbox.prepared_images import PreparedImage, PreparedImages
 from tests.component.function_house import turns
@@ -93,12 +94,12 @@ async def test_images_of_the_same_layers_keep_their_own_configuration(images, sn
         ({}, b""),
     ],
 )
-async def test_accounts_are_found_inside_the_image_only(tmp_path, images, snapshots, files, passwd):
+def test_accounts_are_found_inside_the_image_only(tmp_path, files, passwd):
     (tmp_path / "outside").write_text("the host's")
-    snapshots.directory = tmp_path / "images" / "layer"
-    snapshots.directory.mkdir(parents=True)
+    layer = tmp_path / "images" / "layer"
+    layer.mkdir(parents=True)
     for name, content in files.items():
-        place = snapshots.directory / name
+        place = layer / name
         place.parent.mkdir(parents=True, exist_ok=True)
         if content.startswith("-> "):
             place.symlink_to(content.removeprefix("-> "))
@@ -106,8 +107,31 @@ async def test_accounts_are_found_inside_the_image_only(tmp_path, images, snapsh
             os.mkfifo(place)
         else:
             place.write_text(content)
-    prepared, _ = await images.prepare(ONE, deadline=0)
-    assert prepared.passwd == passwd
+    assert accounts(ImageFiles((layer,))) == (passwd, b"")
+
+
+async def test_nothing_is_kept_of_accounts_however_large(tmp_path, images, snapshots):
+    """A worker lives for months, and every image it has seen may bring megabytes of them."""
+    (tmp_path / "etc").mkdir()
+    app = "app:x:1000:1000::/home/app:\n"
+    many = app + "".join(f"u{n}:x:{n % 60000}:0::/home/u{n}:\n" for n in range(170_000))
+    assert len(many) > 5 << 20
+    (tmp_path / "etc" / "passwd").write_text(many)
+    (tmp_path / "etc" / "group").write_text("g:x:7:app\n" + "x" * (5 << 20))
+    blueprint_for((await images.prepare(ONE, deadline=0))[0])  # what is kept of the first of all
+    kept = []
+    tracemalloc.start()
+    try:
+        for number in range(5):
+            facts = replace(ONE, chain_id=f"sha256:{number}", user="app")
+            image, _ = await images.prepare(facts, deadline=0)
+            kept.append(blueprint_for(image))
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept[0].program.uid == 1000
+    assert kept[0].program.groups == (7,)
+    assert held_bytes < 1 << 20
 
 
 @pytest.mark.parametrize(
@@ -121,8 +145,10 @@ async def test_accounts_are_found_inside_the_image_only(tmp_path, images, snapsh
     ],
 )
 def test_home_is_the_users_own_unless_the_image_has_another(tmp_path, user, env, home):
-    passwd = b"root:x:0:0::/root:\napp:x:1000:1000::/home/app:\n"
-    image = PreparedImage(replace(ONE, user=user, env=env), (tmp_path,), passwd, b"")
+    (tmp_path / "etc").mkdir()
+    passwd = "root:x:0:0::/root:\napp:x:1000:1000::/home/app:\n"
+    (tmp_path / "etc" / "passwd").write_text(passwd)
+    image = PreparedImage(replace(ONE, user=user, env=env), (tmp_path,))
     assert merged_env(blueprint_for(image).env, {}, {})["HOME"] == home
 
 
@@ -142,7 +168,7 @@ def blueprint_for(image):
     ],
 )
 def test_an_environment_of_an_image_that_linux_cannot_take_is_told_at_deploy(tmp_path, env, told):
-    image = PreparedImage(replace(ONE, env=tuple(env)), (tmp_path,), b"", b"")
+    image = PreparedImage(replace(ONE, env=tuple(env)), (tmp_path,))
     with pytest.raises(InvalidSpec, match=told):
         blueprint_for(image)
 
@@ -252,7 +278,7 @@ def lazily(engine):
 
 async def test_a_mounted_image_is_prepared_with_the_process_that_serves_it(lazily, own):
     image, _ = await lazily.prepare(ONE, deadline=await soon())
-    assert (image.source, image.passwd) == (str(own), b"root:x:0:0::/:/bin/sh\n")
+    assert image.source == str(own)
     assert lazily.is_current(image)
 
 
@@ -307,7 +333,7 @@ async def test_files_that_are_away_are_no_missing_files(lazily, number, monkeypa
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(type(image.layers[0]), "lstat", gone)
-    find = partial(ImageFiles(image.layers).stat, "/bin/app")
+    find = partial(ImageFiles(image.layers).find, "/bin/app")
     with pytest.raises(RuntimeUnavailable, match="do not come from their registry"):
         await lazily.look(image, find, deadline=await soon())
 

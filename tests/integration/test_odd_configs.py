@@ -58,6 +58,20 @@ def lines(agent: RunningAgent, name: str) -> list[str]:
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+# Elsewhere a volume over a file is refused when a container is made.
+OWN = (
+    *("/", "/etc", "/etc/hosts", "/etc/hosts/x", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab"),
+    *("/tmp", "/dev", "/dev/shm", "/dev/init", "/proc", "/proc/self/x", "/sys", "/sys/fs/cgroup"),
+    *(
+        "/run/lock",
+        "relative/x",
+        "../../x",
+        "/link/etc/hosts",
+        "/tmp/../etc/hosts",
+        "//etc//hosts/",
+    ),
+)
+
 # The config, more files, and the lines that come: directory, user, groups, PATH, A, and more.
 CONFIGS: dict[str, tuple[dict[str, Any], dict[str, oci.File], list[str]]] = {
     "nothing but Cmd": ({}, {}, ["/", "0", "0", DEFAULT_PATH, ""]),
@@ -87,6 +101,24 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, oci.File], list[str]]] = {
         {"data/x": b"", "work": "-> data"},
         ["/data", "0", "0", DEFAULT_PATH, ""],
     ),
+    "a directory behind a link that leads nowhere": (
+        {"WorkingDir": "/astray/a"},
+        {"astray": "-> gone/b"},
+        ["/gone/b/a", "0", "0", DEFAULT_PATH, ""],
+    ),
+    "a directory in memory": (
+        {"WorkingDir": "/dev/shm/a"},
+        {},
+        ["/dev/shm/a", "0", "0", DEFAULT_PATH, ""],
+    ),
+    "links and files where the kernel's places are": (
+        {"Cmd": command("/bin/cat /proc/self/comm; /bin/ls -ldn /dev/shm /sys/kernel")},
+        {"proc": "-> tmp", "sys": b"x", "dev": "-> nowhere"},
+        [
+            *("/", "0", "0", DEFAULT_PATH, "", "cat"),
+            *("drwxrwxrwt 0 0", "drwxr-xr-x 65534 65534"),
+        ],
+    ),
     "a user by number, without passwd": (
         {"User": "4321:9"},
         {"etc/.wh.passwd": b"", "etc/.wh.group": b""},
@@ -106,6 +138,19 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, oci.File], list[str]]] = {
         {"Volumes": {"/data": {}}, "Cmd": command("/bin/cat /data/x")},
         {"data/x": b"kept"},
         ["/", "0", "0", DEFAULT_PATH, "", "kept"],
+    ),
+    "volumes over the runtime's own": (
+        {
+            "Volumes": {path: {} for path in OWN},
+            "Cmd": command("read A </etc/hostname && echo 1; /bin/ls -ldn /tmp /run/lock"),
+        },
+        {"etc/.wh..wh..opq": b"", "link": "-> /"},
+        ["/", "0", "0", DEFAULT_PATH, "", "1", "drwxr-xr-x 0 0", "drwxrwxrwt 0 0"],
+    ),
+    "a volume behind a link that leads nowhere": (
+        {"Volumes": {"/var/run/app": {}}, "Cmd": command("/bin/ls -ldn /run/app")},
+        {"var/run": "-> ../run"},
+        ["/", "0", "0", DEFAULT_PATH, "", "drwxr-xr-x 0 0"],
     ),
     "a volume below a link that leads out": (
         {"Volumes": {"/data/x": {}}, "Cmd": command("/bin/ls -ldn /etc/x")},
@@ -138,10 +183,20 @@ def test_an_image_of_this_config_runs(
     )
 
 
-def test_a_working_directory_that_is_a_file_is_told(functions: Functions, imported: Import) -> None:
-    name = imported({"WorkingDir": "/data"}, {"data": b"x"})
-    with pytest.raises(AgentError, match="/data"):
-        functions.deploy("odd", name, memory_mb=128, scaling={"min": 1})
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("/data", "/data is no directory"),
+        ("/data/x", "/data is no directory"),
+        ("/etc/hosts", "/etc/hosts is no directory"),
+    ],
+)
+def test_a_working_directory_that_is_a_file_is_refused_at_deploy(
+    functions: Functions, imported: Import, place: str, words: str
+) -> None:
+    name = imported({"WorkingDir": place}, {"data": b"x"})
+    with pytest.raises(AgentError, match=words):
+        functions.deploy("odd", name, memory_mb=128)
 
 
 @pytest.mark.parametrize(

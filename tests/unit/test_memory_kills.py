@@ -47,6 +47,16 @@ def test_a_second_kill_counts_anew_and_a_group_that_is_gone_does_not():
     assert kills.count == 3
 
 
+def test_what_was_killed_before_the_first_look_explains_no_exit():
+    kills = MemoryKills()
+    kills.know(2)
+    assert not kills.explain(KILLED, 0.1, by_us=False)
+    assert kills.look(2, 0.2) == 0
+    assert not kills.explain(KILLED, 0.2, by_us=False)
+    assert kills.look(3, 0.3) == 1
+    assert kills.explain(KILLED, 0.4, by_us=False)
+
+
 @pytest.mark.parametrize(
     ("new", "count", "words"), [(1, 1, "1 process was"), (2, 3, "2 processes were")]
 )

@@ -21,6 +21,7 @@ from agent.core.oci import (
     merged_env,
     oci_spec,
 )
+from agent.core.rlimits import UNLIMITED, Rlimit
 from agent.core.seccomp import ALLOWED, CLONE_NEW_ANY, profile
 from agent.errors import Bug, InvalidSpec
 
@@ -30,7 +31,9 @@ VERSION = VersionPlan(
     memory_bytes=128 << 20,
     cpu_millis=1500,
     pids=64,
-    fds=1024,
+    gid=7,
+    groups=(8, 7, 9),
+    rlimits=(Rlimit("NOFILE", 1024, 4096), Rlimit("CORE", 0, UNLIMITED)),
     init_path="/opt/kindling-init",
     stop_signal=3,
     binds=(Bind("/srv/data", "/data", read_only=True), Bind("/srv/rw", "/rw")),
@@ -63,8 +66,9 @@ def test_the_program_runs_below_the_init_with_nothing_it_does_not_need():
     assert process["noNewPrivileges"] is False  # sudo and ping work as elsewhere
     assert process["terminal"] is False
     assert process["oomScoreAdj"] > 0
-    assert {"type": "RLIMIT_CORE", "soft": 0, "hard": 0} in process["rlimits"]
-    assert {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024} in process["rlimits"]
+    assert process["user"] == {"uid": 0, "gid": 7, "additionalGids": [7, 8, 9]}
+    assert {"type": "RLIMIT_CORE", "soft": 0, "hard": (1 << 64) - 1} in process["rlimits"]
+    assert {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096} in process["rlimits"]
     assert process["capabilities"]["bounding"] == list(CAPABILITIES)
     assert "ambient" not in process["capabilities"]
     assert "inheritable" not in process["capabilities"]
@@ -223,7 +227,7 @@ paths = words.map(lambda word: f"/p/{word}")
         memory_bytes=st.integers(1, 1 << 40),
         cpu_millis=st.integers(50, 64000),
         pids=st.integers(1, 1000),
-        fds=st.integers(1, 1000),
+        rlimits=st.tuples(st.builds(Rlimit, words, st.integers(0, 9), st.integers(0, UNLIMITED))),
         cwd=paths,
         uid=st.integers(0, 65535),
         annotations=st.dictionaries(words, words, max_size=2),

@@ -46,7 +46,6 @@ from agent.core.stop_signal import advice, parse_stop_signal, stop_signal_or_ter
 def test_forms_that_docker_takes(text, number):
     assert parse_stop_signal(text) == number
     assert stop_signal_or_term(text) == number
-    assert advice(text) == ()
 
 
 @pytest.mark.parametrize(
@@ -63,4 +62,31 @@ def test_what_is_no_signal_is_term_and_a_warning(text):
     (warning,) = advice(text)
     assert "STOPSIGNAL" in warning
     assert "TERM" in warning
+    assert len(warning) < 140
+
+
+@pytest.mark.parametrize("text", ["", "TERM", "INT", "SIGWINCH", "RTMIN+3", "SIGUSR1", "SIGIO"])
+def test_what_ends_a_program_needs_no_warning(text):
+    assert advice(text) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "words"),
+    [
+        ("SIGSTOP", 15, "ends nothing: instances are ended by TERM"),
+        ("19", 15, "ends nothing: instances are ended by TERM"),
+        ("kill", 9, "killed without a grace"),
+        ("SIGCHLD", 17, "only programs that handle it as a stop"),
+        ("CLD", 17, "only programs that handle it as a stop"),
+        ("SIGCONT", 18, "only programs that handle it as a stop"),
+        ("TSTP", 20, "only programs that handle it as a stop"),
+        ("TTIN", 21, "only programs that handle it as a stop"),
+        ("22", 22, "only programs that handle it as a stop"),
+        ("SIGURG", 23, "only programs that handle it as a stop"),
+    ],
+)
+def test_what_ends_no_program_well_is_warned_of(text, number, words):
+    assert stop_signal_or_term(text) == number
+    (warning,) = advice(text)
+    assert words in warning
     assert len(warning) < 140

@@ -167,3 +167,10 @@ def test_junk_files_never_crash_and_ids_stay_in_the_container(user, passwd, grou
 def test_a_number_of_thousands_of_digits_is_outside_and_no_crash():
     with pytest.raises(InvalidSpec, match="outside 0-65535"):
         resolve_user("9" * 5000, b"root:x:0:0:root:/root:/bin/sh\n")
+
+
+def test_who_is_too_far_down_is_told_so():
+    many = b"u:x:1:1::/:\n" * (MAX_FILE_BYTES // 12 + 2) + b"app:x:2:2::/:\n"
+    with pytest.raises(InvalidSpec, match=rf"as far as it is read \({MAX_FILE_BYTES} bytes\)"):
+        resolve_user("app", many[: MAX_FILE_BYTES + 1])
+    assert resolve_user("7", many[: MAX_FILE_BYTES + 1]).uid == 7

@@ -21,6 +21,7 @@ from agent.gateway.wire.http1 import (
     Fields,
     Steering,
 )
+from agent.model.upgrade import names_websocket
 
 HeadTemplate = Callable[[bytes], bytes]
 """Returns the head of the call with a request id: one form, filled in with it and its trace."""
@@ -247,7 +248,7 @@ class HeadReader(Generic[R]):
             head.expects = value.strip().lower() == b"100-continue"
         elif field is Steering.UPGRADE:
             self._upgrade = True
-            self._websocket = self._websocket or _names_websocket(value)
+            self._websocket = self._websocket or names_websocket(value)
         else:
             head.traced = value.strip() == b"1"
 
@@ -256,11 +257,6 @@ class HeadReader(Generic[R]):
         self._done = True
         self._head.method = self._parser.get_method()
         self._head.keep_alive = self._parser.should_keep_alive()
-
-
-def _names_websocket(upgrade: bytes) -> bool:
-    """Say whether an Upgrade names WebSocket (RFC 9110 section 7.8); contracts ask the same."""
-    return b"websocket" in [name.strip(b" \t") for name in upgrade.lower().split(b",")]
 
 
 def _not_spoken(version: str) -> BadHead:
