@@ -90,6 +90,11 @@ class LazyImages:
         """Images that are completed, and whose mounts are still there."""
         self._reluctant: set[str] = set()
         """Those of them that could not be let go, for the log to say so once."""
+        self._renewed = asyncio.Event()
+        """Set with the next change of credentials."""
+        containerd.keyring.tell(self._credentials_changed)
+        for engine in containerd.lazy:
+            engine.credentials.tell = self._tell_credentials
 
     def __repr__(self) -> str:
         return f"<LazyImages {[str(one) for one in self._completions.values()]}>"
@@ -115,7 +120,8 @@ class LazyImages:
             if chosen is None:
                 return ""
             # It asks the registry by itself, and long after this deploy.
-            chosen.credentials.use(spec.name, parse_image_ref(name).host, spec.registry)
+            host, digest = parse_image_ref(name).host, found.target.digest
+            chosen.credentials.use(spec.name, host, digest, spec.registry)
             await chosen.credentials.refresh(spec.name)
             return chosen.name
 
@@ -200,15 +206,18 @@ class LazyImages:
                 continue
             host = parse_image_ref(facts.ref).host
             mounted = facts.chain_id in found
-            if mounted:
+            if mounted or (unknown and host != LOCAL_HOST):
                 for engine in self._door.lazy:
-                    engine.credentials.use(version.name, host, version.spec.registry)
+                    registry = version.spec.registry
+                    engine.credentials.use(version.name, host, facts.digest, registry)
             if facts.chain_id in unpacked:
                 if mounted:
                     self._mounted[facts.chain_id] = facts
             elif mounted or (unknown and host != LOCAL_HOST):
                 may_be.add(facts.chain_id)
                 self.complete(facts, version.spec)
+        for engine in self._door.lazy:
+            await engine.credentials.take_up()
         return may_be
 
     async def _mounted_before(self) -> tuple[set[str], bool]:
@@ -269,15 +278,22 @@ class LazyImages:
     async def _complete(self, one: Completion) -> None:
         facts = one.facts
         await asyncio.sleep(self._settings.complete_after_s)  # sleeps: the start's reads come first
-        pause_s = FIRST_PAUSE_S
+        pause_s, told = FIRST_PAUSE_S, ""
         while True:
+            renewed = self._renewed
             try:
                 await self._fetch_whole(one)
                 break
             except Exception as error:  # whatever it was, starts need it whole
                 trace = not isinstance(error, AgentError)
-                log.warning("image %s is not complete yet: %s", facts.ref, error, exc_info=trace)
-            await asyncio.sleep(pause_s)  # sleeps: what failed is not tried at once
+                text = f"image {facts.ref} is not complete yet: {error}"
+                log.warning("%s", text, exc_info=trace)
+                if text != told:
+                    self._events.add("ImageNotComplete", message=text, details={"image": facts.ref})
+                told = text
+            with contextlib.suppress(TimeoutError):  # what failed is not tried at once
+                async with asyncio.timeout(pause_s):
+                    await renewed.wait()
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         self._prepared.completed(facts.chain_id)
         self._mounted[facts.chain_id] = facts
@@ -359,6 +375,18 @@ class LazyImages:
         """Return the engines' processes that serve what starts would use."""
         return self._prepared.sources()
 
+    async def cut_off(self, in_use: Collection[str]) -> set[str]:
+        """Return the completed images in use whose mounts are given no more files.
+
+        Their registry is away, or takes no credentials any more. Takes a while then.
+        """
+        found: set[str] = set()
+        for chain_id in [one for one in self._mounted if one in in_use]:
+            given = [await engine.given(chain_id) for engine in self._door.lazy]
+            if not all(given):
+                found.add(chain_id)
+        return found
+
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""
         going = [item for item in self._mounted.items() if item[0] not in in_use]
@@ -377,9 +405,19 @@ class LazyImages:
             if self._mounted.get(chain_id) is facts:
                 del self._mounted[chain_id]
 
+    def _credentials_changed(self) -> None:
+        self._renewed.set()
+        self._renewed = asyncio.Event()
+
+    def _tell_credentials(self, host: str, why: str) -> None:
+        text = f"images of {host} are mounted, and what is not here of them cannot be read: {why}"
+        self._events.add("CredentialsMissing", message=text, details={"registry": host})
+
     async def _unmount(self, facts: ImageFacts) -> None:
         self._prepared.unmounted(facts.chain_id)
         for engine in self._door.lazy:
             if engine.has_run:
                 await self._door.images.unlabel(facts.chain_id, engine.name)
         await unmount(self._door.lazy, facts.chain_id)
+        for engine in self._door.lazy:
+            engine.credentials.release(facts.digest)

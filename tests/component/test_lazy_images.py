@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.aio.tasks import spawn
+from agent.aio.tasks import spawn, stop
 from agent.config import LazySettings
 from agent.containerd.access import Access
 from agent.containerd.credentials import Credentials
@@ -20,7 +20,7 @@ from agent.core.oci_image import Descriptor, Manifest
 from agent.deployments import lazy_image
 from agent.deployments.image_use import ImageUse
 from agent.deployments.lazy_image import LazyImages
-from agent.errors import NotFound, RuntimeUnavailable
+from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec_parse import parse_spec
 from agent.telemetry.events import Events
@@ -41,7 +41,7 @@ class FakeEngine:
     has_run = True
 
     def __init__(self):
-        self.runs = True
+        self.runs = self.is_given = True
         self.asked = 0
         self.mounts = {FACTS.chain_id}
         self.removed = []
@@ -50,6 +50,8 @@ class FakeEngine:
         self.credentials = SimpleNamespace(
             use=self._use,
             refresh=self._refresh,
+            take_up=self._take_up,
+            release=lambda image: self.users.append((image, "released")),
             drop=lambda function: self.users.append((function, "dropped")),
             deploy_ended=lambda function: self.users.append((function, "ended")),
         )
@@ -57,8 +59,11 @@ class FakeEngine:
             image_layers=self._layers, remove=self._remove, list=self._list
         )
 
-    def _use(self, function, host, registry):
+    def _use(self, function, host, image, registry):
         self.users.append((function, host))
+
+    async def _take_up(self):
+        self.users.append("taken up")
 
     async def _refresh(self, function):
         self.users.append("written")
@@ -69,6 +74,9 @@ class FakeEngine:
     async def up(self, deadline):
         if not self.runs:
             raise RuntimeUnavailable("soci does not answer")
+
+    async def given(self, chain_id):
+        return self.is_given
 
     async def answers(self):
         self.asked += 1
@@ -217,6 +225,30 @@ async def test_completing_goes_on_until_it_succeeds(yard):
     assert yard.pulls == [(WHOLE, "")] * 3
 
 
+async def test_why_an_image_is_not_complete_is_told_once_and_new_credentials_are_tried_at_once(
+    yard, monkeypatch
+):
+    monkeypatch.setattr(lazy_image, "FIRST_PAUSE_S", 60.0)
+    refused = FailedPrecondition("the registry r.example refuses these credentials (401)")
+    yard.faults = [refused, refused]
+    seen: list[str] = []
+    watching = spawn("watch", _all(yard.events, seen))
+    await asyncio.sleep(0)
+    yard.lazy.complete(FACTS, SPEC)
+    for pulls in (1, 2, 3):
+        await until(lambda: len(yard.pulls) == pulls)  # noqa: B023 - waited for at once
+        yard.keyring.set("r.example", Credentials("me", str(pulls)))
+    await done(yard)
+    await until(lambda: seen[-1:] == ["ImageCompleted"])
+    await stop(watching)
+    assert seen == ["ImageNotComplete", "ImageCompleted"]
+
+
+async def _all(events, seen):
+    async for event in events.watch("", frozenset()):
+        seen.append(event.type)
+
+
 async def test_an_engine_has_the_credentials_before_it_mounts(yard):
     await yard.pull()
     assert yard.engine.users == [("f", "r.example"), "written"]
@@ -301,6 +333,26 @@ async def test_a_mount_is_let_go_when_it_is_complete_and_nothing_runs_on_it(yard
     await yard.lazy.let_go(())
     await yard.lazy.let_go(())
     assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "in_use", "cut_off"),
+    [
+        (False, {FACTS.chain_id}, {FACTS.chain_id}),
+        (True, {FACTS.chain_id}, set()),
+        (False, set(), set()),
+    ],
+)
+async def test_a_mount_that_is_given_nothing_more_is_cut_off_once_its_image_is_here(
+    yard, given, in_use, cut_off
+):
+    yard.engine.is_given = given
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC)
+    assert await yard.lazy.cut_off(in_use) == set()  # there is nothing to give way to
+    yard.gate.set()
+    await done(yard)
+    assert await yard.lazy.cut_off(in_use) == cut_off
 
 
 async def test_a_new_worker_completes_what_was_mounted(yard):
