@@ -11,7 +11,7 @@ import click
 
 from agent.cli import answer
 from agent.cli.answer import json_option, print_json_line
-from agent.cli.client import connect
+from agent.cli.client import PULL_S, connect
 
 if TYPE_CHECKING:
     from agent._pb.worker.v1 import worker_pb2 as pb
@@ -43,7 +43,7 @@ def pull(ref: str, username: str, password_stdin: bool, ca: TextIO | None, as_js
     with connect() as client, _lines() if as_json else _bar() as show:
         given = registry if registry.ByteSize() else None
         request = pb.PrepareImageRequest(image=ref, registry=given)
-        for step in client.follow("PrepareImage", request, pb.ImageProgress, within_s=TRANSFER_S):
+        for step in client.follow("PrepareImage", request, pb.ImageProgress, within_s=PULL_S):
             if step.HasField("done"):
                 done = step.done
             else:

@@ -25,11 +25,12 @@ from agent.aio.tasks import finish
 from agent.containerd import registry
 from agent.containerd.access import Access
 from agent.containerd.channel import Channel
-from agent.containerd.download import Download
+from agent.containerd.download import Download, within
 from agent.containerd.endpoints import RegistryHosts
 from agent.containerd.errors import ForeignOwner, NoFilter, whole_detail
 from agent.containerd.images import Image, ImageRecord, Images, image_ref
 from agent.containerd.leases import Leases
+from agent.containerd.patience import PATIENCE_S
 from agent.containerd.registry import Resolved
 from agent.containerd.silence import Listening, Progress, heard_from
 from agent.containerd.store_limit import StoreLimit
@@ -127,8 +128,10 @@ class Transfer:
         accept: Callable[[Resolved], None] | None,
         choose: Callable[[Resolved], Awaitable[str]] | None,
     ) -> Image:
+        began = asyncio.get_running_loop().time()
         endpoints = await self._hosts.endpoints(reference, access.ca_pem)
-        found = await registry.resolve(reference, endpoints, deadline=deadline, access=access)
+        soon = min(deadline, began + PATIENCE_S)
+        found = await registry.resolve(reference, endpoints, deadline=soon, access=access)
         if accept is not None:
             accept(found)
         _check_served(reference, found)
@@ -157,7 +160,8 @@ class Transfer:
                 # It had the time and the credentials of who began it: now with one's own.
                 return await join()
         except TimeoutError as error:
-            raise RuntimeUnavailable(f"pull image {name}: not done within the time") from error
+            text = f"pull image {name}: not done {within(deadline - began)}"
+            raise RuntimeUnavailable(text) from error
 
     async def _fetch(
         self,
@@ -173,7 +177,6 @@ class Transfer:
         digest, what = found.target.digest, f"pull image {name}"
         await self._limit.admit(what, (found.manifest.config, *found.manifest.layers))
         async with self._leases.hold("pull", max(left_s, 0.0), resumed_by=digest) as lease:
-
             hear = partial(self._heard, what=what, lease=lease, deadline=deadline, told=told)
 
             async def once(source: Message) -> None:

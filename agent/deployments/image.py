@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PULL_S = 600.0
 SIGHT_S = 30.0
 TAKE_BACK_S = 60.0
 
@@ -56,8 +55,12 @@ class Fetched:
 class ImageSource:
     """Where deploys get their images from."""
 
-    def __init__(self, containerd: Containerd, catalog: Catalog, lazy: LazyImages) -> None:
+    def __init__(
+        self, containerd: Containerd, catalog: Catalog, lazy: LazyImages, pull_s: float
+    ) -> None:
+        """`pull_s` is the longest that a pull may take."""
         self._door = containerd
+        self._pull_s = pull_s
         self._catalog = catalog
         self._lazy = lazy
 
@@ -158,7 +161,7 @@ class ImageSource:
         before = await self._record(name)
         here = await door.content.sizes()
         begun = self._catalog.image_use.under_way.begin(here, time.monotonic())
-        deadline = asyncio.get_running_loop().time() + PULL_S
+        deadline = asyncio.get_running_loop().time() + self._pull_s
         try:
             image, warnings = await self._lazy.pull(
                 spec, name, deadline=deadline, accept=accept, access=self._access(spec)

@@ -40,20 +40,25 @@ if TYPE_CHECKING:
 IMPORTS = "import"  # below the agent's data
 IMPORT_S = 600.0
 UPLOAD_SILENCE_S = 300.0  # who packs an archive while sending it may take a while to begin
-# As long as the command line waits. Silence ends a pull much earlier.
-PULL_S = 3600.0
 
 
 class NodeImages:
     """The images of one node; below `scratch` archives are kept while they are imported."""
 
     def __init__(
-        self, containerd: Containerd, collector: ImageCollector, catalog: Catalog, scratch: Path
+        self,
+        containerd: Containerd,
+        collector: ImageCollector,
+        catalog: Catalog,
+        scratch: Path,
+        pull_s: float,
     ) -> None:
+        """`pull_s` is the longest that a pull may take."""
         self._containerd = containerd
         self._collector = collector
         self._catalog = catalog
         self._scratch = scratch
+        self._pull_s = pull_s
 
     async def list(self) -> Sequence[ImageView]:
         """Return every image by name."""
@@ -122,7 +127,7 @@ class NodeImages:
         door, use = self._containerd, self._catalog.image_use
         access = door.keyring.access(parse_image_ref(ref).host, registry)
         begun = use.under_way.begin(await door.content.sizes(), time.monotonic())
-        deadline = asyncio.get_running_loop().time() + PULL_S
+        deadline = asyncio.get_running_loop().time() + self._pull_s
         pull = partial(door.transfer.pull, name, deadline=deadline, access=access)
         follower = PullFollower(name, pull)
         with use.deploying(name):

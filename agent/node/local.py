@@ -56,7 +56,8 @@ class LocalNode:
     def __init__(self, parts: NodeParts, health: Health) -> None:
         self._parts = parts
         scratch = parts.config.paths.data / IMPORTS
-        self._images = NodeImages(parts.containerd, parts.collector, parts.catalog, scratch)
+        pull_s = parts.config.images.pull_timeout_s
+        self._images = NodeImages(parts.containerd, parts.collector, parts.catalog, scratch, pull_s)
         self._indexer = Indexer(parts.containerd, parts.config.paths.data / "index")
         self._capacity = NodeCapacity(parts)
         self._started_ns = time.time_ns()

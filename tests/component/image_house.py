@@ -228,7 +228,7 @@ class ImageHouse:
         most = Amount(self.settings.max_bytes, self.settings.max_files)
         bounds = StoreBounds(most, path)
         self.containerd.limit.hold_to(bounds, self.collector.make_room)
-        self.images = NodeImages(self.containerd, self.collector, self.catalog, self.path)
+        self.images = NodeImages(self.containerd, self.collector, self.catalog, self.path, 60.0)
 
     def names(self) -> list[str]:
         return sorted(self.store.here)

@@ -26,11 +26,15 @@ class Use:
         self.used = used
         self.failing = list(failing)
         self.looks = 0
+        self.measured = asyncio.Event()
+        """Set once a look has succeeded after those that failed."""
 
     async def look(self) -> StoreContents:
         self.looks += 1
         if self.looks > 1 and self.failing:
             raise self.failing.pop(0)
+        if self.looks > 1:
+            self.measured.set()
         return StoreContents({"layer x": self.used}, {}, (), Amount())
 
     async def brought(self, *_: Any) -> Amount:
@@ -61,8 +65,7 @@ async def test_a_transfer_goes_on_when_the_first_measuring_fails(tmp_path, failu
     use = Use(Amount(1, 1), failure(), failure())
 
     async def transfer() -> str:
-        while use.failing or use.looks < 4:
-            await asyncio.sleep(0.001)  # sleeps: between two looks at what is counted
+        await use.measured.wait()
         return "whole"
 
     async with asyncio.timeout(10):
