@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agent.aio import tasks
@@ -20,11 +21,12 @@ from agent.aio.tasks import finish
 from agent.config import LazySettings
 from agent.containerd.snapshots import view_key
 from agent.core.acceleration import WHOLE, Acceleration, advice, worth_asking
-from agent.errors import AgentError, NotFound, RuntimeUnavailable
+from agent.deployments.asking import Ahead, Asking
+from agent.errors import AgentError, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import FunctionSpec
+from agent.model.spec import RegistrySpec
 from agent.telemetry.events import Events
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ COMPLETE_S = 3600.0
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 60.0
 FORGET_S = 10.0
+AHEAD_TRIES = 10  # about seven minutes; nothing runs on it
 TOLD_S = 10.0  # between two events about one image's progress
 
 Accept = Callable[["Resolved"], None]
@@ -57,6 +60,7 @@ class Completion:
     """One image on its way from mounted to unpacked."""
 
     facts: ImageFacts
+    asking: Asking
     task: asyncio.Task[None]
     done_bytes: int = 0
     total_bytes: int = 0
@@ -90,9 +94,16 @@ class LazyImages:
     # -- pulling
 
     async def pull(
-        self, spec: FunctionSpec, name: str, *, deadline: float, accept: Accept, access: Access
+        self,
+        spec: Asking,
+        name: str,
+        *,
+        deadline: float,
+        accept: Accept,
+        access: Access,
+        progress: Callable[[Progress], None] | None = None,
     ) -> tuple[Image, tuple[str, ...]]:
-        """Make a spec's image ready the way that was asked for; return it, and what to warn of.
+        """Make an image ready the way that was asked for; return it, and what to warn of.
 
         A lazy mount that fails costs a warning: the image is then unpacked. Raises as
         `transfer.pull` does.
@@ -112,11 +123,16 @@ class LazyImages:
             await chosen.credentials.refresh()
             return chosen.name
 
-        transfer = self._door.transfer
+        transfer = partial(
+            self._door.transfer.pull,
+            name,
+            deadline=deadline,
+            accept=accept,
+            access=access,
+            progress=progress,
+        )
         try:
-            image = await transfer.pull(
-                name, deadline=deadline, accept=accept, choose=choose, access=access
-            )
+            image = await transfer(choose=choose)
             if chosen is not None:
                 await self._check_mounted(chosen, image, deadline)
                 self.complete(image.facts(), spec)
@@ -127,7 +143,7 @@ class LazyImages:
             log.warning("%s; unpacking it", text)
             self._events.add("LazyMountFailed", message=text, details={"image": name})
             warnings.append(f"{text}: it was fetched and unpacked whole")
-            image = await transfer.pull(name, deadline=deadline, accept=accept, access=access)
+            image = await transfer()
         return image, tuple(warnings)
 
     async def _engine_for(
@@ -201,6 +217,8 @@ class LazyImages:
             elif mounted or (unknown and host != LOCAL_HOST):
                 may_be.add(facts.chain_id)
                 self.complete(facts, version.spec)
+        known = {version.image.chain_id for version in versions if version.image is not None}
+        await self._resume_ahead(found - known, unpacked)
         return may_be
 
     async def _mounted_before(self) -> tuple[set[str], bool]:
@@ -218,15 +236,72 @@ class LazyImages:
                 log.warning("%s; what it has mounted is not known", error)
         return found, unknown
 
+    # -- what is mounted already
+
+    async def mounted(self) -> set[str]:
+        """Return the chain ids that engines have mounted, as far as they answer."""
+        found: set[str] = set()
+        soon = asyncio.get_running_loop().time() + RESUME_S
+        for engine in self._door.lazy:
+            if engine.has_run and engine.source() is not None:
+                with contextlib.suppress(AgentError):
+                    found |= {shot.key for shot in await engine.snapshots.list(deadline=soon)}
+        return found
+
+    async def take_up(self, spec: Asking, image: Image) -> bool:
+        """Go on, for a spec that does not want it whole, with an image that an engine has mounted.
+
+        False when there is no such mount, or it is not whole any more.
+        """
+        if spec.acceleration == "eager":
+            return False
+        soon = asyncio.get_running_loop().time() + RESUME_S
+        for engine in self._door.lazy:
+            if engine.source() is None:
+                continue
+            try:
+                if not await engine.snapshots.exists(image.chain_id, deadline=soon):
+                    continue
+                await self._check_mounted(engine, image, soon)
+            except AgentError as error:
+                log.info("image %s is mounted anew: %s", image.name, error)
+                continue
+            engine.credentials.use(spec.name, parse_image_ref(image.name).host, spec.registry)
+            await engine.credentials.refresh()
+            self.complete(image.facts(), spec)
+            return True
+        return False
+
+    async def _resume_ahead(self, found: Collection[str], unpacked: Collection[str]) -> None:
+        """Go on with mounted images that no version needs: they were asked for ahead."""
+        for record in await self._door.images.list() if found else ():
+            try:
+                image = await self._door.images.inspect(record.name)
+            except (NotFound, InvalidSpec):
+                continue
+            if image.chain_id not in found:
+                continue
+            ahead, host = Ahead(record.name, RegistrySpec()), parse_image_ref(record.name).host
+            for engine in self._door.lazy:
+                engine.credentials.use(ahead.name, host, ahead.registry)
+            if image.chain_id in unpacked:
+                self._mounted[image.chain_id] = image.facts()
+            else:
+                self.complete(image.facts(), ahead)
+
     # -- completing
 
-    def complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
-        """Fetch and unpack a spec's mounted image in the background, unless that is under way."""
+    def complete(self, facts: ImageFacts, spec: Asking) -> None:
+        """Fetch and unpack a mounted image in the background, unless that is under way.
+
+        Then it goes on with the credentials of who asked last, if that is a function.
+        """
         self._mounted.pop(facts.chain_id, None)
-        if facts.chain_id in self._completions:
+        if (found := self._completions.get(facts.chain_id)) is not None:
+            found.asking = found.asking if isinstance(spec, Ahead) else spec
             return
-        task = tasks.spawn(f"complete {facts.ref}", self._complete(facts, spec))
-        self._completions[facts.chain_id] = Completion(facts, task)
+        task = tasks.spawn(f"complete {facts.ref}", self._complete(facts))
+        self._completions[facts.chain_id] = Completion(facts, spec, task)
         task.add_done_callback(lambda _: self._completions.pop(facts.chain_id, None))
 
     def progress(self) -> list[str]:
@@ -242,15 +317,21 @@ class LazyImages:
         found = self._completions.get(chain_id)
         await tasks.stop(found.task if found is not None else None)
 
-    async def _complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
+    async def _complete(self, facts: ImageFacts) -> None:
         await asyncio.sleep(self._settings.complete_after_s)  # sleeps: the start's reads come first
         pause_s = FIRST_PAUSE_S
+        tries = 0
         while True:
+            asking = self._completions[facts.chain_id].asking
             try:
-                await self._fetch_whole(facts, spec)
+                await self._fetch_whole(facts, asking)
                 break
             except AgentError as error:
                 log.warning("image %s is not complete yet: %s", facts.ref, error)
+            tries += 1
+            if isinstance(asking, Ahead) and tries >= AHEAD_TRIES:
+                log.warning("image %s is left to who deploys it", facts.ref)
+                return
             await asyncio.sleep(pause_s)  # sleeps: what failed is not tried at once
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         self._prepared.completed(facts.chain_id)
@@ -258,7 +339,7 @@ class LazyImages:
         text = f"image {facts.ref} is complete: starts need its registry no more"
         self._events.add("ImageCompleted", message=text, details={"image": facts.ref})
 
-    async def _fetch_whole(self, facts: ImageFacts, spec: FunctionSpec) -> None:
+    async def _fetch_whole(self, facts: ImageFacts, spec: Asking) -> None:
         loop = asyncio.get_running_loop()
         blobs: dict[str, tuple[int, int]] = {}
         told_at = loop.time()
@@ -310,6 +391,14 @@ class LazyImages:
             engine.credentials.drop(function)
             tasks.launch(f"credentials of {engine.name}", engine.credentials.refresh())
 
+    async def gone(self, name: str, chain_id: str) -> None:
+        """Complete an image no more whose name is gone, and ask its registry for nothing."""
+        await self.drop(chain_id)
+        self._forget_ahead(name)
+
+    def _forget_ahead(self, name: str) -> None:
+        self.forget(Ahead(name, RegistrySpec()).name)
+
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""
         for chain_id in [one for one in self._mounted if one not in in_use]:
@@ -321,6 +410,7 @@ class LazyImages:
 
     async def _unmount(self, facts: ImageFacts) -> None:
         self._prepared.unmounted(facts.chain_id)
+        self._forget_ahead(facts.ref)
         for engine in self._door.lazy:
             if engine.source() is not None:
                 await self._door.images.unlabel(facts.ref, engine.name)

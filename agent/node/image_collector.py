@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +69,8 @@ class ImageCollector:
         self._uses = LastUses(data / LAST_USES)
         self._ballast = Ballast(data)
         self._turn = asyncio.Lock()
+        self.gone: Callable[[str, str], Awaitable[None]] | None = None
+        """Hears of every name that was removed, with the layers it stood for."""
         self.active = True
         """False once another worker has taken over: what is deployed is no longer known here."""
 
@@ -222,6 +224,8 @@ class ImageCollector:
             )
         await self._containerd.images.delete(name)
         if known is not None:
+            if self.gone is not None and known.chain_id not in self.stock.needed_layers():
+                await self.gone(name, known.chain_id)
             await self._orphans.unmount(known.chain_id, self.stock.needed_layers)
 
     async def _sweep(self) -> None:

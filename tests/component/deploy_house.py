@@ -115,7 +115,7 @@ class Town(House):
         layers = [Descriptor(self.layer_type, "sha256:1", size) for size in self.compressed]
         return Manifest("m", Descriptor("c", "sha256:0", 0), tuple(layers))
 
-    async def _pull(self, name, *, deadline, accept, access, choose=None):
+    async def _pull(self, name, *, deadline, accept, access, choose=None, progress=None):
         self.pulls.append(name)
         self.allowed_s = deadline - asyncio.get_running_loop().time()
         self.shown.append(await access.credentials(parse_image_ref(name).host))

@@ -16,9 +16,11 @@ from agent.containerd.keyring import Keyring
 from agent.containerd.silence import Progress
 from agent.core.oci_image import Descriptor, Manifest
 from agent.deployments import lazy_image
+from agent.deployments.asking import Ahead
 from agent.deployments.lazy_image import LazyImages
 from agent.errors import NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
+from agent.model.spec import RegistrySpec
 from agent.model.spec_parse import parse_spec
 from agent.telemetry.events import Events
 from tests.component.function_house import until
@@ -42,14 +44,17 @@ class FakeEngine:
         self.mounts = {FACTS.chain_id}
         self.removed = []
         self.layers = ("/top", "/base")
-        self.credentials = SimpleNamespace(use=self._use, refresh=self._refresh)
+        self.credentials = SimpleNamespace(use=self._use, refresh=self._refresh, drop=self._drop)
         self.users = []
         self.snapshots = SimpleNamespace(
-            image_layers=self._layers, remove=self._remove, list=self._list
+            image_layers=self._layers, remove=self._remove, list=self._list, exists=self._exists
         )
 
     def _use(self, function, host, registry):
         self.users.append((function, host))
+
+    def _drop(self, function):
+        self.users.append(f"not {function}")
 
     async def _refresh(self):
         self.users.append("written")
@@ -70,7 +75,10 @@ class FakeEngine:
     async def _remove(self, key):
         self.removed.append(key)
 
-    async def _list(self):
+    async def _exists(self, key, *, deadline):
+        return key in self.mounts
+
+    async def _list(self, *, deadline=None):
         return [SimpleNamespace(key=key) for key in self.mounts]
 
 
@@ -85,6 +93,7 @@ class Yard:
         self.completed: list[str] = []
         self.unmounted: list[str] = []
         self.deleted: list[str] = []
+        self.named: list[str] = []
         self.unlabelled: list[tuple[str, str]] = []
         self.sizes = (90 * MB, 10 * MB)
         self.gate: asyncio.Event | None = None
@@ -94,7 +103,13 @@ class Yard:
             transfer=SimpleNamespace(pull=self._pull, has_referrer=self._has_referrer),
             keyring=Keyring(),
             snapshots=SimpleNamespace(image_layers=self.engine._layers),
-            images=SimpleNamespace(get=self._get, delete=self._delete, unlabel=self._unlabel),
+            images=SimpleNamespace(
+                get=self._get,
+                delete=self._delete,
+                unlabel=self._unlabel,
+                list=self._list,
+                inspect=self._inspect,
+            ),
         )
         prepared: Any = SimpleNamespace(
             completed=self.completed.append, unmounted=self.unmounted.append
@@ -123,6 +138,16 @@ class Yard:
 
     async def _get(self, name):
         raise NotFound(name)
+
+    async def _list(self):
+        return [SimpleNamespace(name=name) for name in self.named]
+
+    async def _inspect(self, name):
+        layers = tuple(Descriptor("m", f"sha256:{n}", size) for n, size in enumerate(self.sizes))
+        manifest = Manifest("m", Descriptor("c", "sha256:0", 0), layers[::-1])
+        return SimpleNamespace(
+            chain_id=FACTS.chain_id, manifest=manifest, facts=lambda: FACTS, name=name
+        )
 
     async def _delete(self, name):
         self.deleted.append(name)
@@ -309,3 +334,92 @@ async def test_closing_leaves_the_rest_to_the_next_worker():
     with suppress(asyncio.CancelledError):
         await yard.lazy.close()
     assert yard.pulls == []
+
+
+# -- asked for ahead of any deploy
+
+
+AHEAD = Ahead(FACTS.ref, RegistrySpec(username="me", password="secret"))
+
+
+async def ahead(yard):
+    deadline = asyncio.get_running_loop().time() + 5
+    return await yard.lazy.pull(
+        AHEAD, FACTS.ref, deadline=deadline, accept=lambda _: None, access=Access()
+    )
+
+
+async def test_an_image_asked_for_ahead_is_mounted_and_completed(yard):
+    _, warnings = await ahead(yard)
+    await done(yard)
+    assert (warnings, yard.pulls) == ((), [(FACTS.ref, "soci"), (WHOLE, "")])
+    assert yard.engine.users[:2] == [(f"image {FACTS.ref}", "r.example"), "written"]
+
+
+async def test_credentials_of_an_image_ahead_go_with_its_mount(yard):
+    await ahead(yard)
+    await done(yard)
+    await yard.lazy.let_go(())
+    assert f"not image {FACTS.ref}" in yard.engine.users
+
+
+async def test_an_image_ahead_whose_name_is_gone_is_completed_no_more(yard):
+    yard.gate = gate = asyncio.Event()
+    yard.lazy.complete(FACTS, AHEAD)
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    await yard.lazy.gone(FACTS.ref, FACTS.chain_id)
+    gate.set()
+    assert (yard.completed, yard.lazy.progress()) == ([], [])
+    assert f"not image {FACTS.ref}" in yard.engine.users
+
+
+async def test_what_cannot_be_completed_ahead_is_left_to_who_deploys_it(yard, monkeypatch):
+    monkeypatch.setattr(lazy_image, "AHEAD_TRIES", 2)
+    yard.faults = [RuntimeUnavailable("away")] * 5
+    yard.lazy.complete(FACTS, AHEAD)
+    await until(lambda: not yard.lazy.progress())
+    assert (len(yard.pulls), yard.completed) == (2, [])
+
+
+async def test_a_deploy_goes_on_with_what_was_mounted_ahead(yard, monkeypatch):
+    monkeypatch.setattr(lazy_image, "AHEAD_TRIES", 2)
+    yard.gate = asyncio.Event()
+    yard.faults = [RuntimeUnavailable("away")] * 5  # more than are tried ahead
+    yard.lazy.complete(FACTS, AHEAD)
+    await until(lambda: len(yard.pulls) == 1)
+    image: Any = await yard._inspect(FACTS.ref)
+    assert await yard.lazy.take_up(SPEC, image)
+    assert ("f", "r.example") in yard.engine.users
+    yard.gate.set()
+    await done(yard)
+    assert len(yard.pulls) == 6
+
+
+@pytest.mark.parametrize(
+    "change", ["eager", "ended", "not mounted", "hardly mounted"], ids=lambda each: each
+)
+async def test_what_is_not_mounted_or_wanted_whole_is_not_taken_up(yard, surroundings, change):
+    if change == "ended":
+        yard.engine.runs = False
+    elif change == "not mounted":
+        yard.engine.mounts = set()
+    elif change == "hardly mounted":
+        surroundings[:] = ["/base"]
+    asked = "eager" if change == "eager" else "auto"
+    spec = SPEC.model_copy(update={"acceleration": asked})
+    assert not await yard.lazy.take_up(spec, await yard._inspect(FACTS.ref))
+    assert yard.lazy.progress() == []
+
+
+async def test_a_new_worker_completes_what_was_mounted_ahead(yard):
+    yard.named = [FACTS.ref]
+    assert await yard.lazy.resume((), []) == set()
+    await done(yard)
+    assert (f"image {FACTS.ref}", "r.example") in yard.engine.users
+
+
+async def test_a_new_worker_lets_go_what_was_complete_ahead(yard):
+    yard.named = [FACTS.ref]
+    await yard.lazy.resume({FACTS.chain_id}, [])
+    await yard.lazy.let_go(())
+    assert yard.engine.removed == [f"view-{FACTS.chain_id}"]

@@ -210,6 +210,40 @@ def push_false_index(tls: TlsRegistry, repository: str) -> None:
     registry.push(tls.plain, repository, subject.replace(":", "-"), oci.OciImage(blobs, at))
 
 
+class TestAhead:
+    """`image pull --acceleration lazy`: an image mounted before any function is there."""
+
+    def test_an_image_mounted_ahead_is_what_a_deploy_goes_on_with(self, lazy, tls, content):
+        agent = lazy.agent
+        name = push(tls, "ahead", content)
+        agent.cli("image", "accelerate", name)
+        agent.cli("image", "rm", name)
+        before = len(mounts(agent))
+        lines = agent.cli("image", "pull", name, "--acceleration", "lazy", "--json").out
+        first, *_, last = map(json.loads, lines.splitlines())
+        assert (first["phase"], last["phase"], last["warnings"]) == ("resolving", "done", [])
+        assert len(mounts(agent)) == before + 2
+        assert last["image"]["form"] == "lazy"
+        tls.stop()  # neither the deploy nor what was read already asks it
+        try:
+            reply = deploy(lazy, "ahead", name, pull="never")
+        finally:
+            tls.start()
+        assert (list(reply.warnings), len(mounts(agent))) == ([], before + 2)
+        assert reads(agent, "ahead", "3") == content[3]
+        lazy.remove("ahead")
+        agent.cli("image", "rm", name)
+        agent.wait_until(lambda: len(mounts(agent)) == before, 20, "the mounts gone")
+
+    def test_what_has_no_index_is_fetched_whole_and_told(self, lazy, tls, content):
+        name = push(tls, "whole", content[:1])
+        said = lazy.agent.cli("image", "pull", name, "--acceleration", "lazy")
+        assert f"warning: image {name} has no index" in said.err
+        (row,) = [one for one in lazy.agent.cli("image", "ls", "--json").json() if name in str(one)]
+        assert row["form"] == "unpacked"
+        lazy.agent.cli("image", "rm", name)
+
+
 class TestCredentials:
     """The engine asks the registry by itself, long after the deploy."""
 
