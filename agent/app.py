@@ -243,7 +243,8 @@ class App:
         fleet = self._make_fleet(catalog, self._ports(telemetry, kept, machine), telemetry.watcher)
         jobs = JobRunner(fleet, kept.calls.save)
         runners = Runners(fleet, jobs, machine.builder)
-        lazy = LazyImages(config.lazy, machine.containerd, machine.images, events)
+        use = catalog.image_use
+        lazy = LazyImages(config.lazy, machine.containerd, machine.images, events, use)
         stores = Stores(kept.functions, kept.calls, machine.containerd, lazy, logs, events)
         deployer = Deployer(config, catalog, runners, stores)
         self._undo.push_async_callback(deployer.leave)

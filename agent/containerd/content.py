@@ -54,14 +54,6 @@ class Content:
             return None
         return int(reply.info.size)
 
-    async def set_label(self, digest: str, label: str, value: str) -> None:
-        """Set one label of a blob; an empty value removes it. Raises NotFound."""
-        request = pb.UpdateRequest(
-            info=pb.Info(digest=digest, labels={label: value}),
-            update_mask=field_mask_pb2.FieldMask(paths=[f"labels.{label}"]),
-        )
-        await self._channel.call(self._rpc.Update, request, f"label {digest}")
-
     async def read(self, digest: str, max_bytes: int, *, deadline: float | None = None) -> bytes:
         """Return a whole blob. Raises NotFound, or RuntimeUnavailable beyond `max_bytes`."""
         request = pb.ReadContentRequest(digest=digest)
@@ -78,7 +70,7 @@ class Content:
     async def label(
         self, digest: str, name: str, value: str, *, deadline: float | None = None
     ) -> None:
-        """Set one label of a blob. Raises NotFound."""
+        """Set one label of a blob; an empty value removes it. Raises NotFound."""
         mask = field_mask_pb2.FieldMask(paths=[f"labels.{name}"])
         request = pb.UpdateRequest(
             info=pb.Info(digest=digest, labels={name: value}), update_mask=mask
@@ -150,6 +142,12 @@ class Content:
         request = pb.ListContentRequest()
         replies = self._channel.stream(self._rpc.List, request, "list blobs", deadline=deadline)
         return {info.digest: int(info.size) async for reply in replies for info in reply.info}
+
+    async def labelled(self, name: str, value: str) -> list[str]:
+        """Return the digests of the blobs that have a label of this value."""
+        request = pb.ListContentRequest(filters=[f'labels."{name}"=="{value}"'])
+        replies = self._channel.stream(self._rpc.List, request, f"list blobs labelled {name}")
+        return [info.digest async for reply in replies for info in reply.info]
 
     async def count(self, *, deadline: float | None = None) -> int:
         """Return how many blobs there are."""

@@ -164,10 +164,15 @@ class Images:
             unpacked_bytes = (await self._snapshots.usage(keys, deadline=deadline)).size_bytes
         return Image(name, target.digest, manifest, config, unpacked_bytes)
 
-    async def unlabel(self, name: str, snapshotter: str) -> None:
-        """Let a snapshotter's layers of an image be collected, whoever else keeps the image."""
-        image = await self.inspect(name)
-        await self.content.set_label(image.manifest.config.digest, SNAPSHOT_LABEL + snapshotter, "")
+    async def unlabel(self, chain_id: str, snapshotter: str) -> None:
+        """Let a snapshotter's layers be collected, whatever images say that they are theirs.
+
+        By the layers, not by a name: a tag may stand for another image by now, or for none.
+        """
+        label = SNAPSHOT_LABEL + snapshotter
+        for digest in await self.content.labelled(label, chain_id):
+            with contextlib.suppress(NotFound):  # its image has just gone
+                await self.content.label(digest, label, "")
 
     async def _resolve(
         self, target: Descriptor, name: str, deadline: float | None

@@ -45,12 +45,12 @@ class Entry:
 
 
 class Keyring:
-    """All of them; `now` is wall time. `changed` is set with every change from outside."""
+    """All of them; `now` is wall time."""
 
     def __init__(self, now: Callable[[], float] = time.time, run: RunCommand = run_command) -> None:
         self._now = now
         self._run = run
-        self.changed = asyncio.Event()
+        self._told: list[Callable[[], None]] = []
         self._by_host: dict[str, Entry] = {}
         self._by_function: dict[tuple[str, str], Entry] = {}
         self._printed: dict[tuple[str, tuple[str, ...]], Entry] = {}
@@ -61,25 +61,33 @@ class Keyring:
     def __repr__(self) -> str:
         return f"Keyring({len(self._by_host)} hosts, {len(self._by_function)} functions)"
 
+    def tell(self, changed: Callable[[], None]) -> None:
+        """Call `changed` after every change from outside, for as long as this lives."""
+        self._told.append(changed)
+
+    def _changed(self) -> None:
+        for told in self._told:
+            told()
+
     def set(self, host: str, credentials: Credentials | None, until: float | None = None) -> None:
         """Keep credentials for every image of a host, None to forget them.
 
         Raises FailedPrecondition when there are too many hosts.
         """
-        self.changed.set()
         if credentials is None:
             self._by_host.pop(_named(host), None)
-            return
-        if _named(host) not in self._by_host and len(self._by_host) >= MAX_HOSTS:
+        elif _named(host) not in self._by_host and len(self._by_host) >= MAX_HOSTS:
             raise FailedPrecondition(f"{MAX_HOSTS} registries have credentials; forget one first")
-        self._by_host[_named(host)] = Entry(credentials, self._now(), until)
+        else:
+            self._by_host[_named(host)] = Entry(credentials, self._now(), until)
+        self._changed()
 
     def keep(self, function: str, host: str, registry: RegistrySpec) -> None:
         """Keep what a deploy brought, for later pulls of the same function's image."""
         found = given(registry)
         if found is not None:
             self._by_function[function, _named(host)] = Entry(found, self._now())
-            self.changed.set()
+            self._changed()
 
     def drop(self, function: str) -> None:
         """Forget what a function's deploys brought."""

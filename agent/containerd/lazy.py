@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from agent.containerd.channel import Channel
 from agent.containerd.docker_config import DockerConfig
 from agent.containerd.engine_credentials import EngineCredentials
 from agent.containerd.keyring import Keyring
-from agent.containerd.snapshots import Snapshots
+from agent.containerd.snapshots import Snapshots, view_key
 from agent.core.oci_image import Manifest
 from agent.errors import RuntimeUnavailable
 from agent.linux.process import Identity
@@ -168,3 +168,16 @@ class LazyEngines:
     def get(self, name: str) -> LazyEngine | None:
         """Return an engine by name."""
         return self._engines.get(name)
+
+
+async def unmount(engines: Iterable[LazyEngine], chain_id: str) -> None:
+    """Have engines let an image's layers go, as far as nothing else refers to them.
+
+    Raises RuntimeUnavailable when one does not answer: it mounts again what it had mounted.
+    """
+    for engine in engines:
+        if not engine.has_run:
+            continue
+        if not await engine.answers():
+            raise RuntimeUnavailable(f"{engine.name}, which mounts lazy images, does not answer")
+        await engine.snapshots.remove(view_key(chain_id))

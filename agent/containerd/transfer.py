@@ -214,7 +214,7 @@ class Transfer:
                 heard(step)
                 told(step)
 
-            await self._run(source, target, what, lease=lease, deadline=deadline, told=step_told)
+            await self.run(source, target, what, lease=lease, deadline=deadline, told=step_told)
 
     async def present(self, name: str, found: Resolved, deadline: float) -> Image | None:
         """Return what is unpacked here under this name, if it is what was found there."""
@@ -274,12 +274,6 @@ class Transfer:
         return imagestore_pb2.ImageStore(name=name, platforms=[PLATFORM], unpacks=unpacks)
 
     async def run(
-        self, source: Message, target: Message, what: str, *, lease: str, deadline: float
-    ) -> None:
-        """Transfer and wait for the end. Raises InvalidSpec when layers cannot be unpacked."""
-        await self._run(source, target, what, lease=lease, deadline=deadline)
-
-    async def _run(
         self,
         source: Message,
         target: Message,
@@ -289,6 +283,10 @@ class Transfer:
         deadline: float,
         told: Callable[[Progress], None] | None = None,
     ) -> None:
+        """Transfer and wait for the end; `told` hears how far it is.
+
+        Raises InvalidSpec when layers cannot be unpacked, Overloaded when the disk is full.
+        """
         request = pb.TransferRequest(source=pack(source), destination=pack(target))
         if told is None:
             await self._call(request, what, lease, deadline)

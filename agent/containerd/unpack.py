@@ -29,6 +29,7 @@ from agent.aio.tasks import finish
 from agent.containerd.channel import Channel
 from agent.containerd.content import Content
 from agent.containerd.errors import NoFilter, whole_detail
+from agent.containerd.images import SNAPSHOT_LABEL
 from agent.containerd.snapshots import SnapshotMount, Snapshots, mount_messages
 from agent.core import oci_image
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
@@ -112,7 +113,7 @@ class Unpacker:
                         undo = self._snapshots.remove(key)
                         await finish(f"remove snapshot {key}", undo, within_s=UNDO_S)
             parent = chain
-        label = f"containerd.io/gc.ref.snapshot.{self._snapshots.snapshotter}"
+        label = SNAPSHOT_LABEL + self._snapshots.snapshotter
         await self._content.label(manifest.config.digest, label, parent, deadline=deadline)
 
     async def _commit(

@@ -7,11 +7,11 @@ and taken up again by whoever deploys it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from agent.core.acceleration import Acceleration
-from agent.model.spec import RegistrySpec
+from agent.model.spec import FunctionSpec, RegistrySpec, nothing_given, without_credentials
 
 
 class Asking(Protocol):
@@ -42,3 +42,11 @@ class Ahead:
     def name(self) -> str:
         """No function can be called so."""
         return f"image {self.image}"
+
+
+def bare(asking: Asking) -> Asking:
+    """Return who asks without what was brought along: from then on the keyring's counts."""
+    if isinstance(asking, Ahead):
+        return replace(asking, registry=nothing_given(asking.registry))
+    assert isinstance(asking, FunctionSpec)
+    return without_credentials(asking)

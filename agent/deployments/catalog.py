@@ -62,6 +62,10 @@ class Catalog:
             raise NotFound(f"function {shown} is not deployed here; deploy it first")
         return function
 
+    def has(self, name: str) -> bool:
+        """Say whether a function is deployed."""
+        return name in self._functions
+
     def target(self, key: tuple[str, int]) -> FunctionTarget | None:
         """Return the target of exactly this version, None if it is not here."""
         function = self._functions.get(key[0])
@@ -107,8 +111,8 @@ class Catalog:
         return self.users().get(digest, [])
 
     def holds_layers(self, chain_id: str) -> bool:
-        """Say whether some version runs on these layers, under whatever name and digest."""
-        return any(
+        """Say whether some version or deploy needs these layers, under whatever name and digest."""
+        return chain_id in self.image_use.layers or any(
             t.version.image is not None and t.version.image.chain_id == chain_id
             for t in self.targets()
         )

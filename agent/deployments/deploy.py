@@ -141,8 +141,12 @@ class Deployer:
         name = parse_image_ref(spec.image).full
         async with self._lock(spec.name):
             with self._catalog.image_use.deploying(name), self._counted(spec.name):
-                outcome, target = await self._deploy(spec, wait=wait)
-                self._images.keep_credentials(spec)
+                try:
+                    outcome, target = await self._deploy(spec, wait=wait)
+                    self._images.keep_credentials(spec)
+                finally:
+                    deployed = self._catalog.has(spec.name)
+                    self._images.deploy_ended(spec.name, deployed=deployed)
         if wait:
             await self._settled(target)
             outcome = replace(outcome, version=target.version)

@@ -159,6 +159,8 @@ class ImageSource:
 
         def accept(found: Resolved) -> None:
             check_image_size(spec.contract, name, compressed_bytes=found.manifest.compressed_bytes)
+            # From now on: whoever removes a function of the same layers leaves them alone.
+            self._catalog.image_use.hold(name, found.config.chain_id)
 
         before = await self._record(name)
         here = await door.content.sizes()
@@ -172,6 +174,7 @@ class ImageSource:
             with contextlib.suppress(NotFound):
                 facts = _fitting(spec, await door.images.inspect(name))
                 log.warning("image %s: %s; using what is on this node", spec.image, error)
+                self._lazy.join(facts, spec)
                 return Fetched(facts, asked=False, why_not=error.message)
             raise
         await self._note_pull(image, begun)
@@ -190,6 +193,13 @@ class ImageSource:
         """Keep what a deploy brought for its image's registry, in memory, for later pulls."""
         host = parse_image_ref(spec.image).host
         self._door.keyring.keep(spec.name, host, spec.registry)
+
+    def deploy_ended(self, function: str, *, deployed: bool) -> None:
+        """Hold nothing any more that only a deploy has brought; `deployed`: there is a version."""
+        if deployed:
+            self._lazy.deploy_ended(function)
+        else:
+            self.forget_credentials(function)
 
     def forget_credentials(self, function: str) -> None:
         """Forget what a function's deploys brought."""

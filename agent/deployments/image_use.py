@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,7 @@ class ImageUse:
         self._deploys: Counter[str] = Counter()
         self._layers: dict[str, set[str]] = {}
         self._removals: set[str] = set()
+        self._passing: set[str] = set()
         self.last_ns: dict[str, int] = {}
         """When each digest was last deployed, started or brought here, ns since the epoch."""
         self.changed = False
@@ -72,6 +73,7 @@ class ImageUse:
         if name in self._removals:
             raise FailedPrecondition(f"image {name} is being removed; try again")
         self._deploys[name] += 1
+        self._passing.discard(name)
         try:
             yield
         finally:
@@ -101,6 +103,16 @@ class ImageUse:
             yield
         finally:
             self._removals.discard(name)
+
+    @contextlib.contextmanager
+    def passing(self, name: str) -> Iterator[Callable[[], bool]]:
+        """Have a name for a while; what it gives says whether no deploy has relied on it since."""
+        if name not in self._deploys:
+            self._passing.add(name)
+        try:
+            yield lambda: name in self._passing
+        finally:
+            self._passing.discard(name)
 
     def relies_on(self, name: str) -> bool:
         """Say whether a deploy or pull under way relies on a name."""

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from agent.aio import tasks
 from agent.aio.tasks import finish
 from agent.config import LazySettings
-from agent.containerd.snapshots import view_key
+from agent.containerd.lazy import unmount
 from agent.core.acceleration import WHOLE, Acceleration, advice, worth_asking
-from agent.deployments.asking import Ahead, Asking
+from agent.deployments.asking import Ahead, Asking, bare
 from agent.errors import AgentError, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from agent.containerd.lazy import LazyEngine
     from agent.containerd.registry import Resolved
     from agent.containerd.silence import Progress
+    from agent.deployments.image_use import ImageUse
     from agent.sandbox.prepared_images import PreparedImages
 
 log = logging.getLogger(__name__)
@@ -57,13 +58,19 @@ Accept = Callable[["Resolved"], None]
 
 @dataclass(slots=True)
 class Completion:
-    """One image on its way from mounted to unpacked."""
+    """One image on its way from mounted to unpacked; `askers` are those it is for, by name."""
 
     facts: ImageFacts
-    asking: Asking
-    task: asyncio.Task[None]
+    askers: dict[str, Asking]
     done_bytes: int = 0
     total_bytes: int = 0
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def asker(self) -> Asking:
+        """Whose credentials count: those of who asked last, a function's before all others."""
+        askers = list(reversed(self.askers.values()))
+        return next((one for one in askers if not isinstance(one, Ahead)), askers[0])
 
     def __str__(self) -> str:
         of = f"{self.done_bytes // MB} of {self.total_bytes // MB} MB"
@@ -79,14 +86,18 @@ class LazyImages:
         containerd: Containerd,
         prepared: PreparedImages,
         events: Events,
+        use: ImageUse,
     ) -> None:
         self._settings = settings
         self._door = containerd
         self._prepared = prepared
         self._events = events
+        self._use = use
         self._completions: dict[str, Completion] = {}
         self._mounted: dict[str, ImageFacts] = {}
         """Images that are completed, and whose mounts are still there."""
+        self._reluctant: set[str] = set()
+        """Those of them that could not be let go, for the log to say so once."""
 
     def __repr__(self) -> str:
         return f"<LazyImages {[str(one) for one in self._completions.values()]}>"
@@ -146,6 +157,36 @@ class LazyImages:
             image = await transfer()
         return image, tuple(warnings)
 
+    async def pull_ahead(
+        self,
+        ahead: Ahead,
+        *,
+        deadline: float,
+        accept: Accept,
+        progress: Callable[[Progress], None],
+    ) -> tuple[Image, tuple[str, ...]]:
+        """Do so before any deploy; credentials are kept for as long as it is mounted."""
+        keyring, host = self._door.keyring, parse_image_ref(ahead.image).host
+        access = keyring.access(host, ahead.registry, ahead.name)
+        is_mounted = False
+        try:
+            image, warnings = await self.pull(
+                ahead,
+                ahead.image,
+                deadline=deadline,
+                accept=accept,
+                access=access,
+                progress=progress,
+            )
+            is_mounted = image.chain_id in self._completions
+            if is_mounted:
+                keyring.keep(ahead.name, host, ahead.registry)
+                self.deploy_ended(ahead.name)
+            return image, warnings
+        finally:
+            if not is_mounted:
+                self._forget_ahead(ahead.image)
+
     async def _engine_for(
         self, name: str, asked: Acceleration, found: Resolved, access: Access
     ) -> tuple[LazyEngine | None, str]:
@@ -188,7 +229,8 @@ class LazyImages:
         mounted = sum(layer.size_bytes for at, layer in layers if at in points)
         whole = sum(layer.size_bytes for layer in image.manifest.layers)
         if 2 * mounted < whole:
-            await self._unmount(image.facts())
+            if image.chain_id not in self._completions:  # else another function runs on it
+                await self._unmount(image.facts())
             raise RuntimeUnavailable(f"it has mounted {mounted} of {whole} bytes only")
 
     async def resume(
@@ -229,8 +271,9 @@ class LazyImages:
             if not engine.has_run:
                 continue
             try:
-                await engine.up(asyncio.get_running_loop().time() + RESUME_S)
-                found |= {shot.key for shot in await engine.snapshots.list()}
+                deadline = asyncio.get_running_loop().time() + RESUME_S
+                await engine.up(deadline)
+                found |= {shot.key for shot in await engine.snapshots.list(deadline=deadline)}
             except AgentError as error:
                 unknown = True
                 log.warning("%s; what it has mounted is not known", error)
@@ -243,7 +286,7 @@ class LazyImages:
         found: set[str] = set()
         soon = asyncio.get_running_loop().time() + RESUME_S
         for engine in self._door.lazy:
-            if engine.has_run and engine.source() is not None:
+            if engine.has_run and await engine.answers():
                 with contextlib.suppress(AgentError):
                     found |= {shot.key for shot in await engine.snapshots.list(deadline=soon)}
         return found
@@ -257,7 +300,7 @@ class LazyImages:
             return False
         soon = asyncio.get_running_loop().time() + RESUME_S
         for engine in self._door.lazy:
-            if engine.source() is None:
+            if not engine.has_run or not await engine.answers():
                 continue
             try:
                 if not await engine.snapshots.exists(image.chain_id, deadline=soon):
@@ -292,17 +335,27 @@ class LazyImages:
     # -- completing
 
     def complete(self, facts: ImageFacts, spec: Asking) -> None:
-        """Fetch and unpack a mounted image in the background, unless that is under way.
-
-        Then it goes on with the credentials of who asked last, if that is a function.
-        """
+        """Fetch and unpack a mounted image in the background, unless that is under way."""
         self._mounted.pop(facts.chain_id, None)
-        if (found := self._completions.get(facts.chain_id)) is not None:
-            found.asking = found.asking if isinstance(spec, Ahead) else spec
+        if self.join(facts, spec):
             return
-        task = tasks.spawn(f"complete {facts.ref}", self._complete(facts))
-        self._completions[facts.chain_id] = Completion(facts, spec, task)
-        task.add_done_callback(lambda _: self._completions.pop(facts.chain_id, None))
+        one = Completion(facts, {spec.name: spec})
+        self._completions[facts.chain_id] = one
+        one.task = tasks.spawn(f"complete {facts.ref}", self._complete(one))
+        one.task.add_done_callback(lambda _: self._ended(one))
+
+    def join(self, facts: ImageFacts, spec: Asking) -> bool:
+        """Have an image that is being completed be so for one more; False if none is."""
+        one = self._completions.get(facts.chain_id)
+        if one is None:
+            return False
+        one.askers.pop(spec.name, None)
+        one.askers[spec.name] = spec
+        return True
+
+    def _ended(self, one: Completion) -> None:
+        if self._completions.get(one.facts.chain_id) is one:
+            del self._completions[one.facts.chain_id]
 
     def progress(self) -> list[str]:
         """Say of each image that is being completed how far it is."""
@@ -310,26 +363,28 @@ class LazyImages:
 
     async def close(self) -> None:
         """Leave what is under way to the next worker."""
-        await tasks.stop(*(one.task for one in self._completions.values()))
+        await tasks.stop(*(one.task for one in list(self._completions.values())))
 
     async def drop(self, chain_id: str) -> None:
         """Complete an image no more, for no version needs it; its mounts go with its name."""
-        found = self._completions.get(chain_id)
+        # Out of the list first: who needs it again begins anew, though this one may still end.
+        found = self._completions.pop(chain_id, None)
         await tasks.stop(found.task if found is not None else None)
 
-    async def _complete(self, facts: ImageFacts) -> None:
+    async def _complete(self, one: Completion) -> None:
+        facts = one.facts
         await asyncio.sleep(self._settings.complete_after_s)  # sleeps: the start's reads come first
         pause_s = FIRST_PAUSE_S
         tries = 0
         while True:
-            asking = self._completions[facts.chain_id].asking
             try:
-                await self._fetch_whole(facts, asking)
+                await self._fetch_whole(one)
                 break
-            except AgentError as error:
-                log.warning("image %s is not complete yet: %s", facts.ref, error)
+            except Exception as error:  # whatever it was, starts need it whole
+                trace = not isinstance(error, AgentError)
+                log.warning("image %s is not complete yet: %s", facts.ref, error, exc_info=trace)
             tries += 1
-            if isinstance(asking, Ahead) and tries >= AHEAD_TRIES:
+            if isinstance(one.asker, Ahead) and tries >= AHEAD_TRIES:
                 log.warning("image %s is left to who deploys it", facts.ref)
                 return
             await asyncio.sleep(pause_s)  # sleeps: what failed is not tried at once
@@ -339,7 +394,26 @@ class LazyImages:
         text = f"image {facts.ref} is complete: starts need its registry no more"
         self._events.add("ImageCompleted", message=text, details={"image": facts.ref})
 
-    async def _fetch_whole(self, facts: ImageFacts, spec: Asking) -> None:
+    async def _fetch_whole(self, one: Completion) -> None:
+        # By digest: the tag may stand for another image by now.
+        reference = parse_image_ref(one.facts.ref)
+        name = f"{reference.name}@{one.facts.digest}"
+        asker = one.asker
+        access = self._door.keyring.access(reference.host, asker.registry, asker.name)
+        deadline = asyncio.get_running_loop().time() + COMPLETE_S
+        told = self._teller(one)
+        with self._use.passing(name) as is_passing:
+            known = await self._is_named(name)
+            try:
+                transfer = self._door.transfer
+                await transfer.pull(name, deadline=deadline, progress=told, access=access)
+                # The view, and the image's own name, hold the layers from here on.
+                await self._door.snapshots.image_layers(one.facts.chain_id, deadline=deadline)
+            finally:
+                if not known and is_passing():
+                    await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)
+
+    def _teller(self, one: Completion) -> Callable[[Progress], None]:
         loop = asyncio.get_running_loop()
         blobs: dict[str, tuple[int, int]] = {}
         told_at = loop.time()
@@ -349,9 +423,6 @@ class LazyImages:
             if not step.total_bytes or step.event == "extracting":
                 return
             blobs[step.name] = (step.done_bytes, step.total_bytes)
-            one = self._completions.get(facts.chain_id)
-            if one is None:
-                return
             one.done_bytes = sum(done for done, _ in blobs.values())
             one.total_bytes = max(sum(total for _, total in blobs.values()), one.done_bytes)
             if loop.time() >= told_at + TOLD_S:
@@ -359,22 +430,10 @@ class LazyImages:
                 details = {"done_bytes": str(one.done_bytes), "total_bytes": str(one.total_bytes)}
                 self._events.add("ImageCompleting", message=f"image {one}", details=details)
 
-        # By digest: the tag may stand for another image by now.
-        reference = parse_image_ref(facts.ref)
-        name = f"{reference.name}@{facts.digest}"
-        access = self._door.keyring.access(reference.host, spec.registry, spec.name)
-        deadline = loop.time() + COMPLETE_S
-        known = await self._is_named(name)
-        try:
-            await self._door.transfer.pull(name, deadline=deadline, progress=told, access=access)
-            # The view, and the image's own name, hold the layers from here on.
-            await self._door.snapshots.image_layers(facts.chain_id, deadline=deadline)
-        finally:
-            if not known:
-                await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)
+        return told
 
     async def _forget_name(self, name: str) -> None:
-        with contextlib.suppress(AgentError):
+        with contextlib.suppress(AgentError), self._use.removing(name):
             await self._door.images.delete(name)
 
     async def _is_named(self, name: str) -> bool:
@@ -386,10 +445,21 @@ class LazyImages:
     # -- letting go
 
     def forget(self, function: str) -> None:
-        """Give engines no credentials for a removed function's image any more."""
+        """Show nothing any more of what a removed function had for its image's registry."""
         for engine in self._door.lazy:
             engine.credentials.drop(function)
-            tasks.launch(f"credentials of {engine.name}", engine.credentials.refresh())
+        for one in self._completions.values():
+            if len(one.askers) > 1:
+                one.askers.pop(function, None)
+        self.deploy_ended(function)
+
+    def deploy_ended(self, function: str) -> None:
+        """Let what the keyring keeps count from now on, not what a deploy has brought."""
+        for engine in self._door.lazy:
+            engine.credentials.deploy_ended(function)
+        for one in self._completions.values():
+            if function in one.askers:
+                one.askers[function] = bare(one.askers[function])
 
     async def gone(self, name: str, chain_id: str) -> None:
         """Complete an image no more whose name is gone, and ask its registry for nothing."""
@@ -397,21 +467,30 @@ class LazyImages:
         self._forget_ahead(name)
 
     def _forget_ahead(self, name: str) -> None:
-        self.forget(Ahead(name, RegistrySpec()).name)
+        ahead = Ahead(name, RegistrySpec()).name
+        self._door.keyring.drop(ahead)
+        self.forget(ahead)
 
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""
-        for chain_id in [one for one in self._mounted if one not in in_use]:
-            facts = self._mounted.pop(chain_id)
+        for chain_id, facts in list(self._mounted.items()):
+            if chain_id in in_use:
+                continue
             try:
                 await self._unmount(facts)
-            except AgentError as error:
-                log.warning("image %s stays mounted: %s", facts.ref, error)
+            except AgentError as error:  # the next look is another try
+                if chain_id not in self._reluctant:
+                    log.warning("image %s stays mounted: %s", facts.ref, error)
+                self._reluctant.add(chain_id)
+                continue
+            self._reluctant.discard(chain_id)
+            if self._mounted.get(chain_id) is facts:
+                del self._mounted[chain_id]
 
     async def _unmount(self, facts: ImageFacts) -> None:
         self._prepared.unmounted(facts.chain_id)
         self._forget_ahead(facts.ref)
         for engine in self._door.lazy:
-            if engine.source() is not None:
-                await self._door.images.unlabel(facts.ref, engine.name)
-                await engine.snapshots.remove(view_key(facts.chain_id))
+            if engine.has_run:
+                await self._door.images.unlabel(facts.chain_id, engine.name)
+        await unmount(self._door.lazy, facts.chain_id)

@@ -166,8 +166,12 @@ def digest(spec: FunctionSpec) -> str:
 
 def without_credentials(spec: FunctionSpec) -> FunctionSpec:
     """Return the spec as a version keeps it: who pulls keeps credentials elsewhere."""
-    empty = dict.fromkeys(_NEVER_STORED, "")
-    return spec.model_copy(update={"registry": spec.registry.model_copy(update=empty)})
+    return spec.model_copy(update={"registry": nothing_given(spec.registry)})
+
+
+def nothing_given(registry: RegistrySpec) -> RegistrySpec:
+    """Return a table without the credentials in it."""
+    return registry.model_copy(update=dict.fromkeys(_NEVER_STORED, ""))
 
 
 def public(spec: FunctionSpec) -> dict[str, object]:

@@ -143,10 +143,10 @@ class NodeImages:
         async def mount(
             *, accept: Callable[[Resolved], None], progress: Callable[[Progress], None]
         ) -> Image:
-            ahead = Ahead(name, registry)
-            image, said = await self._lazy.pull(
-                ahead, name, deadline=deadline, access=access, accept=accept, progress=progress
+            ahead = self._lazy.pull_ahead(
+                Ahead(name, registry), deadline=deadline, accept=accept, progress=progress
             )
+            image, said = await ahead
             warnings.extend(said)
             return image
 

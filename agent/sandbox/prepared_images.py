@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agent.containerd.client import Containerd
-from agent.containerd.lazy import LazySource, is_lost
+from agent.containerd.lazy import LazySource, is_lost, unmount
 from agent.containerd.snapshots import lower_dirs, view_key
 from agent.core.users import MAX_FILE_BYTES
 from agent.errors import NotFound, RuntimeUnavailable
@@ -142,13 +142,14 @@ class PreparedImages:
             del self._prepared[chain_id]
 
     async def unmount(self, chain_id: str, needed: Callable[[], Collection[str]]) -> None:
-        """Have engines let go an image whose name is gone, unless its layers are needed."""
+        """Have engines let go an image whose name is gone, unless its layers are needed.
+
+        Raises RuntimeUnavailable when an engine does not answer.
+        """
         if chain_id in needed():
             return
         self.unmounted(chain_id)
-        for engine in self._containerd.lazy:
-            if engine.source() is not None:
-                await engine.snapshots.remove(view_key(chain_id))
+        await unmount(self._containerd.lazy, chain_id)
 
     async def forget(self, chain_id: str, needed: Callable[[], Collection[str]]) -> bool:
         """Drop an image that no version needs any more, with its View; False if that stays.

@@ -77,7 +77,8 @@ class Town(House):
         functions = cast(FunctionStore, FakeStore(self.store, self.points))
         calls: Any = None  # no deploy asks for a call
         prepared: Any = None  # nothing is mounted lazily
-        lazy = LazyImages(LazySettings(), containerd, prepared, self.events)
+        use = self.catalog.image_use
+        lazy = LazyImages(LazySettings(), containerd, prepared, self.events, use)
         stores = Stores(functions, calls, containerd, lazy, self.logs, self.events)
         runners = Runners(self.fleet, self.jobs, self.ports.builder)
         self.deployer = Deployer(self.config, self.catalog, runners, stores)
@@ -123,7 +124,8 @@ class Town(House):
         if self.registry_down:
             raise RuntimeUnavailable("the registry does not answer")
         if name in self.images:
-            found: Any = SimpleNamespace(manifest=self._manifest())
+            config = ImageConfig((self.images[name].chain_id,))
+            found: Any = SimpleNamespace(manifest=self._manifest(), config=config)
             accept(found)
             assert choose is None or await choose(found) == ""
             self.blobs |= {"sha256:0": 10, "sha256:1": 500}

@@ -230,7 +230,9 @@ class ImageHouse:
         most = Amount(self.settings.max_bytes, self.settings.max_files)
         bounds = StoreBounds(most, path)
         self.containerd.limit.hold_to(bounds, self.collector.make_room)
-        self.lazy = LazyImages(LazySettings(), self.containerd, prepared, Events())
+        self.lazy = LazyImages(
+            LazySettings(), self.containerd, prepared, Events(), self.catalog.image_use
+        )
         self.images = NodeImages(
             self.containerd, self.collector, self.catalog, self.lazy, self.path, 60.0
         )

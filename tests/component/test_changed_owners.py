@@ -26,7 +26,7 @@ class Store:
         self.transfer = containerd.transfer
         self.second = second
         self.records: dict[str, Any] = {}
-        for name, fake in {"_run": self._run, "_images": self, "_leases": self}.items():
+        for name, fake in {"run": self._run, "_images": self, "_leases": self}.items():
             patch.setattr(self.transfer, name, fake)
 
     async def _run(self, source: Any, target: Any, what: str, *, told: Any, **_: Any) -> None:

@@ -426,3 +426,41 @@ async def test_what_two_deploys_waited_for_is_counted_once(town):
     await asyncio.gather(*deploys)
     totals = town.catalog.image_use.totals
     assert (totals.pulls, totals.fetched_bytes) == (1, 510)
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [(False, [("forget", "f")]), (True, [("deploy_ended", "f")])],
+    ids=["a first deploy", "a later one"],
+)
+async def test_what_a_failed_deploy_brought_for_a_registry_is_held_by_nobody(
+    town, monkeypatch, before, told
+):
+    if before:
+        await town.deploy()
+    lazy, heard = town.deployer._stores.lazy, []
+    monkeypatch.setattr(lazy, "forget", lambda name: heard.append(("forget", name)))
+    monkeypatch.setattr(lazy, "deploy_ended", lambda name: heard.append(("deploy_ended", name)))
+    with pytest.raises(NotFound):
+        await town.deploy(image="nowhere:1", pull="always")
+    assert heard == told
+
+
+async def test_a_removal_leaves_alone_what_a_deploy_under_way_has_found(town, monkeypatch):
+    """Two functions of one lazy image: who removes the first does not end its completing."""
+    dropped = []
+
+    async def drop(chain_id):
+        dropped.append(chain_id)
+
+    monkeypatch.setattr(town.deployer._stores.lazy, "drop", drop)
+    await town.deploy()
+    gate = town.points.hang["check"] = asyncio.Event()
+    deploy = spawn("d", town.deploy("g"))
+    await until(lambda: town.catalog.image_use.layers)
+    await town.deployer.remove("f", force=False)
+    gate.set()
+    await deploy
+    assert dropped == []
+    await town.deployer.remove("g", force=False)
+    assert dropped == [IMAGE.chain_id]

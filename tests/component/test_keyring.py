@@ -7,7 +7,9 @@ import json
 import os
 import stat
 import sys
+import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -26,6 +28,7 @@ from agent.errors import (
     RuntimeUnavailable,
 )
 from agent.model.spec import RegistrySpec
+from tests.component.function_house import turns, until
 
 NOTHING = RegistrySpec()
 HOST = "registry.example:5000"
@@ -325,3 +328,100 @@ async def test_a_lazy_engines_file_is_written_as_soon_as_credentials_are_set(rin
             await password_in(path, each)
     finally:
         await tasks.stop(running)
+
+
+async def test_every_lazy_engine_hears_of_credentials_that_come_while_it_writes(ring):
+    """One that is busy then looks again by itself, whatever the other one has taken notice of."""
+    files = [SlowFile(), SlowFile()]
+    engines = [EngineCredentials(ring, cast(DockerConfig, file)) for file in files]
+    for each in engines:
+        each.use("f", HOST, NOTHING)
+    running = [tasks.spawn("engine", each.run()) for each in engines]
+    try:
+        files[1].go.set()
+        await until(lambda: files[0].writing == 1 and files[1].written == [{}])
+        ring.set(HOST, FIRST)
+        await until(lambda: files[1].written == [{}, {HOST: FIRST}])
+        files[0].go.set()
+        await until(lambda: files[0].written == [{}, {HOST: FIRST}])
+    finally:
+        for file in files:
+            file.go.set()
+        await tasks.stop(*running)
+
+
+async def test_a_lazy_engines_file_is_written_by_one_at_a_time_the_newest_last(ring):
+    file = SlowFile()
+    engine = EngineCredentials(ring, cast(DockerConfig, file))
+    engine.use("f", HOST, NOTHING)
+    writes = [tasks.spawn("first", engine.refresh())]
+    await until(lambda: file.writing == 1)
+    ring.set(HOST, FIRST)
+    writes.append(tasks.spawn("second", engine.refresh()))
+    await turns()
+    file.go.set()
+    await asyncio.gather(*writes)
+    assert (file.most, file.written) == (1, [{}, {HOST: FIRST}])
+
+
+async def test_a_lazy_engines_file_that_cannot_be_written_is_written_later(ring, tmp_path):
+    path = tmp_path / "not yet" / "config.json"
+    engine = EngineCredentials(ring, DockerConfig(path))
+    engine.use("f", HOST, NOTHING)
+    running = tasks.spawn("engine", engine.run())
+    try:
+        ring.set(HOST, FIRST)
+        with pytest.raises(RuntimeUnavailable, match="cannot be written"):
+            await engine.refresh()
+        path.parent.mkdir()
+        ring.set(HOST, SECOND)
+        await password_in(path, SECOND)
+    finally:
+        await tasks.stop(running)
+
+
+class SlowFile:
+    """A file of credentials whose writes end when they may."""
+
+    def __init__(self):
+        self.go = threading.Event()
+        self.writing = self.most = 0
+        self.written = []
+
+    def write(self, credentials):
+        self.writing += 1
+        self.most = max(self.most, self.writing)
+        self.go.wait(10)
+        self.written.append(dict(credentials))
+        self.writing -= 1
+
+
+async def test_a_lazy_engine_is_shown_what_a_deploy_brought_until_newer_ones_are_set(
+    ring, clock, tmp_path
+):
+    path = tmp_path / "config.json"
+    engine = EngineCredentials(ring, DockerConfig(path))
+    brought = RegistrySpec(username=FIRST.username, password=FIRST.password)
+    engine.use("f", HOST, brought)
+    await engine.refresh()
+    await password_in(path, FIRST)
+    ring.keep("f", HOST, brought)
+    engine.deploy_ended("f")
+    await engine.refresh()
+    await password_in(path, FIRST)
+    clock.now_s += 1
+    ring.set(HOST, SECOND)
+    await engine.refresh()
+    await password_in(path, SECOND)
+
+
+async def test_a_lazy_engine_forgets_what_a_deploy_brought_that_failed(ring, tmp_path):
+    path = tmp_path / "config.json"
+    engine = EngineCredentials(ring, DockerConfig(path))
+    ring.keep("f", HOST, RegistrySpec(username=FIRST.username, password=FIRST.password))
+    engine.use("f", HOST, RegistrySpec(username=SECOND.username, password=SECOND.password))
+    await engine.refresh()
+    await password_in(path, SECOND)
+    engine.deploy_ended("f")
+    await engine.refresh()
+    await password_in(path, FIRST)

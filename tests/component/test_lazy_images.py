@@ -12,18 +12,20 @@ import pytest
 from agent.aio.tasks import spawn
 from agent.config import LazySettings
 from agent.containerd.access import Access
+from agent.containerd.credentials import Credentials
 from agent.containerd.keyring import Keyring
 from agent.containerd.silence import Progress
 from agent.core.oci_image import Descriptor, Manifest
 from agent.deployments import lazy_image
 from agent.deployments.asking import Ahead
+from agent.deployments.image_use import ImageUse
 from agent.deployments.lazy_image import LazyImages
 from agent.errors import NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec import RegistrySpec
 from agent.model.spec_parse import parse_spec
 from agent.telemetry.events import Events
-from tests.component.function_house import until
+from tests.component.function_house import turns, until
 
 MB = 1 << 20
 FACTS = ImageFacts("r.example/x:1", "sha256:" + "1" * 64, "sha256:c", 1)
@@ -44,17 +46,19 @@ class FakeEngine:
         self.mounts = {FACTS.chain_id}
         self.removed = []
         self.layers = ("/top", "/base")
-        self.credentials = SimpleNamespace(use=self._use, refresh=self._refresh, drop=self._drop)
-        self.users = []
+        self.users: list[Any] = []
+        self.credentials = SimpleNamespace(
+            use=self._use,
+            refresh=self._refresh,
+            drop=lambda function: self.users.append((function, "dropped")),
+            deploy_ended=lambda function: self.users.append((function, "ended")),
+        )
         self.snapshots = SimpleNamespace(
             image_layers=self._layers, remove=self._remove, list=self._list, exists=self._exists
         )
 
     def _use(self, function, host, registry):
         self.users.append((function, host))
-
-    def _drop(self, function):
-        self.users.append(f"not {function}")
 
     async def _refresh(self):
         self.users.append("written")
@@ -66,8 +70,8 @@ class FakeEngine:
         if not self.runs:
             raise RuntimeUnavailable("soci does not answer")
 
-    def source(self):
-        return "soci:1:1" if self.runs else None
+    async def answers(self):
+        return self.runs
 
     async def _layers(self, chain_id, *, deadline):
         return self.layers
@@ -78,7 +82,7 @@ class FakeEngine:
     async def _exists(self, key, *, deadline):
         return key in self.mounts
 
-    async def _list(self, *, deadline=None):
+    async def _list(self, *, deadline):
         return [SimpleNamespace(key=key) for key in self.mounts]
 
 
@@ -93,15 +97,16 @@ class Yard:
         self.completed: list[str] = []
         self.unmounted: list[str] = []
         self.deleted: list[str] = []
-        self.named: list[str] = []
         self.unlabelled: list[tuple[str, str]] = []
         self.sizes = (90 * MB, 10 * MB)
         self.gate: asyncio.Event | None = None
+        self.slow_delete: asyncio.Event | None = None
         self.events = Events()
+        self.keyring = Keyring()
         door: Any = SimpleNamespace(
             lazy=[self.engine],
             transfer=SimpleNamespace(pull=self._pull, has_referrer=self._has_referrer),
-            keyring=Keyring(),
+            keyring=self.keyring,
             snapshots=SimpleNamespace(image_layers=self.engine._layers),
             images=SimpleNamespace(
                 get=self._get,
@@ -115,7 +120,10 @@ class Yard:
             completed=self.completed.append, unmounted=self.unmounted.append
         )
         settings = {"complete_after_s": 0.0, **settings}
-        self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events)
+        self.use = ImageUse()
+        self.shown: list[Credentials | None] = []
+        self.named: set[str] = set()
+        self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events, self.use)
 
     async def _has_referrer(self, name, digest, kind, *, deadline, access):
         return True
@@ -126,6 +134,7 @@ class Yard:
         found: Any = SimpleNamespace(manifest=manifest, target=Descriptor("m", FACTS.digest, 1))
         chosen = await choose(found) if choose is not None else ""
         self.pulls.append((name, chosen))
+        self.shown.append(await access.credentials("r.example"))
         for step in self.steps if progress is not None else ():
             progress(step)
         if self.gate is not None:
@@ -137,7 +146,8 @@ class Yard:
         )
 
     async def _get(self, name):
-        raise NotFound(name)
+        if name not in self.named:
+            raise NotFound(name)
 
     async def _list(self):
         return [SimpleNamespace(name=name) for name in self.named]
@@ -151,9 +161,11 @@ class Yard:
 
     async def _delete(self, name):
         self.deleted.append(name)
+        if self.slow_delete is not None:
+            await self.slow_delete.wait()
 
-    async def _unlabel(self, name, snapshotter):
-        self.unlabelled.append((name, snapshotter))
+    async def _unlabel(self, chain_id, snapshotter):
+        self.unlabelled.append((chain_id, snapshotter))
 
     async def pull(self, asked="lazy"):
         deadline = asyncio.get_running_loop().time() + 5
@@ -275,7 +287,7 @@ async def test_what_is_hardly_mounted_is_unpacked_and_told(yard, surroundings, t
     _, warnings = await yard.pull()
     assert [by for _, by in yard.pulls] == ["soci", ""]
     assert "fetched and unpacked whole" in warnings[0]
-    assert yard.unlabelled == [(FACTS.ref, "soci")]
+    assert yard.unlabelled == [(FACTS.chain_id, "soci")]
     assert yard.lazy.progress() == []
 
 
@@ -344,9 +356,11 @@ AHEAD = Ahead(FACTS.ref, RegistrySpec(username="me", password="secret"))
 
 async def ahead(yard):
     deadline = asyncio.get_running_loop().time() + 5
-    return await yard.lazy.pull(
-        AHEAD, FACTS.ref, deadline=deadline, accept=lambda _: None, access=Access()
-    )
+
+    def ignore(_):
+        pass
+
+    return await yard.lazy.pull_ahead(AHEAD, deadline=deadline, accept=ignore, progress=ignore)
 
 
 async def test_an_image_asked_for_ahead_is_mounted_and_completed(yard):
@@ -358,9 +372,20 @@ async def test_an_image_asked_for_ahead_is_mounted_and_completed(yard):
 
 async def test_credentials_of_an_image_ahead_go_with_its_mount(yard):
     await ahead(yard)
+    assert (f"image {FACTS.ref}", "ended") in yard.engine.users
     await done(yard)
+    assert yard.shown[-1] == Credentials("me", "secret")
+    assert (f"image {FACTS.ref}", "dropped") not in yard.engine.users
     await yard.lazy.let_go(())
-    assert f"not image {FACTS.ref}" in yard.engine.users
+    assert (f"image {FACTS.ref}", "dropped") in yard.engine.users
+
+
+async def test_credentials_of_an_image_ahead_that_was_not_mounted_are_not_kept(yard, surroundings):
+    surroundings[:] = []
+    _, warnings = await ahead(yard)
+    assert "fetched and unpacked whole" in warnings[0]
+    assert (f"image {FACTS.ref}", "dropped") in yard.engine.users
+    assert repr(yard.keyring) == "Keyring(0 hosts, 0 functions)"
 
 
 async def test_an_image_ahead_whose_name_is_gone_is_completed_no_more(yard):
@@ -370,7 +395,7 @@ async def test_an_image_ahead_whose_name_is_gone_is_completed_no_more(yard):
     await yard.lazy.gone(FACTS.ref, FACTS.chain_id)
     gate.set()
     assert (yard.completed, yard.lazy.progress()) == ([], [])
-    assert f"not image {FACTS.ref}" in yard.engine.users
+    assert (f"image {FACTS.ref}", "dropped") in yard.engine.users
 
 
 async def test_what_cannot_be_completed_ahead_is_left_to_who_deploys_it(yard, monkeypatch):
@@ -412,14 +437,107 @@ async def test_what_is_not_mounted_or_wanted_whole_is_not_taken_up(yard, surroun
 
 
 async def test_a_new_worker_completes_what_was_mounted_ahead(yard):
-    yard.named = [FACTS.ref]
+    yard.named = {FACTS.ref}
     assert await yard.lazy.resume((), []) == set()
     await done(yard)
     assert (f"image {FACTS.ref}", "r.example") in yard.engine.users
 
 
 async def test_a_new_worker_lets_go_what_was_complete_ahead(yard):
-    yard.named = [FACTS.ref]
+    yard.named = {FACTS.ref}
     await yard.lazy.resume({FACTS.chain_id}, [])
+    await yard.lazy.let_go(())
+    assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
+
+
+# -- several at once
+
+
+def of(function):
+    return SPEC.model_copy(update={"name": function})
+
+
+async def test_who_needs_an_image_whose_completing_is_just_ended_has_it_completed(yard):
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, of("f"))
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    yard.slow_delete = asyncio.Event()
+    dropping = spawn("drop", yard.lazy.drop(FACTS.chain_id))
+    await turns()  # it still forgets its name
+    yard.gate.set()
+    yard.lazy.complete(FACTS, of("g"))
+    yard.slow_delete.set()
+    await dropping
+    await done(yard)
+
+
+async def test_completing_goes_on_with_the_credentials_of_who_still_needs_it(yard):
+    first, second = Credentials("f", "1"), Credentials("g", "2")
+    for name, each in (("f", first), ("g", second)):
+        registry = SPEC.registry.model_copy(
+            update={"username": each.username, "password": each.password}
+        )
+        yard.keyring.keep(name, "r.example", registry)
+    yard.faults = [RuntimeUnavailable("away")]
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, of("g"))
+    yard.lazy.complete(FACTS, of("f"))
+    await until(lambda: yard.shown == [first])
+    yard.keyring.drop("f")
+    yard.lazy.forget("f")
+    yard.gate.set()
+    await done(yard)
+    assert yard.shown == [first, second]
+
+
+async def test_completing_shows_newer_credentials_than_its_deploy_brought(yard):
+    brought = SPEC.registry.model_copy(update={"username": "f", "password": "old"})
+    yard.faults = [RuntimeUnavailable("401")]
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC.model_copy(update={"registry": brought}))
+    await until(lambda: yard.shown == [Credentials("f", "old")])
+    yard.lazy.deploy_ended("f")
+    yard.keyring.set("r.example", Credentials("f", "new"))
+    yard.gate.set()
+    await done(yard)
+    assert yard.shown[1:] == [Credentials("f", "new")]
+
+
+async def test_a_name_that_a_deploy_relies_on_meanwhile_is_not_forgotten_after_completing(yard):
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC)
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    with yard.use.deploying(WHOLE):
+        pass
+    yard.gate.set()
+    await done(yard)
+    assert yard.deleted == []
+
+
+async def test_an_unexpected_error_does_not_end_completing(yard):
+    yard.faults = [KeyError("layer")]
+    yard.lazy.complete(FACTS, SPEC)
+    await done(yard)
+
+
+async def test_a_mount_that_another_function_runs_on_stays_though_a_deploy_finds_it_poor(
+    yard, surroundings
+):
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, of("f"))
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    yard.gate = None
+    surroundings[:] = []
+    await yard.pull()
+    assert (yard.unmounted, yard.engine.removed) == ([], [])
+
+
+async def test_a_mount_is_let_go_later_when_its_engine_does_not_answer(yard):
+    assert await yard.lazy.resume({FACTS.chain_id}, [version(FACTS)]) == set()
+    yard.engine.runs = False
+    await yard.lazy.let_go(())
+    assert yard.engine.removed == []
+    yard.engine.runs = True
+    await yard.lazy.let_go(())
     await yard.lazy.let_go(())
     assert yard.engine.removed == [f"view-{FACTS.chain_id}"]

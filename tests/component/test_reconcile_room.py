@@ -18,6 +18,7 @@ from agent.containerd.tasks import Task, TaskStatus
 from agent.core.instance import State
 from agent.deployments.catalog import Catalog
 from agent.deployments.deploy import Deployer, Runners, Stores
+from agent.deployments.image_use import ImageUse
 from agent.deployments.lazy_image import LazyImages
 from agent.errors import FunctionFailed, NotFound, RuntimeUnavailable
 from agent.model.records import CallRecord, InstanceRecord
@@ -45,7 +46,7 @@ class Node(House):
         functions: Any = SimpleNamespace(load=self._load)
         calls: Any = SimpleNamespace(unfinished=self._unfinished, save=self._save, lost=self._lost)
         prepared: Any = None  # nothing is mounted lazily
-        lazy = LazyImages(LazySettings(), containerd, prepared, Events())
+        lazy = LazyImages(LazySettings(), containerd, prepared, Events(), ImageUse())
         stores = Stores(functions, calls, containerd, lazy, self.logs, Events())
         runners = Runners(self.fleet, self.jobs, self.ports.builder)
         deployer = Deployer(self.config, self.catalog, runners, stores)

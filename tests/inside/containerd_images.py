@@ -109,6 +109,26 @@ async def survives_collection(ct: Containerd, place: Place) -> Any:
     }
 
 
+async def unlabelled(ct: Containerd, place: Place) -> Any:
+    """Layers are let go whatever their tag stands for by now; another image keeps its own."""
+    at = scratch(place)
+    oci.write_archive(at / "one.tar", [oci.static_busybox()], name="tag:1")
+    oci.write_archive(at / "two.tar", [oci.layer({"two": b"x"})], name="tag:1")
+    one = await load(ct, at / "one.tar", "")
+    await ct.snapshots.remove(view_key(one["chain_id"]))
+    kept = await ct.images.get(one["name"])
+    await ct.images.put("docker.io/library/same:1", kept.target, {})
+    two = await load(ct, at / "two.tar", "")  # the tag has moved
+    await ct.snapshots.remove(view_key(two["chain_id"]))
+    await ct.images.unlabel(one["chain_id"], ct.snapshots.snapshotter)
+    await ct.leases.collect(deadline=asyncio.get_running_loop().time() + 30)
+    keys = (one["chain_id"], two["chain_id"])
+    there = [await ct.snapshots.exists(key) for key in keys]
+    for name in (one["name"], "docker.io/library/same:1"):
+        await ct.images.delete(name, sync=True)
+    return {"there": there, "left": await left(ct)}
+
+
 async def deep(ct: Containerd, place: Place) -> Any:
     """Forty layers: the view's directories come out whole and in order."""
     at = scratch(place)
@@ -257,4 +277,4 @@ async def remains(ct: Containerd) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main(formats, survives_collection, deep, refused, cut_short, again_after_a_cut)
+    main(formats, survives_collection, unlabelled, deep, refused, cut_short, again_after_a_cut)

@@ -224,6 +224,12 @@ def test_an_imported_image_outlives_garbage_collection(images: Facts) -> None:
     assert told["left"] == NOTHING
 
 
+def test_layers_are_let_go_though_their_tag_has_moved(images: Facts) -> None:
+    told = images["unlabelled"]
+    assert told["there"] == [False, True]
+    assert told["left"] == NOTHING
+
+
 def test_forty_layers_come_out_in_order(images: Facts) -> None:
     told = images["deep"]
     assert told["layers"] == 40
