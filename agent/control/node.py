@@ -95,7 +95,7 @@ class ImageDetail:
 
 @dataclass(frozen=True, slots=True)
 class GarbageView:
-    """One thing that goes. `kind` is image, layers, lease or unfinished blob."""
+    """One thing that goes. `kind` is image, layers, lease, engine or unfinished blob."""
 
     kind: str
     name: str

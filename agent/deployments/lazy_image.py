@@ -119,6 +119,23 @@ class LazyImages:
         A lazy mount that fails costs a warning: the image is then unpacked. Raises as
         `transfer.pull` does.
         """
+        async with contextlib.AsyncExitStack() as stack:
+            for engine in self._door.lazy:  # one that nothing needs is ended at times
+                await stack.enter_async_context(engine.in_use())
+            return await self._pull(
+                spec, name, deadline=deadline, accept=accept, access=access, progress=progress
+            )
+
+    async def _pull(
+        self,
+        spec: Asking,
+        name: str,
+        *,
+        deadline: float,
+        accept: Accept,
+        access: Access,
+        progress: Callable[[Progress], None] | None,
+    ) -> tuple[Image, tuple[str, ...]]:
         chosen: LazyEngine | None = None
         warnings: list[str] = []
 

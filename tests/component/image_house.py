@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from agent.config import ImagesSettings, LazySettings
+from agent.containerd.engine_store import EngineStore
 from agent.containerd.leases import StoreLease
 from agent.containerd.snapshots import Snapshot, SnapshotMount, Usage, view_key
 from agent.containerd.store_limit import StoreBounds, StoreLimit
@@ -197,6 +198,7 @@ class Store:
             snapshots=snapshots,
             leases=leases,
             limit=StoreLimit(use),
+            engine_store=EngineStore(()),
         )
 
 

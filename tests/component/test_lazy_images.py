@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +62,10 @@ class FakeEngine:
 
     async def _refresh(self):
         self.users.append("written")
+
+    @asynccontextmanager
+    async def in_use(self):
+        yield
 
     def annotated(self, manifest):
         return False

@@ -374,6 +374,49 @@ class TestCompletion:
             tls.start()
 
 
+class TestDisk:
+    """What an engine keeps is counted, and given back once nothing is mounted."""
+
+    def test_an_accelerated_image_that_came_and_went_leaves_no_byte(
+        self, lazy, tls, locked, content
+    ):
+        agent = lazy.agent
+        for one in agent.cli("image", "ls", "--json").json()["images"]:
+            if one["name"].startswith((tls.address, locked.address)):
+                agent.cli("image", "rm", one["name"])
+        agent.wait_until(lambda: kept(agent) == 0, 30, "an engine that has kept nothing")
+        before = used(agent)
+        name = push(tls, "passing", content)
+        agent.cli("image", "accelerate", name)
+        assert kept(agent) > 0
+        agent.cli("image", "rm", name)
+        with lazy.watching() as watched:
+            reply = deploy(lazy, "passing", name, acceleration="lazy")
+            assert list(reply.warnings) == []
+            assert reads(agent, "passing", "1") == content[1]
+            assert used(agent) > before + len(content[1])
+            agent.wait_until(
+                lambda: any(event.type == "ImageCompleted" for event in watched.events),
+                30,
+                "the image complete",
+            )
+        lazy.remove("passing")
+        agent.cli("image", "rm", name)
+        agent.wait_until(lambda: (used(agent), kept(agent)) == (before, 0), 30, "no byte left")
+        assert mounts(agent) == []
+
+
+def kept(agent: RunningAgent) -> int:
+    """How many bytes the engines' directories hold."""
+    files = [path for path in (agent.data / "lazy").rglob("*") if not path.is_dir()]
+    return sum(path.lstat().st_size for path in files)
+
+
+def used(agent: RunningAgent) -> int:
+    """How many bytes the image store holds, as the agent counts them."""
+    return int(agent.cli("gc", "--dry-run", "--json").json()["used_bytes"])
+
+
 class TestPreparing:
     def test_a_deploy_answers_before_its_image_is_here_and_calls_wait(self, lazy, tls, content):
         name = push(tls, "slow", content)
