@@ -60,7 +60,7 @@ class PreparedImages:
         Raises NotFound when its layers are gone, RuntimeUnavailable when they cannot be reached.
         """
         found = self._prepared.get(facts.chain_id)
-        if found is not None and not is_lost(found.source):
+        if found is not None and await self._holds_good(found, deadline):
             # The layers may be another image's as well: what it says about itself may not.
             return replace(found, facts=facts), True
         while True:
@@ -80,6 +80,15 @@ class PreparedImages:
         blank = PreparedImage(facts, layers, b"", b"", source)
         passwd, group = await self.look(blank, accounts, deadline=deadline)
         return replace(blank, passwd=passwd, group=group)
+
+    async def _holds_good(self, image: PreparedImage, deadline: float) -> bool:
+        """Say whether starts go on with it: what is mounted may be lost, or unpacked by now."""
+        if not image.source:
+            return True
+        unpacked = self._containerd.snapshots.exists
+        return not is_lost(image.source) and not await unpacked(
+            image.facts.chain_id, deadline=deadline
+        )
 
     def is_current(self, image: PreparedImage) -> bool:
         """Say whether a start may still use what was prepared some time ago."""
