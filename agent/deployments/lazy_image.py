@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from agent.aio.tasks import finish
 from agent.config import LazySettings
 from agent.containerd.lazy import unmount
 from agent.core.acceleration import WHOLE, Acceleration, advice, worth_asking
-from agent.deployments.asking import Ahead, Asking, bare
+from agent.deployments.asking import MB, Ahead, Asking, Completion, bare
 from agent.errors import AgentError, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MB = 1 << 20
 LOCAL_HOST = "kindling.local"
 ENGINE_S = 20.0
 RESUME_S = 5.0  # all others wait for it
@@ -54,27 +52,6 @@ AHEAD_TRIES = 10  # about seven minutes; nothing runs on it
 TOLD_S = 10.0  # between two events about one image's progress
 
 Accept = Callable[["Resolved"], None]
-
-
-@dataclass(slots=True)
-class Completion:
-    """One image on its way from mounted to unpacked; `askers` are those it is for, by name."""
-
-    facts: ImageFacts
-    askers: dict[str, Asking]
-    done_bytes: int = 0
-    total_bytes: int = 0
-    task: asyncio.Task[None] | None = None
-
-    @property
-    def asker(self) -> Asking:
-        """Whose credentials count: those of who asked last, a function's before all others."""
-        askers = list(reversed(self.askers.values()))
-        return next((one for one in askers if not isinstance(one, Ahead)), askers[0])
-
-    def __str__(self) -> str:
-        of = f"{self.done_bytes // MB} of {self.total_bytes // MB} MB"
-        return f"{self.facts.ref}: {of}"
 
 
 class LazyImages:
