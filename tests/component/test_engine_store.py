@@ -18,7 +18,7 @@ from agent.containerd.engine_store import EngineStore, measure
 from agent.containerd.lazy import LazyEngine
 from agent.core.image_gc import Amount
 from agent.errors import RuntimeUnavailable
-from agent.linux import mountinfo
+from agent.linux import mount, mountinfo
 from agent.rootless import protocol
 from agent.rootless.engines import Engines
 from agent.rootless.settings import Engine
@@ -128,6 +128,22 @@ async def test_what_a_worker_that_died_left_to_remove_is_removed(engine, store):
     assert list(await store.idle()) == ["soci"]
     assert await store.give_back("soci")
     assert not engine.set_aside.exists()
+
+
+async def test_what_an_engine_has_left_mounted_is_detached(engine, store, monkeypatch):
+    engine.keep(1)
+    table = [f"1 2 0:1 / {engine.data}/1/fs rw - fuse.rawBridge soci rw\n"]
+    detached = []
+
+    def unmount(point):
+        detached.append(point)
+        table.clear()
+
+    monkeypatch.setattr(mountinfo, "text", lambda: "".join(table))
+    monkeypatch.setattr(mount, "unmount", unmount)
+    monkeypatch.setattr(engine_store, "LOOK_EVERY_S", 0.001)
+    assert await store.give_back("soci")
+    assert detached == [f"{engine.data}/1/fs"]
 
 
 def test_mounts_are_not_entered(tmp_path, monkeypatch):
