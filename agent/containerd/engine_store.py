@@ -9,6 +9,7 @@ store, and bounded by what its images take whole.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -18,11 +19,13 @@ from pathlib import Path
 from agent.containerd.lazy import LazyEngine
 from agent.core.image_gc import Amount
 from agent.errors import AgentError
-from agent.linux import mountinfo, trees
+from agent.linux import mount, mountinfo, trees
 
 log = logging.getLogger(__name__)
 
 LIST_S = 3.0
+UNMOUNT_LOOKS = 60
+LOOK_EVERY_S = 0.05
 REMOVE_S = 60.0
 MAX_DEPTH = 32
 
@@ -79,8 +82,13 @@ class EngineStore:
         async with engine.turn:
             if not await _is_idle(engine):
                 return False
+            await _let_unmount(engine)
             await engine.end()
             self._idle_since.pop(name, None)
+        # What the engine did not unmount is dead with it.
+        for point in _points_below(engine.data, engine.set_aside):
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(mount.unmount, point)
         within_s = REMOVE_S
         left = await asyncio.to_thread(_empty, engine.set_aside, within_s)
         for path in left:
@@ -97,6 +105,20 @@ async def _is_idle(engine: LazyEngine) -> bool:
         return not await engine.snapshots.list(deadline=deadline)
     except AgentError:
         return False
+
+
+async def _let_unmount(engine: LazyEngine) -> None:
+    """Wait a while for an engine that may still be unmounting what is no snapshot any more."""
+    for _ in range(UNMOUNT_LOOKS):
+        if not _points_below(engine.data):
+            return
+        await asyncio.sleep(LOOK_EVERY_S)  # sleeps: between two looks at the mount table
+
+
+def _points_below(*directories: Path) -> list[str]:
+    begins = tuple(f"{directory}/" for directory in directories)
+    found = (one.point for one in mountinfo.parse(mountinfo.text()))
+    return [point for point in found if point.startswith(begins)]
 
 
 def _empty(directory: Path, within_s: float) -> list[Path]:

@@ -173,6 +173,8 @@ def _set_aside(house: House, name: str) -> None:
     Its directory stays: it is mounted at the engine's fixed place.
     """
     data, aside = engine_data(house.data, name), engine_set_aside(house.data, name)
+    if not data.is_dir():
+        return
     try:
         aside.mkdir(mode=0o700, exist_ok=True)
         for kept in list(data.iterdir()):
