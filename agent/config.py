@@ -164,13 +164,15 @@ class RuntimeSettings(_Section):
 
 # How soci-snapshotter is told to work here. Completing an image is the agent's, by an ordinary pull
 # that outlives the daemon, so it fetches nothing by itself. What a layer's index lacks is not asked
-# for again and again (http); a read waits about 95 s for a registry that is away (blob).
+# for again and again (http); a read waits about 95 s for a registry that is away (blob), and
+# whether one still gives a layer is looked at when a mount is asked for, not once a minute.
 SOCI_SETTINGS = """\
 [http]
 MaxRetries = 1
 [blob]
 max_retries = 16
 max_wait_msec = 10000
+valid_interval = 4
 [background_fetch]
 disable = true
 [snapshotter]

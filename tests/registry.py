@@ -31,9 +31,12 @@ http: {{addr: "{address}"{tls}}}
 {auth}
 """
 TLS = ', tls: {{certificate: "{pem}", key: "{key}"}}'
-USER, PASSWORD = "me", "hush-7f3a9c51"
+USER, PASSWORD, NEXT_PASSWORD = "me", "hush-7f3a9c51", "fresh-2b81d6e04c"
 # What htpasswd -B makes of them.
-HTPASSWD = "me:$2y$05$abcdefghijklmnopqrstuuS8rcnasCrkzgHPOGpxLBYmz5QjjhzHe\n"
+HTPASSWD = {
+    PASSWORD: "me:$2y$05$abcdefghijklmnopqrstuuS8rcnasCrkzgHPOGpxLBYmz5QjjhzHe\n",
+    NEXT_PASSWORD: "me:$2y$05$abcdefghijklmnopqrstuuvSGMP5pVkz3SOyY5E7stY3Tnn4BOWuC\n",
+}
 AUTH_HTPASSWD = 'auth: {{htpasswd: {{realm: here, path: "{path}"}}}}'
 
 
@@ -81,9 +84,16 @@ def registry(
 
 def with_passwords(directory: Path) -> str:
     """Return the section for a registry that wants USER and PASSWORD, written below `directory`."""
+    change_password(directory, PASSWORD)
+    return AUTH_HTPASSWD.format(path=directory / "htpasswd")
+
+
+def change_password(directory: Path, password: str) -> None:
+    """Have a registry `with_passwords` take this one from now on, and no other."""
     path = directory / "htpasswd"
-    path.write_text(HTPASSWD)
-    return AUTH_HTPASSWD.format(path=path)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(HTPASSWD[password])
+    fresh.replace(path)
 
 
 def push(

@@ -11,13 +11,17 @@ import os
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPSConnection
 from pathlib import Path
 
 from tests import registry
+from tests.certificates import Certificate
+
+Auth = Callable[[str, Certificate], str]
+"""Gives the section on who may enter, for a registry at this address with this certificate."""
 
 PORT = 5443
 START_S = 20
@@ -64,24 +68,30 @@ class TlsRegistry:
 
 
 @contextmanager
-def tls_registry(directory: Path, *, auth: str = "") -> Iterator[TlsRegistry]:
+def tls_registry(directory: Path, *, auth: str | Auth = "") -> Iterator[TlsRegistry]:
     """Run one keeping its data below `directory`; `auth` as `registry.registry` takes it."""
     host = f"198.18.{os.getpid() % 254 + 1}.{time.monotonic_ns() % 254 + 1}"
     ca, key = directory / "ca.pem", directory / "key.pem"
     _certificate(host, ca, key)
-    with registry.registry(directory) as plain:
-        made = TlsRegistry(f"{host}:{PORT}", plain, directory, ca)
-        config = CONFIG.format(
-            root=directory / "registry", address=made.address, ca=ca, key=key, auth=auth
-        )
-        (directory / "tls.yml").write_text(config)
-        subprocess.run(["ip", "address", "add", f"{host}/32", "dev", "lo"], check=True)
-        try:
-            made.start()
-            yield made
-        finally:
-            made.stop()
-            subprocess.run(["ip", "address", "del", f"{host}/32", "dev", "lo"], check=True)
+    subprocess.run(["ip", "address", "add", f"{host}/32", "dev", "lo"], check=True)
+    try:
+        with registry.registry(directory) as plain:
+            made = TlsRegistry(f"{host}:{PORT}", plain, directory, ca)
+            config = CONFIG.format(
+                root=directory / "registry",
+                address=made.address,
+                ca=ca,
+                key=key,
+                auth=auth if isinstance(auth, str) else auth(host, Certificate(ca, key)),
+            )
+            (directory / "tls.yml").write_text(config)
+            try:
+                made.start()
+                yield made
+            finally:
+                made.stop()
+    finally:
+        subprocess.run(["ip", "address", "del", f"{host}/32", "dev", "lo"], check=True)
 
 
 def _certificate(host: str, ca: Path, key: Path) -> None:

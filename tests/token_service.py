@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import ssl
 import subprocess
 import threading
 import time
@@ -27,14 +28,28 @@ AUTH = (
 
 
 class TokenService(ThreadingHTTPServer):
-    """Knows one user's password and one identity token; knobs say how it behaves."""
+    """Knows one user's password and one identity token; knobs say how it behaves.
+
+    `life_s` is how long its tokens hold, but the registry gives them a minute more.
+    """
 
     daemon_threads = True
 
-    def __init__(self, signer: Certificate, user: str, password: str, identity: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Request)
+    def __init__(
+        self,
+        signer: Certificate,
+        user: str,
+        password: str,
+        identity: str,
+        *,
+        host: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        super().__init__((host, 0), _Request)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
+        self.realm = f"http{'s' if tls else ''}://{host}:{self.server_address[1]}/token"
         self.signer = signer
-        self.basic = base64.b64encode(f"{user}:{password}".encode()).decode()
         self.user, self.password, self.identity = user, password, identity
         self.takes = {"GET", "POST"}
         self.name = "access_token"
@@ -42,8 +57,8 @@ class TokenService(ThreadingHTTPServer):
         self.asked: list[tuple[str, str]] = []
 
     @property
-    def realm(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/token"
+    def basic(self) -> str:
+        return base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
 
     def section(self) -> str:
         """The registry's configuration that names this service."""
@@ -106,7 +121,7 @@ class _Request(BaseHTTPRequestHandler):
             assert fields["service"] == [SERVICE]
             scopes = [one for text in fields.get("scope", []) for one in text.split()]
             token = service.token(scopes, service.life_s)
-            self._say(200, {service.name: token, "expires_in": service.life_s})
+            self._say(200, {service.name: token, "expires_in": max(service.life_s, 60)})
 
     def _say(self, status: int, answer: dict[str, object]) -> None:
         body = json.dumps(answer).encode()
@@ -118,7 +133,13 @@ class _Request(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def token_service(
-    directory: Path, user: str, password: str, identity: str
+    directory: Path,
+    user: str,
+    password: str,
+    identity: str,
+    *,
+    host: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[TokenService]:
     """Run a service whose signing key and certificate lie below `directory`."""
     signer = Certificate(directory / "signer.pem", directory / "signer.key")
@@ -130,7 +151,7 @@ def token_service(
         capture_output=True,
         check=True,
     )
-    service = TokenService(signer, user, password, identity)
+    service = TokenService(signer, user, password, identity, host=host, tls=tls)
     thread = threading.Thread(target=service.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

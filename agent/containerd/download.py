@@ -63,6 +63,7 @@ class Verdict:
     error: AgentError
     passes: bool = False
     crowded_at: str = ""
+    refused: bool = False
 
 
 class Download:
@@ -82,6 +83,7 @@ class Download:
         self._endpoints = endpoints
         self._access = access
         self._token = ""
+        self._has_renewed = False
         self._allowed_s = 0.0
         self._whose = f"image {reference}: the registry {reference.host}"
 
@@ -102,6 +104,8 @@ class Download:
                 if self._lends_token(error, found.authorization):
                     continue
                 verdict = self._verdict(error, late=deadline - loop.time() < LATE_S)
+                if verdict.refused and await self._renewed():
+                    continue
                 wait_s = pause_s(tries, "", time.time()) if verdict.passes else None
                 if wait_s is None or loop.time() + wait_s > deadline:
                     raise verdict.error from error
@@ -126,6 +130,14 @@ class Download:
             return False
         self._token = authorization if authorization.startswith("Bearer ") else ""
         return bool(self._token)
+
+    async def _renewed(self) -> bool:
+        """Say whether to try with other credentials, once: these may just have expired."""
+        if self._has_renewed:
+            return False
+        self._has_renewed = True
+        hosts = {endpoint.shown_host for endpoint in self._endpoints}
+        return any([await self._access.renewed(host) for host in hosts])
 
     @contextlib.asynccontextmanager
     async def _source(self, digest: str, deadline: float) -> AsyncIterator[Message]:
@@ -198,7 +210,7 @@ class Download:
         said = f"{self._whose} answers {in_words(status)} for {_part(text)}"
         if status in (401, 403):
             way_out = registry.CREDENTIALS_WAY_OUT.format(host=self._reference.host)
-            return Verdict(FailedPrecondition(f"{said}: {way_out}"))
+            return Verdict(FailedPrecondition(f"{said}: {way_out}"), refused=True)
         if status == 404:
             return Verdict(NotFound(said))
         crowded_at = _part(text) if status == 429 else ""

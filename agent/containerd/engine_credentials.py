@@ -1,10 +1,11 @@
 """Keeps a lazy engine's file of credentials right for as long as something is mounted from there.
 
 The engine asks registries long after a deploy, so what it reads must be renewed before it expires:
-the file is written anew when credentials were set and, for commands, in good time. Who mounts says
-so by `use` and `drop`; a function's credentials stay until it is removed. The file is by host: of
-two functions with different credentials for one host the last one's are in it. Nothing here knows
-an engine by name.
+the file is written anew when credentials were set and, for commands, in good time. The engine keeps
+using what it began a connection with, so after a renewal it is made to look again (`reconnect`). A
+worker that begins takes up what is in the file for what is still mounted. Who mounts says so by
+`use`, `release` and `drop`. The file is by host: of functions with different credentials for one
+host those that came last are in it. Nothing here knows an engine by name.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 
 from agent.containerd.credentials import Credentials
-from agent.containerd.docker_config import DockerConfig
-from agent.containerd.keyring import Keyring
+from agent.containerd.docker_config import DockerConfig, HostCredentials
+from agent.containerd.keyring import Entry, Keyring
 from agent.errors import AgentError, RuntimeUnavailable
 from agent.model.spec import RegistrySpec, nothing_given
 
@@ -23,23 +25,48 @@ log = logging.getLogger(__name__)
 
 # Well below the keyring's FRESH_S: a command is asked before what it printed expires.
 LOOK_EVERY_S = 30.0
+# The same once something was renewed: a token got with what was there before may end at any time.
+RECONNECT_EVERY_S = 5.0
+LEAST_PAUSE_S = 0.1
+AT_ONCE = 8  # commands that are run for it, each of which may hang for a while
+
+User = tuple[str, str, str]
+"""A function, a registry's host, and the digest of an image of it that is mounted from there."""
+
+
+async def _nothing() -> None:
+    """There is nobody to look again."""
 
 
 class EngineCredentials:
-    """One engine's file, and the functions whose images it has mounted."""
+    """One engine's file, and the functions whose images it has mounted.
 
-    def __init__(self, keyring: Keyring, file: DockerConfig) -> None:
+    `tell` is called with a host and why there is nothing to show it, once for each reason.
+    """
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        file: DockerConfig,
+        reconnect: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
         self._keyring = keyring
         self._file = file
-        self._users: dict[tuple[str, str], RegistrySpec] = {}
-        self._failing: set[str] = set()
+        self._reconnect = reconnect
+        self._users: dict[User, RegistrySpec] = {}
+        self._answers: dict[User, Entry | AgentError | None] = {}
+        self._failing: dict[str, str] = {}
+        self._written: dict[str, HostCredentials] = {}
+        self._hosts: set[str] = set()
+        self._renewed = False
         self._turn = asyncio.Lock()
         self._due = asyncio.Event()
+        self.tell: Callable[[str, str], None] = lambda host, why: None
         keyring.tell(self._due.set)
 
-    def use(self, function: str, host: str, registry: RegistrySpec) -> None:
-        """Note that an image of a function is mounted from a host; `refresh` writes the file."""
-        self._users[function, host] = registry
+    def use(self, function: str, host: str, image: str, registry: RegistrySpec) -> None:
+        """Note that an image (its digest) of a function is mounted; `refresh` writes the file."""
+        self._users[function, host, image] = registry
 
     def deploy_ended(self, function: str) -> None:
         """Show nothing any more that a deploy brought itself: what the keyring keeps counts now."""
@@ -50,34 +77,84 @@ class EngineCredentials:
 
     def drop(self, function: str) -> None:
         """Note that nothing of a function is mounted any more."""
-        for key in [key for key in self._users if key[0] == function]:
-            del self._users[key]
+        self._users = {key: spec for key, spec in self._users.items() if key[0] != function}
         self._due.set()
 
-    async def refresh(self) -> None:
-        """Write what holds now. A host without any is told once in the log, by name.
+    def release(self, image: str) -> None:
+        """Note that an image is not mounted any more."""
+        self._users = {key: spec for key, spec in self._users.items() if key[2] != image}
+        self._due.set()
 
-        Raises RuntimeUnavailable when the file cannot be written.
+    async def take_up(self) -> None:
+        """Have the keyring know what the worker before gave the engine for what is mounted."""
+        functions = {function for function, _, _ in self._users}
+        self._hosts = {host for _, host, _ in self._users}
+        self._written = await asyncio.to_thread(self._file.read)
+        for host, known in self._written.items():
+            for function in known.functions & functions:
+                self._keyring.restore(function, host, Entry(known.credentials, 0.0, known.until))
+
+    async def refresh(self, function: str = "") -> None:
+        """Write what holds now; for one function only what is its own is asked for.
+
+        Of a host that lacks it is told why, once. Raises RuntimeUnavailable when the file cannot be
+        written.
         """
-        async with self._turn:  # who asks last writes last
-            found: dict[str, Credentials] = {}
-            failing = set()
-            for (function, host), registry in list(self._users.items()):
-                try:
-                    known = await self._keyring.access(host, registry, function).credentials(host)
-                except AgentError as error:
-                    failing.add(host)
-                    if host not in self._failing:
-                        log.warning("credentials for lazy images of %s: %s", host, error)
-                    continue
-                if known is not None:
-                    found[host] = known
-            self._failing = failing
+        # Outside of the turn: a command of another function may hang.
+        users = self._users.items()
+        asked = [user for user in users if not function or user[0][0] == function]
+        turns = asyncio.Semaphore(AT_ONCE)
+        await asyncio.gather(*(self._ask(*user, turns) for user in asked))
+        async with self._turn:
+            found, failing = self._look_up()
+            for host, why in failing.items():
+                if self._failing.get(host) != why:
+                    log.warning("credentials for lazy images of %s: %s", host, why)
+                    self.tell(host, why)
+            hosts = {host for _, host, _ in self._users}
+            changed = any(
+                _shown(self._written, host) != _shown(found, host) for host in hosts & self._hosts
+            )
+            self._renewed = bool(hosts) and (self._renewed or changed)
+            self._hosts, self._failing, self._written = hosts, failing, found
             try:
                 await asyncio.to_thread(self._file.write, found)
             except OSError as error:
                 why = f"{error.filename} cannot be written: {error.strerror}"
                 raise RuntimeUnavailable(f"credentials for lazy images: {why}") from error
+
+    async def _ask(self, key: User, registry: RegistrySpec, turns: asyncio.Semaphore) -> None:
+        function, host, _ = key
+        answer: Entry | AgentError | None
+        async with turns:
+            try:
+                answer = await self._keyring.entry(host, registry, function)
+            except AgentError as error:
+                answer = error
+        if self._users.get(key) is registry:  # neither dropped nor given anew meanwhile
+            self._answers[key] = answer
+
+    def _look_up(self) -> tuple[dict[str, HostCredentials], dict[str, str]]:
+        """Return by host what holds now, the newest where functions differ, or why nothing does."""
+        newest: dict[str, Entry] = {}
+        users: dict[str, dict[str, Entry]] = {}
+        failing: dict[str, str] = {}
+        self._answers = {key: said for key, said in self._answers.items() if key in self._users}
+        for (function, host, _), answer in self._answers.items():
+            if isinstance(answer, AgentError):
+                failing[host] = answer.message
+            elif answer is not None:
+                users.setdefault(host, {})[function] = answer
+                newest[host] = max(answer, newest.get(host, answer), key=lambda each: each.since)
+        found = {
+            host: HostCredentials(
+                entry.credentials,
+                entry.until,
+                frozenset(f for f, e in users[host].items() if e.credentials == entry.credentials),
+            )
+            for host, entry in newest.items()
+        }
+        return found, {host: why for host, why in failing.items() if host not in found}
 
     async def run(self) -> None:
         """Refresh for ever: whenever credentials were set or dropped, and every now and then."""
@@ -87,6 +164,18 @@ class EngineCredentials:
                 await self.refresh()
             except AgentError as error:
                 log.warning("%s", error)
+            if self._renewed:
+                await self._reconnect()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S):
+                async with asyncio.timeout(self._pause_s()):
                     await self._due.wait()
+
+    def _pause_s(self) -> float:
+        """Return for how long the file is right at most, and what is mounted not looked after."""
+        pause_s = RECONNECT_EVERY_S if self._renewed else LOOK_EVERY_S
+        ends = (known.until for known in self._written.values() if known.until is not None)
+        return max(min((pause_s, *(end - self._keyring.now() for end in ends))), LEAST_PAUSE_S)
+
+
+def _shown(known: Mapping[str, HostCredentials], host: str) -> Credentials | None:
+    return known[host].credentials if host in known else None

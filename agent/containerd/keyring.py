@@ -1,8 +1,9 @@
 """The registry credentials this worker knows, in memory and nowhere else.
 
 They come with a deploy (kept for its function's later pulls), by SetCredentials (for every image of
-a host) or from a deploy's command (run when needed, and again before what it printed expires). A
-worker that starts knows none: then a command is run, or the error says who has to give them.
+a host) or from a deploy's command (run when needed, again before what it printed expires, and when
+that is refused). A worker that starts knows none but what a lazy engine still mounts with
+(`engine_credentials`): then a command is run, or the error says who has to give them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Keyring:
     """All of them; `now` is wall time."""
 
     def __init__(self, now: Callable[[], float] = time.time, run: RunCommand = run_command) -> None:
-        self._now = now
+        self.now = now
         self._run = run
         self._told: list[Callable[[], None]] = []
         self._by_host: dict[str, Entry] = {}
@@ -79,15 +80,19 @@ class Keyring:
         elif _named(host) not in self._by_host and len(self._by_host) >= MAX_HOSTS:
             raise FailedPrecondition(f"{MAX_HOSTS} registries have credentials; forget one first")
         else:
-            self._by_host[_named(host)] = Entry(credentials, self._now(), until)
+            self._by_host[_named(host)] = Entry(credentials, self.now(), until)
         self._changed()
 
     def keep(self, function: str, host: str, registry: RegistrySpec) -> None:
         """Keep what a deploy brought, for later pulls of the same function's image."""
         found = given(registry)
         if found is not None:
-            self._by_function[function, _named(host)] = Entry(found, self._now())
+            self._by_function[function, _named(host)] = Entry(found, self.now())
             self._changed()
+
+    def restore(self, function: str, host: str, entry: Entry) -> None:
+        """Keep for a function what was known before this worker began, if nothing is by now."""
+        self._by_function.setdefault((function, _named(host)), entry)
 
     def drop(self, function: str) -> None:
         """Forget what a function's deploys brought."""
@@ -96,37 +101,50 @@ class Keyring:
 
     def access(self, host: str, registry: RegistrySpec, function: str = "") -> Access:
         """Return what one pull from `host` may show, to the registry itself and to mirrors."""
-        brought = given(registry)
-        command = registry.credential_command
 
         async def find(asked: str) -> Credentials | None:
             if _named(asked) != _named(host):
                 # A mirror is another host: only what is meant for it.
-                return self._newest([self._by_host.get(_named(asked))], asked)
-            if brought is not None:
-                return brought
-            kept = [
-                self._by_host.get(_named(host)),
-                self._by_function.get((function, _named(host))),
-            ]
-            if not command:
-                return self._newest(kept, host)
-            try:
-                return await self._from_command(command, _named(host))
-            except AgentError:
-                known = [each for each in kept if each is not None and each.holds(self._now())]
-                if not known:
-                    raise
-                return self._newest(known, host)
+                found = self._newest([self._by_host.get(_named(asked))], asked)
+            else:
+                found = await self.entry(host, registry, function)
+            return found.credentials if found is not None else None
 
-        return Access(find, registry.ca_pem)
+        async def renew(asked: str, refused: Credentials) -> bool:
+            key = (_named(host), registry.credential_command)
+            printed = self._printed.get(key)
+            if printed is not None and printed.credentials == refused:
+                del self._printed[key]
+            found = await find(asked)
+            if found is None or found == refused:
+                return False
+            self._changed()
+            return True
 
-    def _newest(self, entries: Sequence[Entry | None], host: str) -> Credentials | None:
+        return Access(find, registry.ca_pem, renew)
+
+    async def entry(self, host: str, registry: RegistrySpec, function: str = "") -> Entry | None:
+        """Return what a function's pull from `host` shows there; raises as commands do."""
+        brought = given(registry)
+        if brought is not None:
+            return Entry(brought, self.now())
+        kept = [self._by_host.get(_named(host)), self._by_function.get((function, _named(host)))]
+        if not registry.credential_command:
+            return self._newest(kept, host)
+        try:
+            return await self._from_command(registry.credential_command, _named(host))
+        except AgentError:
+            known = [each for each in kept if each is not None and each.holds(self.now())]
+            if not known:
+                raise
+            return self._newest(known, host)
+
+    def _newest(self, entries: Sequence[Entry | None], host: str) -> Entry | None:
         """Return what came last and still holds; FailedPrecondition if none does any more."""
         known = [each for each in entries if each is not None]
-        holding = [each for each in known if each.holds(self._now())]
+        holding = [each for each in known if each.holds(self.now())]
         if holding:
-            return max(holding, key=lambda each: each.since).credentials
+            return max(holding, key=lambda each: each.since)
         if known:
             until = max(each.until or 0.0 for each in known)
             at = datetime.fromtimestamp(until, UTC).isoformat(timespec="seconds")
@@ -136,7 +154,7 @@ class Keyring:
             )
         return None
 
-    async def _from_command(self, words: tuple[str, ...], host: str) -> Credentials:
+    async def _from_command(self, words: tuple[str, ...], host: str) -> Entry:
         """Return what the command printed, run again when that does not hold for long any more."""
         key = (host, words)
         lock = self._locks.get(key)
@@ -144,10 +162,10 @@ class Keyring:
             lock = self._locks[key] = asyncio.Lock()
         async with lock:
             entry = self._printed.get(key)
-            if entry is None or not entry.holds(self._now(), FRESH_S):
+            if entry is None or not entry.holds(self.now(), FRESH_S):
                 self._printed.pop(key, None)
                 credentials, until = await self._run(words, host)
-                now = self._now()
+                now = self.now()
                 if until is not None and until <= now:
                     raise FailedPrecondition(
                         f"registry.credential_command: {words[0]} prints credentials that have "
@@ -157,7 +175,7 @@ class Keyring:
                 entry = Entry(credentials, now, until)
                 self._printed = {k: e for k, e in self._printed.items() if e.holds(now)}
                 self._printed[key] = entry
-            return entry.credentials
+            return entry
 
 
 def given(registry: RegistrySpec) -> Credentials | None:

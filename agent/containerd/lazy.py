@@ -24,7 +24,7 @@ from agent.containerd.engine_credentials import EngineCredentials
 from agent.containerd.keyring import Keyring
 from agent.containerd.snapshots import Snapshots, view_key
 from agent.core.oci_image import Manifest
-from agent.errors import RuntimeUnavailable
+from agent.errors import AgentError, RuntimeUnavailable
 from agent.linux.process import Identity
 from agent.rootless.grpc_probe import serves
 from agent.rootless.settings import (
@@ -39,6 +39,9 @@ from agent.rootless.settings import (
 )
 
 LOOK_EVERY_S = 0.02
+RECONNECT_S = 20.0
+GIVEN_S = 10.0
+LOOK_S = 2.0
 END_S = 5.0
 HANGING = 2  # reads of lazy files that may hang at once
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
@@ -95,7 +98,9 @@ class LazyEngine:
         self.snapshots = Snapshots(channel, settings.name)
         self.directory = engine_directory(places.run, settings.name)
         self.authorities = engine_authorities(places.run, settings.name)
-        self.credentials = EngineCredentials(keyring, DockerConfig(self.directory / "config.json"))
+        self.credentials = EngineCredentials(
+            keyring, DockerConfig(self.directory / "config.json"), self.reconnect
+        )
         self.indexer = program(places.lib, settings.indexer) if settings.indexer else None
         self.data = engine_data(places.data, settings.name)
         self.set_aside = engine_set_aside(places.data, settings.name)
@@ -139,6 +144,38 @@ class LazyEngine:
     async def answers(self) -> bool:
         """Say whether it serves; takes at most half a second."""
         return await asyncio.to_thread(serves, self._socket)
+
+    async def reconnect(self) -> None:
+        """Have it look whether it is still given all that it has mounted; see `given`."""
+        if self.source() is None:
+            return
+        deadline = asyncio.get_running_loop().time() + RECONNECT_S
+        with suppress(AgentError):
+            found = await self.snapshots.list(deadline=deadline)
+            views = [shot.key for shot in found if shot.kind == "view"]
+            await asyncio.gather(*(self._given(key, deadline) for key in views))
+
+    async def given(self, chain_id: str) -> bool:
+        """Have it look whether it is still given what it lacks of an image, and say so.
+
+        Where it is not, it begins anew with the credentials that hold now. True as well when it
+        has not mounted that, or does not answer.
+        """
+        if self.source() is None:
+            return True
+        key, deadline = view_key(chain_id), asyncio.get_running_loop().time() + GIVEN_S
+        if await self._given(key, deadline):
+            return True
+        try:
+            return not await self.snapshots.exists(key, deadline=deadline + LOOK_S)
+        except AgentError:
+            return True  # containerd's fault, or its own
+
+    async def _given(self, key: str, deadline: float) -> bool:
+        with suppress(AgentError):
+            await self.snapshots.mounts(key, deadline=deadline)
+            return True
+        return False
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:

@@ -79,8 +79,7 @@ class Leases:
             if left:
                 self._leave(resumed_by, id, within_s)
             else:
-                for each in (*self._unfinished.pop(resumed_by, ()), id):
-                    await self._release(each, sync=failed)
+                await self._release(*self._unfinished.pop(resumed_by, ()), id, sync=failed)
 
     def _leave(self, resumed_by: str, id: str, within_s: float) -> None:
         now = asyncio.get_running_loop().time()
@@ -99,14 +98,19 @@ class Leases:
         """
         left = [id for leases in self._unfinished.values() for id in leases]
         self._unfinished.clear()
-        for id in left:
-            await self._release(id)
+        await self._release(*left)
         return bool(left)
 
-    async def _release(self, id: str, *, sync: bool = False) -> None:
-        release = self.delete(id, sync=sync)
-        with contextlib.suppress(AgentError):
-            await finish(f"release lease {id}", release, within_s=RELEASE_WITHIN_S)
+    async def _release(self, *ids: str, sync: bool = False) -> None:
+        """Remove leases, all of them also when the caller is cancelled meanwhile."""
+
+        async def release() -> None:
+            for id in ids:
+                with contextlib.suppress(AgentError):
+                    await self.delete(id, sync=sync)
+
+        name = f"release lease {', '.join(ids)}"
+        await finish(name, release(), within_s=RELEASE_WITHIN_S * len(ids))
 
     async def delete(self, id: str, *, sync: bool = False, deadline: float | None = None) -> bool:
         """Remove a lease; False when there was none. With `sync` after a garbage collection."""

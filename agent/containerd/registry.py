@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -197,6 +197,7 @@ class _Conversation:
         self._reference = reference
         self._access = access
         self._authorization: Authorization | None = None
+        self._has_renewed = False
         self._whose = patience.whose
 
     async def resolve(self) -> Resolved:
@@ -262,6 +263,9 @@ class _Conversation:
         if answer.status == 401:
             await self._authorize(answer)
             answer = await self._ask(url, max_bytes, headers)
+        if answer.status == 401 and await self._renewed():
+            await self._authorize(answer)
+            answer = await self._ask(url, max_bytes, headers)
         self._check(answer)
         return answer.body, answer.content_type
 
@@ -286,11 +290,30 @@ class _Conversation:
         try:
             await self._authorization.meet(answer)
         except Unauthorized as refused:
+            if await self._renewed():
+                return await self._authorize(answer)
             raise self._denied(refused.status) from refused
 
+    async def _renewed(self) -> bool:
+        """Say whether there are other credentials than the ones refused; they are used then."""
+        if self._has_renewed:
+            return False
+        self._has_renewed = True
+        with self._named():
+            if not await self._access.renewed(self._endpoint.shown_host):
+                return False
+        self._authorization = None
+        return True
+
     async def _found(self) -> Credentials | None:
-        try:
+        with self._named():
             return await self._access.credentials(self._endpoint.shown_host)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Have an error of who gives credentials say for which registry they were."""
+        try:
+            yield
         except (FailedPrecondition, RuntimeUnavailable) as error:
             raise type(error)(f"{self._whose}: {error.message}") from error
 

@@ -152,13 +152,19 @@ class Transfer:
         join = partial(self._fetches.join, key, f"fetch {name}", fetch, progress)
         try:
             async with asyncio.timeout_at(deadline):
-                try:
-                    return await join()
-                except (FailedPrecondition, RuntimeUnavailable):
-                    if own:
-                        raise
-                # It had the time and the credentials of who began it: now with one's own.
-                return await join()
+                # It has the time and the credentials of who began it: then with one's own. What a
+                # registry does not give out in time is tried by one for all the others, no more.
+                again = False
+                while True:
+                    try:
+                        return await join()
+                    except FailedPrecondition:
+                        if own:
+                            raise
+                    except RuntimeUnavailable:
+                        if own or again:
+                            raise
+                        again = True
         except TimeoutError as error:
             text = f"pull image {name}: not done {within(deadline - began)}"
             raise RuntimeUnavailable(text) from error

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -209,8 +209,7 @@ class Deployer:
         try:
             if here:
                 await self._builder.check(version)
-            if not await finish(f"deploy {spec.name}", self._publish(target), within_s=STORE_S):
-                raise RuntimeUnavailable(f"{spec.name}: the store does not answer")
+            await self._finished(target, self._publish(target))
         finally:
             if self._catalog.target(version.key) is not target:
                 self._builder.forget(version)
@@ -227,15 +226,32 @@ class Deployer:
         if not here:
             if target.version.state == "Failed":
                 await self._preparing.end(target)  # it is settled, but may not have ended yet
-                target.prepares()
+                await self._finished(target, self._prepares(target))
             self.prepare(target)
             return
         await self._preparing.end(target)
-        whole = replace(target.version, image=facts, state="Ready", reason="")
-        await self._builder.check(whole)
-        settled = self._settle(target, whole)
-        if not await finish(f"mend {whole.name}", settled, within_s=STORE_S):
-            raise RuntimeUnavailable(f"{whole.name}: the store does not answer")
+        try:
+            whole = replace(target.version, image=facts, state="Ready", reason="")
+            await self._builder.check(whole)
+            await self._finished(target, self._settle(target, whole))
+        finally:
+            if target.version.state == "Preparing":  # nobody else is at work on it now
+                self.prepare(target)
+
+    async def _finished(self, target: FunctionTarget, work: Coroutine[None, None, bool]) -> None:
+        """Do what changes the store to its end."""
+        name = target.version.name
+        if not await finish(f"deploy {name}", work, within_s=STORE_S):
+            raise RuntimeUnavailable(f"{name}: the store does not answer")
+
+    async def _prepares(self, target: FunctionTarget) -> bool:
+        """Let the next worker know as well that a Failed version's image is fetched again."""
+        async with self._storing:
+            self._fleet.mode.check()
+            again = replace(target.version, state="Preparing", reason="")
+            await self._stores.functions.put(again, latest=False)
+            target.prepares()
+        return True
 
     async def _publish(self, target: FunctionTarget) -> bool:
         """Store a new version and let calls find it: both or neither."""
@@ -366,9 +382,6 @@ class Deployer:
     ) -> None:
         name = targets[0].version.name
 
-        for target in targets:
-            await self._preparing.end(target)
-
         async def end(force: bool) -> None:
             grace_s = 0.0 if force else None
             await asyncio.gather(*(target.stop(grace_s=grace_s) for target in targets))
@@ -380,6 +393,8 @@ class Deployer:
                 await self._stores.functions.remove(name)
                 self._catalog.remove(name)
                 self._images.forget_credentials(name)
+            for target in targets:  # not before: a removal that is refused changes nothing
+                await self._preparing.end(target)
             await removal.end(end, force=force)
             for target in targets:
                 self._builder.forget(target.version)

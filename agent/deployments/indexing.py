@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish
-from agent.containerd.docker_config import DockerConfig
+from agent.containerd.docker_config import DockerConfig, HostCredentials
 from agent.core.registry_hops import plain_http
 from agent.errors import FailedPrecondition, RuntimeUnavailable
 from agent.model.image_ref import ImageRef, parse_image_ref
@@ -92,7 +92,7 @@ class Indexer:
             host = reference.host
             known = await self._door.keyring.access(host, registry).credentials(host)
             if known is not None:
-                DockerConfig(private / "config.json").write({host: known})
+                DockerConfig(private / "config.json").write({host: HostCredentials(known)})
                 given["DOCKER_CONFIG"] = str(private)
             if registry.ca_pem:
                 # The host's own authorities stay: Go reads their directory besides.

@@ -2,8 +2,9 @@
 
 A lazy engine mounts an image whose layers are still at the registry. That is a bridge: an ordinary
 pull of the same digest follows in the background, and from its end on starts use the unpacked
-layers. One that fails is tried again for as long as something runs on the image. What was mounted
-is let go when no instance needs it any more. Which way an image takes is `core/acceleration.py`'s.
+layers. One that fails is tried again until it succeeds or no version needs the image. What was
+mounted is let go when no instance needs it any more. Which way an image takes is
+`core/acceleration.py`'s.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from agent.aio import tasks
-from agent.aio.tasks import finish
 from agent.config import LazySettings
 from agent.containerd.lazy import unmount
 from agent.core.acceleration import WHOLE, Acceleration, advice, worth_asking
-from agent.deployments.asking import MB, Ahead, Asking, Completion, bare
+from agent.deployments.asking import Ahead, Asking, bare
+from agent.deployments.completion import Completing, Completion
 from agent.errors import AgentError, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
@@ -40,16 +41,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MB = 1 << 20
 LOCAL_HOST = "kindling.local"
 ENGINE_S = 20.0
 RESUME_S = 5.0  # all others wait for it
 INDEX_S = 10.0
-COMPLETE_S = 3600.0
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 60.0
-FORGET_S = 10.0
 AHEAD_TRIES = 10  # about seven minutes; nothing runs on it
-TOLD_S = 10.0  # between two events about one image's progress
 
 Accept = Callable[["Resolved"], None]
 
@@ -69,12 +68,17 @@ class LazyImages:
         self._door = containerd
         self._prepared = prepared
         self._events = events
-        self._use = use
+        self._completing = Completing(containerd, events, use)
         self._completions: dict[str, Completion] = {}
         self._mounted: dict[str, ImageFacts] = {}
         """Images that are completed, and whose mounts are still there."""
         self._reluctant: set[str] = set()
         """Those of them that could not be let go, for the log to say so once."""
+        self._renewed = asyncio.Event()
+        """Set with the next change of credentials."""
+        containerd.keyring.tell(self._credentials_changed)
+        for engine in containerd.lazy:
+            engine.credentials.tell = self._tell_credentials
 
     def __repr__(self) -> str:
         return f"<LazyImages {[str(one) for one in self._completions.values()]}>"
@@ -124,8 +128,9 @@ class LazyImages:
             if chosen is None:
                 return ""
             # It asks the registry by itself, and long after this deploy.
-            chosen.credentials.use(spec.name, parse_image_ref(name).host, spec.registry)
-            await chosen.credentials.refresh()
+            host, digest = parse_image_ref(name).host, found.target.digest
+            chosen.credentials.use(spec.name, host, digest, spec.registry)
+            await chosen.credentials.refresh(spec.name)
             return chosen.name
 
         transfer = partial(
@@ -244,9 +249,10 @@ class LazyImages:
                 continue
             host = parse_image_ref(facts.ref).host
             mounted = facts.chain_id in found
-            if mounted:
+            if mounted or (unknown and host != LOCAL_HOST):
                 for engine in self._door.lazy:
-                    engine.credentials.use(version.name, host, version.spec.registry)
+                    registry = version.spec.registry
+                    engine.credentials.use(version.name, host, facts.digest, registry)
             if facts.chain_id in unpacked:
                 if mounted:
                     self._mounted[facts.chain_id] = facts
@@ -255,6 +261,8 @@ class LazyImages:
                 self.complete(facts, version.spec)
         known = {version.image.chain_id for version in versions if version.image is not None}
         await self._resume_ahead(found - known, unpacked)
+        for engine in self._door.lazy:
+            await engine.credentials.take_up()
         return may_be
 
     async def _mounted_before(self) -> tuple[set[str], bool]:
@@ -303,8 +311,9 @@ class LazyImages:
             except AgentError as error:
                 log.info("image %s is mounted anew: %s", image.name, error)
                 continue
-            engine.credentials.use(spec.name, parse_image_ref(image.name).host, spec.registry)
-            await engine.credentials.refresh()
+            host = parse_image_ref(image.name).host
+            engine.credentials.use(spec.name, host, image.digest, spec.registry)
+            await engine.credentials.refresh(spec.name)
             self.complete(image.facts(), spec)
             return True
         return False
@@ -320,7 +329,7 @@ class LazyImages:
                 continue
             ahead, host = Ahead(record.name, RegistrySpec()), parse_image_ref(record.name).host
             for engine in self._door.lazy:
-                engine.credentials.use(ahead.name, host, ahead.registry)
+                engine.credentials.use(ahead.name, host, image.digest, ahead.registry)
             if image.chain_id in unpacked:
                 self._mounted[image.chain_id] = image.facts()
             else:
@@ -368,73 +377,32 @@ class LazyImages:
     async def _complete(self, one: Completion) -> None:
         facts = one.facts
         await asyncio.sleep(self._settings.complete_after_s)  # sleeps: the start's reads come first
-        pause_s = FIRST_PAUSE_S
+        pause_s, told = FIRST_PAUSE_S, ""
         tries = 0
         while True:
+            renewed = self._renewed
             try:
-                await self._fetch_whole(one)
+                await self._completing.fetch_whole(one)
                 break
             except Exception as error:  # whatever it was, starts need it whole
                 trace = not isinstance(error, AgentError)
-                log.warning("image %s is not complete yet: %s", facts.ref, error, exc_info=trace)
+                text = f"image {facts.ref} is not complete yet: {error}"
+                log.warning("%s", text, exc_info=trace)
+                if text != told:
+                    self._events.add("ImageNotComplete", message=text, details={"image": facts.ref})
+                told = text
             tries += 1
             if isinstance(one.asker, Ahead) and tries >= AHEAD_TRIES:
                 log.warning("image %s is left to who deploys it", facts.ref)
                 return
-            await asyncio.sleep(pause_s)  # sleeps: what failed is not tried at once
+            with contextlib.suppress(TimeoutError):  # what failed is not tried at once
+                async with asyncio.timeout(pause_s):
+                    await renewed.wait()
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         self._prepared.completed(facts.chain_id)
         self._mounted[facts.chain_id] = facts
         text = f"image {facts.ref} is complete: starts need its registry no more"
         self._events.add("ImageCompleted", message=text, details={"image": facts.ref})
-
-    async def _fetch_whole(self, one: Completion) -> None:
-        # By digest: the tag may stand for another image by now.
-        reference = parse_image_ref(one.facts.ref)
-        name = f"{reference.name}@{one.facts.digest}"
-        asker = one.asker
-        access = self._door.keyring.access(reference.host, asker.registry, asker.name)
-        deadline = asyncio.get_running_loop().time() + COMPLETE_S
-        told = self._teller(one)
-        with self._use.passing(name) as is_passing:
-            known = await self._is_named(name)
-            try:
-                transfer = self._door.transfer
-                await transfer.pull(name, deadline=deadline, progress=told, access=access)
-                # The view, and the image's own name, hold the layers from here on.
-                await self._door.snapshots.image_layers(one.facts.chain_id, deadline=deadline)
-            finally:
-                if not known and is_passing():
-                    await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)
-
-    def _teller(self, one: Completion) -> Callable[[Progress], None]:
-        loop = asyncio.get_running_loop()
-        blobs: dict[str, tuple[int, int]] = {}
-        told_at = loop.time()
-
-        def told(step: Progress) -> None:
-            nonlocal told_at
-            if not step.total_bytes or step.event == "extracting":
-                return
-            blobs[step.name] = (step.done_bytes, step.total_bytes)
-            one.done_bytes = sum(done for done, _ in blobs.values())
-            one.total_bytes = max(sum(total for _, total in blobs.values()), one.done_bytes)
-            if loop.time() >= told_at + TOLD_S:
-                told_at = loop.time()
-                details = {"done_bytes": str(one.done_bytes), "total_bytes": str(one.total_bytes)}
-                self._events.add("ImageCompleting", message=f"image {one}", details=details)
-
-        return told
-
-    async def _forget_name(self, name: str) -> None:
-        with contextlib.suppress(AgentError), self._use.removing(name):
-            await self._door.images.delete(name)
-
-    async def _is_named(self, name: str) -> bool:
-        with contextlib.suppress(NotFound):
-            await self._door.images.get(name)
-            return True
-        return False
 
     # -- letting go
 
@@ -465,11 +433,29 @@ class LazyImages:
         self._door.keyring.drop(ahead)
         self.forget(ahead)
 
+    def sources(self) -> set[str]:
+        """Return the engines' processes that serve what starts would use."""
+        return self._prepared.sources()
+
+    async def cut_off(self, in_use: Collection[str]) -> set[str]:
+        """Return the completed images in use whose mounts are given no more files.
+
+        Their registry is away, or takes no credentials any more. Takes a while then.
+        """
+        found: set[str] = set()
+        for chain_id in [one for one in self._mounted if one in in_use]:
+            given = [await engine.given(chain_id) for engine in self._door.lazy]
+            if not all(given):
+                found.add(chain_id)
+        return found
+
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""
-        for chain_id, facts in list(self._mounted.items()):
-            if chain_id in in_use:
-                continue
+        going = [item for item in self._mounted.items() if item[0] not in in_use]
+        for engine in self._door.lazy if going else ():
+            if engine.has_run and not await engine.answers():
+                return  # asked once, not once for each; the next look is another try
+        for chain_id, facts in going:
             try:
                 await self._unmount(facts)
             except AgentError as error:  # the next look is another try
@@ -481,6 +467,14 @@ class LazyImages:
             if self._mounted.get(chain_id) is facts:
                 del self._mounted[chain_id]
 
+    def _credentials_changed(self) -> None:
+        self._renewed.set()
+        self._renewed = asyncio.Event()
+
+    def _tell_credentials(self, host: str, why: str) -> None:
+        text = f"images of {host} are mounted, and what is not here of them cannot be read: {why}"
+        self._events.add("CredentialsMissing", message=text, details={"registry": host})
+
     async def _unmount(self, facts: ImageFacts) -> None:
         self._prepared.unmounted(facts.chain_id)
         self._forget_ahead(facts.ref)
@@ -488,3 +482,5 @@ class LazyImages:
             if engine.has_run:
                 await self._door.images.unlabel(facts.chain_id, engine.name)
         await unmount(self._door.lazy, facts.chain_id)
+        for engine in self._door.lazy:
+            engine.credentials.release(facts.digest)

@@ -9,6 +9,7 @@ that is slow or does not come. A worker that ends leaves them to the next one, w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -17,7 +18,7 @@ from agent.aio.tasks import finish, spawn, stop
 from agent.calls.target import FunctionTarget
 from agent.deployments.catalog import Catalog
 from agent.deployments.image import ImageSource
-from agent.errors import AgentError
+from agent.errors import AgentError, FailedPrecondition
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import FunctionVersion
 from agent.sandbox.builder import Builder
@@ -26,6 +27,7 @@ from agent.telemetry.events import Events, Subject
 log = logging.getLogger(__name__)
 
 STORE_S = 60.0
+STORE_AGAIN_S = 5.0
 
 Settle = Callable[[FunctionTarget, FunctionVersion], Coroutine[None, None, bool]]
 """Stores what became of a version and lets calls know; False when it was removed meanwhile."""
@@ -54,9 +56,17 @@ class Preparing:
         if target in self._running:
             return
         version = target.version
+        held = contextlib.ExitStack()
+        # From now until it is settled: nobody removes the name, or what was found under it.
+        name = parse_image_ref(version.spec.image).full
+        held.enter_context(self._catalog.image_use.deploying(name))
         task = spawn(f"prepare {version.name} {version.version}", self._prepare(target))
         self._running[target] = task
-        task.add_done_callback(lambda _: self._running.pop(target, None))
+        task.add_done_callback(lambda _: self._ended(target, held))
+
+    def _ended(self, target: FunctionTarget, held: contextlib.ExitStack) -> None:
+        del self._running[target]
+        held.close()
 
     async def end(self, target: FunctionTarget) -> None:
         """Fetch a version's image no more."""
@@ -70,17 +80,38 @@ class Preparing:
         version = target.version
         warnings: tuple[str, ...] = ()
         try:
-            with self._catalog.image_use.deploying(parse_image_ref(version.spec.image).full):
-                fetched = await self._images.fetch(version.spec)
-                warnings = fetched.warnings
-                outcome = replace(version, image=fetched.facts, state="Ready", reason="")
-                await self._builder.check(outcome)
-        except AgentError as error:
-            outcome = replace(version, state="Failed", reason=error.message)
-            log.warning("%s version %d: %s", version.name, version.version, error.message)
-        settled = self._settle(target, outcome)
-        if await finish(f"settle {version.name}", settled, within_s=STORE_S):
+            fetched = await self._images.fetch(version.spec)
+            warnings = fetched.warnings
+            outcome = replace(version, image=fetched.facts, state="Ready", reason="")
+            await self._builder.check(outcome)
+        except Exception as error:  # whoever waits for it must hear of any
+            known = isinstance(error, AgentError)
+            reason = error.message if isinstance(error, AgentError) else f"a bug: {error!r}"
+            outcome = replace(version, state="Failed", reason=reason)
+            text = f"{version.name} version {version.version}: {reason}"
+            log.warning("%s", text, exc_info=not known)
+        if await self._settled(target, outcome):
             self._tell(outcome, warnings)
+
+    async def _settled(self, target: FunctionTarget, outcome: FunctionVersion) -> bool:
+        """Store what became of it, however often that fails; False when that is nobody's matter.
+
+        On a full disk a version would else stay Preparing with nobody at work on it.
+        """
+        name = outcome.name
+        while True:
+            try:
+                settle = self._settle(target, outcome)
+                settled = await finish(f"settle {name}", settle, within_s=STORE_S)
+            except FailedPrecondition:  # this worker ends: the next one begins again
+                return False
+            except Exception as error:
+                trace = not isinstance(error, AgentError)
+                log.warning("%s is %s, not stored: %s", name, outcome.state, error, exc_info=trace)
+                settled = None
+            if settled is not None:
+                return settled
+            await asyncio.sleep(STORE_AGAIN_S)  # sleeps: what failed is not tried at once
 
     def _tell(self, version: FunctionVersion, warnings: tuple[str, ...]) -> None:
         subject = Subject(version.name, version.version)

@@ -154,14 +154,15 @@ class ImageCollector:
         Raises NotFound, FailedPrecondition when a function uses the image or is being deployed
         with it.
         """
-        with self._catalog.image_use.removing(name):
-            async with self._turn:
-                await asyncio.to_thread(self._ballast.give)
+        async with self._turn:
+            await asyncio.to_thread(self._ballast.give)
+            with self._catalog.image_use.removing(name):
                 await self._remove(name, await self.stock.look())
-                await self._sweep()
-                await self._containerd.leases.collect(deadline=_within(COLLECT_S))
-                for engine in await self._containerd.engine_store.idle():
-                    await self._rest(engine)
+            # The name is free again, whatever time the rest takes.
+            await self._sweep()
+            await self._containerd.leases.collect(deadline=_within(COLLECT_S))
+            for engine in await self._containerd.engine_store.idle():
+                await self._rest(engine)
 
     # -- doing it
 
@@ -228,8 +229,13 @@ class ImageCollector:
         return True
 
     async def _remove(self, name: str, stock: Stock) -> None:
-        """Remove a name that deploys are kept away from. What it held is still to be collected."""
+        """Remove a name that deploys are kept away from. What it held is still to be collected.
+
+        Raises FailedPrecondition when it stands for something else than it did in `stock`.
+        """
         record = await self._containerd.images.get(name)
+        if not any(one.name == name and one.target == record.target for one in stock.records):
+            raise FailedPrecondition(f"image {name} has just come anew; try again")
         known = stock.known.get(record.target.digest)
         users = self._catalog.using(known.digest) if known is not None else []
         if users:
@@ -259,7 +265,7 @@ class ImageCollector:
         views = [
             image_gc.StoredImage(one.name, 0, stock.contents.chain(one.layer))
             for one in orphans
-            if one.layer
+            if one.layer and not one.engine
         ]
         going = image_gc.plan(views, stock.contents.sizes, kept, EVERYTHING)
         return {one.name: one.freed for one in going}

@@ -8,6 +8,7 @@ containerd's own collection, which the caller asks for. Full stores are not this
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INGEST_AGE_S = 3600.0  # nothing writes to it: containerd itself waits a day
+ENGINE_S = 5.0
 NS = 1_000_000_000
 NOTHING = Amount()
 
@@ -43,6 +45,8 @@ class Orphan:
     freed: Amount = NOTHING
     layer: str = ""
     """For a view: the topmost layer that it keeps."""
+    engine: str = ""
+    """For a view of what a lazy engine has mounted: whose it is."""
 
 
 class Orphans:
@@ -80,11 +84,35 @@ class Orphans:
             for one in contents.ingests
             if one.updated_ns < now_ns - INGEST_AGE_S * NS
         ]
-        return found + [
+        found += [
             Orphan("layers", key, layer=shot.parent)
             for key, shot in contents.snapshots.items()
             if key.startswith(VIEW_PREFIX) and shot.parent not in needed
         ]
+        return found + await self._mounted(needed)
+
+    async def _mounted(self, needed: Collection[str]) -> list[Orphan]:
+        """Return the views of layers that engines have mounted for nobody.
+
+        They are left when an image goes while its engine is away, when its tag moves, and by a
+        worker that dies in between; an engine mounts them again, whenever it starts.
+        """
+        found: list[Orphan] = []
+        for engine in self._containerd.lazy:
+            if not engine.has_run or not await engine.answers():
+                continue
+            try:
+                deadline = asyncio.get_running_loop().time() + ENGINE_S
+                listed = await engine.snapshots.list(deadline=deadline)
+            except AgentError as error:  # the next round is another try
+                log.warning("what %s has mounted is not known: %s", engine.name, error)
+                continue
+            found += [
+                Orphan("layers", f"{engine.name} {one.key}", layer=one.parent, engine=engine.name)
+                for one in listed
+                if one.key.startswith(VIEW_PREFIX) and one.parent not in needed
+            ]
+        return found
 
     async def remove(self, orphans: Collection[Orphan], needed: Needed) -> list[Orphan]:
         """Remove them but for what is needed by now; returns what could be.
@@ -103,6 +131,9 @@ class Orphans:
     async def _remove(self, orphan: Orphan, needed: Needed) -> bool:
         if orphan.kind == "lease":
             return await self._containerd.leases.delete(orphan.name)
+        if orphan.engine:
+            await self._prepared.unmount(orphan.layer, needed)
+            return orphan.layer not in needed()
         if orphan.kind == "layers":
             return await self._prepared.forget(orphan.layer, needed)
         with contextlib.suppress(NotFound):

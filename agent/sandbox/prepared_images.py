@@ -51,6 +51,8 @@ class PreparedImages:
         self._containerd = containerd
         self._prepared: dict[str, PreparedImage] = {}
         self._turn = asyncio.Lock()
+        self._forgotten = 0
+        """Another number whenever something that was found before may not hold any more."""
 
     async def prepare(self, facts: ImageFacts, *, deadline: float) -> tuple[PreparedImage, bool]:
         """Return the prepared image and whether it was ready already.
@@ -61,6 +63,14 @@ class PreparedImages:
         if found is not None and await self._holds_good(found, deadline):
             # The layers may be another image's as well: what it says about itself may not.
             return replace(found, facts=facts), True
+        while True:
+            began = self._forgotten
+            prepared = await self._prepare(facts, deadline)
+            if self._forgotten == began:
+                self._prepared[facts.chain_id] = prepared
+                return prepared, False
+
+    async def _prepare(self, facts: ImageFacts, deadline: float) -> PreparedImage:
         layers, source = await self._layers(facts.chain_id, deadline)
         files = ImageFiles(layers)
 
@@ -69,9 +79,7 @@ class PreparedImages:
 
         blank = PreparedImage(facts, layers, b"", b"", source)
         passwd, group = await self.look(blank, accounts, deadline=deadline)
-        prepared = replace(blank, passwd=passwd, group=group)
-        self._prepared[facts.chain_id] = prepared
-        return prepared, False
+        return replace(blank, passwd=passwd, group=group)
 
     async def _holds_good(self, image: PreparedImage, deadline: float) -> bool:
         """Say whether starts go on with it: what is mounted may be lost, or unpacked by now."""
@@ -86,6 +94,10 @@ class PreparedImages:
         """Say whether a start may still use what was prepared some time ago."""
         kept = self._prepared.get(image.facts.chain_id)
         return kept is not None and kept.layers is image.layers and not is_lost(image.source)
+
+    def sources(self) -> set[str]:
+        """Return the processes that serve what starts would use."""
+        return {image.source for image in self._prepared.values() if image.source}
 
     async def look(self, image: PreparedImage, work: Callable[[], T], *, deadline: float) -> T:
         """Return what `work` finds in an image's files.
@@ -133,13 +145,17 @@ class PreparedImages:
 
     def completed(self, chain_id: str) -> None:
         """Have starts use the unpacked layers from now on."""
-        self._prepared.pop(chain_id, None)
+        self._forget(chain_id)
 
     def unmounted(self, chain_id: str) -> None:
         """Have no start use what an engine had mounted."""
         found = self._prepared.get(chain_id)
-        if found is not None and found.source:
-            del self._prepared[chain_id]
+        if found is None or found.source:
+            self._forget(chain_id)
+
+    def _forget(self, chain_id: str) -> None:
+        self._prepared.pop(chain_id, None)
+        self._forgotten += 1  # whoever prepares it just now looks again
 
     async def unmount(self, chain_id: str, needed: Callable[[], Collection[str]]) -> None:
         """Have engines let go an image whose name is gone, unless its layers are needed.
@@ -162,13 +178,13 @@ class PreparedImages:
             try:
                 mounts = await self._containerd.snapshots.mounts(key)
             except NotFound:
-                self._prepared.pop(chain_id, None)
+                self._forget(chain_id)
                 return False
             layers = {_tail(directory) for directory in lower_dirs(mounts)}
             mounted = await asyncio.to_thread(_mounted_layers)
             if chain_id in needed() or not layers.isdisjoint(mounted):
                 return False
-            self._prepared.pop(chain_id, None)
+            self._forget(chain_id)
             return await self._containerd.snapshots.remove(key)
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from agent.config import ImagesSettings, LazySettings
 from agent.containerd.engine_store import EngineStore
+from agent.containerd.keyring import Keyring
 from agent.containerd.leases import StoreLease
 from agent.containerd.snapshots import Snapshot, SnapshotMount, Usage, view_key
 from agent.containerd.store_limit import StoreBounds, StoreLimit
@@ -199,6 +200,7 @@ class Store:
             leases=leases,
             limit=StoreLimit(use),
             engine_store=EngineStore(()),
+            keyring=Keyring(),
         )
 
 

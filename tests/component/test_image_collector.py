@@ -14,9 +14,11 @@ import pytest
 
 from agent.aio.tasks import spawn, stop
 from agent.containerd.content import Ingest
+from agent.containerd.snapshots import Snapshot, view_key
 from agent.core.image_gc import Amount
 from agent.core.oci_image import Descriptor
 from agent.errors import FailedPrecondition
+from tests.component.function_house import turns
 from tests.component.image_house import BLOB_BYTES, LAYER, WORKER, ImageHouse, function
 
 ONE = LAYER.bytes + BLOB_BYTES + 2  # an image of one layer: that, its blob, manifest and config
@@ -334,3 +336,78 @@ async def test_a_thousand_deploys_and_removals_stay_below_the_limit_and_lose_not
         house.catalog.remove(gone)
     await house.collector.collect(dry_run=False)
     assert await house.used() == Amount()
+
+
+async def test_a_name_that_a_deploy_has_moved_since_the_look_is_left(tmp_path):
+    """Its tag is the same, what it stands for by now is in use."""
+    house = filled(tmp_path, 2)
+    house.store.gate = asyncio.Event()
+    collection = spawn("collection", house.collector.collect(dry_run=False))
+    await house.store.at_gate.wait()
+    house.store.add("h.io/x:2", "sha256:9", ("c9",))
+    house.catalog.put(function("f", "sha256:9", "c9"), latest=True)
+    house.store.gate.set()
+    done = await collection
+    assert tags(house) == ["2"]
+    assert [one.name for one in done.removed] == ["h.io/x:1"]
+    assert "sha256:9" in house.store.blobs
+
+
+async def test_a_removal_that_waits_for_a_collection_keeps_no_deploy_away(tmp_path):
+    house = filled(tmp_path, 2)
+    house.store.gate = asyncio.Event()
+    collection = spawn("collection", house.collector.collect(dry_run=False))
+    await house.store.at_gate.wait()
+    removal = spawn("removal", house.collector.remove("h.io/x:2"))
+    await turns()
+    with house.catalog.image_use.deploying("h.io/x:2"):
+        house.store.gate.set()
+        await collection
+        with pytest.raises(FailedPrecondition, match="being deployed"):
+            await removal
+    assert tags(house) == ["2"]
+
+
+class Engine:
+    """A lazy engine; `mounted` are the layers it has views of."""
+
+    name = "soci"
+    has_run = True
+
+    def __init__(self, *mounted: str) -> None:
+        self.mounted = set(mounted)
+        self.hangs = False
+        self.snapshots = SimpleNamespace(list=self._list, remove=self._remove)
+
+    async def answers(self) -> bool:
+        return not self.hangs
+
+    async def _list(self, **_: Any) -> list[Snapshot]:
+        views = [Snapshot(view_key(one), one, "view", {}) for one in sorted(self.mounted)]
+        return [*views, *(Snapshot(one, "", "committed", {}) for one in self.mounted)]
+
+    async def _remove(self, key: str) -> bool:
+        self.mounted.remove(key.removeprefix("view-"))
+        return True
+
+
+async def test_what_an_engine_has_mounted_for_nobody_is_let_go(tmp_path):
+    """Its tag has moved, or its name went while the engine was away."""
+    house = filled(tmp_path, 2)
+    engine = Engine("c1", "c2", "moved", "gone", "runs")
+    house.containerd.lazy = (engine,)
+    house.catalog.put(function("f", "sha256:7", "moved"), latest=True)
+    house.run("f-1", "runs")
+    engine.hangs = True
+    await house.collector.collect(dry_run=True)
+    engine.hangs = False
+    told = await house.collector.collect(dry_run=True)
+    assert ("layers", "soci view-gone") in [(one.kind, one.name) for one in told.removed]
+    await one_round(house)
+    assert engine.mounted == {"c1", "c2", "moved", "runs"}
+    house.catalog.remove("f")
+    house.instances.clear()
+    await one_round(house)
+    assert engine.mounted == {"c1", "c2"}
+    await house.collector.collect(dry_run=False)
+    assert engine.mounted == set()

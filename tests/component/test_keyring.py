@@ -16,7 +16,7 @@ import pytest
 from agent.aio import tasks
 from agent.containerd.credential_command import MAX_BYTES, parse_printed, run_command
 from agent.containerd.credentials import HIDDEN, Credentials, conceal
-from agent.containerd.docker_config import DockerConfig
+from agent.containerd.docker_config import DockerConfig, HostCredentials
 from agent.containerd.engine_credentials import EngineCredentials
 from agent.containerd.keyring import FRESH_S, Keyring
 from agent.errors import (
@@ -277,7 +277,8 @@ def test_an_engines_file_is_its_owners_alone_and_goes_with_the_last_entry(tmp_pa
     config = DockerConfig(path)
     old = os.umask(0)
     try:
-        config.write({"docker.io": FIRST, HOST: Credentials(identity_token="t")})
+        token = HostCredentials(Credentials(identity_token="t"))
+        config.write({"docker.io": HostCredentials(FIRST), HOST: token})
     finally:
         os.umask(old)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -306,7 +307,7 @@ async def test_a_lazy_engines_file_follows_what_is_set_and_what_expires(clock, t
     ring = Keyring(clock, Command((FIRST, end_s), (SECOND, end_s + 1000)))
     path = tmp_path / "config.json"
     engine = EngineCredentials(ring, DockerConfig(path))
-    engine.use("f", HOST, COMMAND)
+    engine.use("f", HOST, "i", COMMAND)
     await engine.refresh()
     await password_in(path, FIRST)
     clock.now_s = end_s - FRESH_S  # before the end
@@ -317,10 +318,125 @@ async def test_a_lazy_engines_file_follows_what_is_set_and_what_expires(clock, t
     await password_in(path, None)
 
 
+async def test_what_a_command_printed_is_asked_for_anew_when_it_is_refused(clock):
+    command = Command((FIRST, clock.now_s + 1000), (FIRST, None), (SECOND, None))
+    ring = Keyring(clock, command)
+    access = ring.access(HOST, COMMAND)
+    assert not await access.renewed(HOST)  # nothing was shown yet
+    assert await access.credentials(HOST) == FIRST
+    changes: list[str] = []
+    ring.tell(lambda: changes.append("changed"))
+    assert not await access.renewed(HOST)  # the same again
+    assert changes == []
+    assert await access.renewed(HOST)
+    assert changes == ["changed"]
+    assert await access.credentials(HOST) == SECOND
+    assert len(command.runs) == 3
+
+
+async def test_who_was_refused_gets_what_another_has_renewed(clock):
+    command = Command((FIRST, None), (SECOND, None))
+    ring = Keyring(clock, command)
+    both = [ring.access(HOST, COMMAND), ring.access(HOST, COMMAND)]
+    assert [await access.credentials(HOST) for access in both] == [FIRST] * 2
+    assert [await access.renewed(HOST) for access in both] == [True] * 2
+    assert len(command.runs) == 2
+
+
+async def test_refused_credentials_give_way_to_those_set_meanwhile(ring, clock):
+    ring.keep("f", HOST, RegistrySpec(username="me", password="first"))
+    access = ring.access(HOST, NOTHING, "f")
+    assert await access.credentials(HOST) == FIRST
+    assert not await access.renewed(HOST)
+    clock.now_s += 1
+    ring.set(HOST, SECOND)
+    assert await access.renewed(HOST)
+
+
+async def test_a_new_worker_takes_up_what_an_engine_still_mounts_with(clock, tmp_path):
+    file = DockerConfig(tmp_path / "config.json")
+    ring = Keyring(clock)
+    engine = EngineCredentials(ring, file)
+    ring.set(HOST, FIRST, clock.now_s + 10)
+    ring.keep("token", "other.example", RegistrySpec(identity_token="t"))
+    engine.use("f", HOST, "i", NOTHING)
+    engine.use("token", "other.example", "i", NOTHING)
+    engine.use("gone", HOST, "i", NOTHING)
+    await engine.refresh()
+
+    after = Keyring(clock)
+    engine = EngineCredentials(after, file)
+    engine.use("f", HOST, "i", NOTHING)
+    engine.use("token", "other.example", "i", NOTHING)
+    await engine.take_up()
+    assert await found(after) == FIRST
+    assert await found(after, function="token", host="other.example") == Credentials(
+        identity_token="t"
+    )
+    assert await found(after, function="gone") is None
+    assert await found(after, function="") is None
+    await engine.refresh()
+    await password_in(tmp_path / "config.json", FIRST)
+    # Once set anew, that counts; they end when they were to end.
+    clock.now_s += 10
+    with pytest.raises(FailedPrecondition, match="expired at"):
+        await found(after)
+    after.set(HOST, SECOND)
+    assert await found(after) == SECOND
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"auths": {}, "kindling": {"h": {}}}'])
+def test_a_file_that_is_no_engines_is_nothing(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    assert DockerConfig(path).read() == {}
+
+
+async def test_a_mount_is_looked_after_once_its_credentials_have_changed(ring, clock, tmp_path):
+    looks = asyncio.Event()
+
+    async def reconnect():
+        looks.set()
+
+    told = []
+    engine = EngineCredentials(ring, DockerConfig(tmp_path / "config.json"), reconnect)
+    engine.tell = lambda host, why: told.append((host, why))
+    ring.set(HOST, FIRST, clock.now_s + 10)
+    engine.use("f", HOST, "i", NOTHING)
+    running = tasks.spawn("engine", engine.run())
+    try:
+        await password_in(tmp_path / "config.json", FIRST)
+        assert not looks.is_set()
+        clock.now_s += 10
+        ring.keep("g", "elsewhere.example", RegistrySpec(username="me", password="x"))  # wakes it
+        await password_in(tmp_path / "config.json", None)
+        async with asyncio.timeout(10):
+            await looks.wait()
+        assert [host for host, _ in told] == [HOST]
+        assert "expired at" in told[0][1]
+        ring.set(HOST, SECOND)
+        await password_in(tmp_path / "config.json", SECOND)
+    finally:
+        await tasks.stop(running)
+
+
+async def test_credentials_are_gone_with_the_last_mount_of_an_image(ring, tmp_path):
+    engine = EngineCredentials(ring, DockerConfig(tmp_path / "config.json"))
+    ring.set(HOST, FIRST)
+    engine.use("f", HOST, "one", NOTHING)
+    engine.use("f", HOST, "two", NOTHING)
+    engine.release("one")
+    await engine.refresh()
+    await password_in(tmp_path / "config.json", FIRST)
+    engine.release("two")
+    await engine.refresh()
+    await password_in(tmp_path / "config.json", None)
+
+
 async def test_a_lazy_engines_file_is_written_as_soon_as_credentials_are_set(ring, tmp_path):
     path = tmp_path / "config.json"
     engine = EngineCredentials(ring, DockerConfig(path))
-    engine.use("f", HOST, NOTHING)
+    engine.use("f", HOST, "i", NOTHING)
     running = tasks.spawn("engine", engine.run())
     try:
         for each in (FIRST, SECOND, None):
@@ -335,7 +451,7 @@ async def test_every_lazy_engine_hears_of_credentials_that_come_while_it_writes(
     files = [SlowFile(), SlowFile()]
     engines = [EngineCredentials(ring, cast(DockerConfig, file)) for file in files]
     for each in engines:
-        each.use("f", HOST, NOTHING)
+        each.use("f", HOST, "i", NOTHING)
     running = [tasks.spawn("engine", each.run()) for each in engines]
     try:
         files[1].go.set()
@@ -353,7 +469,7 @@ async def test_every_lazy_engine_hears_of_credentials_that_come_while_it_writes(
 async def test_a_lazy_engines_file_is_written_by_one_at_a_time_the_newest_last(ring):
     file = SlowFile()
     engine = EngineCredentials(ring, cast(DockerConfig, file))
-    engine.use("f", HOST, NOTHING)
+    engine.use("f", HOST, "i", NOTHING)
     writes = [tasks.spawn("first", engine.refresh())]
     await until(lambda: file.writing == 1)
     ring.set(HOST, FIRST)
@@ -367,7 +483,7 @@ async def test_a_lazy_engines_file_is_written_by_one_at_a_time_the_newest_last(r
 async def test_a_lazy_engines_file_that_cannot_be_written_is_written_later(ring, tmp_path):
     path = tmp_path / "not yet" / "config.json"
     engine = EngineCredentials(ring, DockerConfig(path))
-    engine.use("f", HOST, NOTHING)
+    engine.use("f", HOST, "i", NOTHING)
     running = tasks.spawn("engine", engine.run())
     try:
         ring.set(HOST, FIRST)
@@ -380,6 +496,29 @@ async def test_a_lazy_engines_file_that_cannot_be_written_is_written_later(ring,
         await tasks.stop(running)
 
 
+async def test_a_command_that_hangs_holds_up_no_other_functions_lazy_deploy(clock, tmp_path):
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def hangs(words, host):
+        asked.set()
+        await go.wait()
+        raise RuntimeUnavailable("it hung")
+
+    ring, path = Keyring(clock, hangs), tmp_path / "config.json"
+    engine = EngineCredentials(ring, DockerConfig(path))
+    engine.use("slow", "other.example", "i", COMMAND)
+    running = tasks.spawn("engine", engine.run())
+    try:
+        await asked.wait()
+        ring.set(HOST, FIRST)
+        engine.use("f", HOST, "i", NOTHING)
+        async with asyncio.timeout(10):
+            await engine.refresh("f")
+        await password_in(path, FIRST)
+    finally:
+        await tasks.stop(running)
+
+
 class SlowFile:
     """A file of credentials whose writes end when they may."""
 
@@ -388,11 +527,11 @@ class SlowFile:
         self.writing = self.most = 0
         self.written = []
 
-    def write(self, credentials):
+    def write(self, known):
         self.writing += 1
         self.most = max(self.most, self.writing)
         self.go.wait(10)
-        self.written.append(dict(credentials))
+        self.written.append({host: each.credentials for host, each in known.items()})
         self.writing -= 1
 
 
@@ -402,7 +541,7 @@ async def test_a_lazy_engine_is_shown_what_a_deploy_brought_until_newer_ones_are
     path = tmp_path / "config.json"
     engine = EngineCredentials(ring, DockerConfig(path))
     brought = RegistrySpec(username=FIRST.username, password=FIRST.password)
-    engine.use("f", HOST, brought)
+    engine.use("f", HOST, "i", brought)
     await engine.refresh()
     await password_in(path, FIRST)
     ring.keep("f", HOST, brought)
@@ -419,7 +558,7 @@ async def test_a_lazy_engine_forgets_what_a_deploy_brought_that_failed(ring, tmp
     path = tmp_path / "config.json"
     engine = EngineCredentials(ring, DockerConfig(path))
     ring.keep("f", HOST, RegistrySpec(username=FIRST.username, password=FIRST.password))
-    engine.use("f", HOST, RegistrySpec(username=SECOND.username, password=SECOND.password))
+    engine.use("f", HOST, "i", RegistrySpec(username=SECOND.username, password=SECOND.password))
     await engine.refresh()
     await password_in(path, SECOND)
     engine.deploy_ended("f")

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from agent.aio.tasks import spawn
+from agent.aio.tasks import spawn, stop
 from agent.config import LazySettings
 from agent.containerd.access import Access
 from agent.containerd.credentials import Credentials
 from agent.containerd.keyring import Keyring
 from agent.containerd.silence import Progress
 from agent.core.oci_image import Descriptor, Manifest
-from agent.deployments import lazy_image
+from agent.deployments import completion, lazy_image
 from agent.deployments.asking import Ahead
 from agent.deployments.image_use import ImageUse
 from agent.deployments.lazy_image import LazyImages
-from agent.errors import NotFound, RuntimeUnavailable
+from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec import RegistrySpec
 from agent.model.spec_parse import parse_spec
@@ -42,7 +43,8 @@ class FakeEngine:
     has_run = True
 
     def __init__(self):
-        self.runs = True
+        self.runs = self.is_given = True
+        self.asked = 0
         self.mounts = {FACTS.chain_id}
         self.removed = []
         self.layers = ("/top", "/base")
@@ -50,6 +52,8 @@ class FakeEngine:
         self.credentials = SimpleNamespace(
             use=self._use,
             refresh=self._refresh,
+            take_up=self._take_up,
+            release=lambda image: self.users.append((image, "released")),
             drop=lambda function: self.users.append((function, "dropped")),
             deploy_ended=lambda function: self.users.append((function, "ended")),
         )
@@ -57,10 +61,13 @@ class FakeEngine:
             image_layers=self._layers, remove=self._remove, list=self._list, exists=self._exists
         )
 
-    def _use(self, function, host, registry):
+    def _use(self, function, host, image, registry):
         self.users.append((function, host))
 
-    async def _refresh(self):
+    async def _take_up(self):
+        self.users.append("taken up")
+
+    async def _refresh(self, function):
         self.users.append("written")
 
     @asynccontextmanager
@@ -74,7 +81,11 @@ class FakeEngine:
         if not self.runs:
             raise RuntimeUnavailable("soci does not answer")
 
+    async def given(self, chain_id):
+        return self.is_given
+
     async def answers(self):
+        self.asked += 1
         return self.runs
 
     async def _layers(self, chain_id, *, deadline):
@@ -111,7 +122,7 @@ class Yard:
             lazy=[self.engine],
             transfer=SimpleNamespace(pull=self._pull, has_referrer=self._has_referrer),
             keyring=self.keyring,
-            snapshots=SimpleNamespace(image_layers=self.engine._layers),
+            snapshots=SimpleNamespace(image_layers=self.engine._layers, exists=self._exists),
             images=SimpleNamespace(
                 get=self._get,
                 delete=self._delete,
@@ -127,7 +138,11 @@ class Yard:
         self.use = ImageUse()
         self.shown: list[Credentials | None] = []
         self.named: set[str] = set()
+        self.unpacked: set[str] = set()
         self.lazy = LazyImages(LazySettings(**settings), door, prepared, self.events, self.use)
+
+    async def _exists(self, chain_id):
+        return chain_id in self.unpacked
 
     async def _has_referrer(self, name, digest, kind, *, deadline, access):
         return True
@@ -146,7 +161,11 @@ class Yard:
         if self.faults:
             raise self.faults.pop(0)
         return SimpleNamespace(
-            chain_id=FACTS.chain_id, manifest=manifest, facts=lambda: FACTS, name=name
+            chain_id=FACTS.chain_id,
+            digest=FACTS.digest,
+            manifest=manifest,
+            facts=lambda: FACTS,
+            name=name,
         )
 
     async def _get(self, name):
@@ -160,7 +179,11 @@ class Yard:
         layers = tuple(Descriptor("m", f"sha256:{n}", size) for n, size in enumerate(self.sizes))
         manifest = Manifest("m", Descriptor("c", "sha256:0", 0), layers[::-1])
         return SimpleNamespace(
-            chain_id=FACTS.chain_id, manifest=manifest, facts=lambda: FACTS, name=name
+            chain_id=FACTS.chain_id,
+            digest=FACTS.digest,
+            manifest=manifest,
+            facts=lambda: FACTS,
+            name=name,
         )
 
     async def _delete(self, name):
@@ -235,6 +258,30 @@ async def test_completing_goes_on_until_it_succeeds(yard):
     assert yard.pulls == [(WHOLE, "")] * 3
 
 
+async def test_why_an_image_is_not_complete_is_told_once_and_new_credentials_are_tried_at_once(
+    yard, monkeypatch
+):
+    monkeypatch.setattr(lazy_image, "FIRST_PAUSE_S", 60.0)
+    refused = FailedPrecondition("the registry r.example refuses these credentials (401)")
+    yard.faults = [refused, refused]
+    seen: list[str] = []
+    watching = spawn("watch", _all(yard.events, seen))
+    await asyncio.sleep(0)
+    yard.lazy.complete(FACTS, SPEC)
+    for pulls in (1, 2, 3):
+        await until(lambda: len(yard.pulls) == pulls)  # noqa: B023 - waited for at once
+        yard.keyring.set("r.example", Credentials("me", str(pulls)))
+    await done(yard)
+    await until(lambda: seen[-1:] == ["ImageCompleted"])
+    await stop(watching)
+    assert seen == ["ImageNotComplete", "ImageCompleted"]
+
+
+async def _all(events, seen):
+    async for event in events.watch("", frozenset()):
+        seen.append(event.type)
+
+
 async def test_an_engine_has_the_credentials_before_it_mounts(yard):
     await yard.pull()
     assert yard.engine.users == [("f", "r.example"), "written"]
@@ -258,7 +305,7 @@ async def test_what_nothing_runs_on_any_more_is_not_completed(yard):
 
 
 async def test_progress_is_told(yard, monkeypatch):
-    monkeypatch.setattr(lazy_image, "TOLD_S", 0.0)
+    monkeypatch.setattr(completion, "TOLD_S", 0.0)
     yard.steps = [
         Progress("downloading", "a", 5 * MB, 60 * MB),
         Progress("downloading", "b", 10 * MB, 40 * MB),
@@ -319,6 +366,26 @@ async def test_a_mount_is_let_go_when_it_is_complete_and_nothing_runs_on_it(yard
     await yard.lazy.let_go(())
     await yard.lazy.let_go(())
     assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "in_use", "cut_off"),
+    [
+        (False, {FACTS.chain_id}, {FACTS.chain_id}),
+        (True, {FACTS.chain_id}, set()),
+        (False, set(), set()),
+    ],
+)
+async def test_a_mount_that_is_given_nothing_more_is_cut_off_once_its_image_is_here(
+    yard, given, in_use, cut_off
+):
+    yard.engine.is_given = given
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC)
+    assert await yard.lazy.cut_off(in_use) == set()  # there is nothing to give way to
+    yard.gate.set()
+    await done(yard)
+    assert await yard.lazy.cut_off(in_use) == cut_off
 
 
 async def test_a_new_worker_completes_what_was_mounted(yard):
@@ -518,6 +585,17 @@ async def test_a_name_that_a_deploy_relies_on_meanwhile_is_not_forgotten_after_c
     assert yard.deleted == []
 
 
+async def test_an_image_that_was_imported_meanwhile_is_complete_without_its_registry(yard):
+    yard.faults = [RuntimeUnavailable("away")]
+    yard.gate = asyncio.Event()
+    yard.lazy.complete(FACTS, SPEC)
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    yard.unpacked.add(FACTS.chain_id)
+    yard.gate.set()
+    await done(yard)
+    assert yard.pulls == [(WHOLE, "")]
+
+
 async def test_an_unexpected_error_does_not_end_completing(yard):
     yard.faults = [KeyError("layer")]
     yard.lazy.complete(FACTS, SPEC)
@@ -545,3 +623,12 @@ async def test_a_mount_is_let_go_later_when_its_engine_does_not_answer(yard):
     await yard.lazy.let_go(())
     await yard.lazy.let_go(())
     assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
+
+
+async def test_an_engine_that_hangs_is_asked_once_however_many_mounts_wait_for_it(yard):
+    many = [replace(FACTS, chain_id=f"sha256:{n}") for n in range(20)]
+    yard.engine.mounts = {one.chain_id for one in many}
+    await yard.lazy.resume({one.chain_id for one in many}, [version(one) for one in many])
+    yard.engine.runs, yard.engine.asked = False, 0
+    await yard.lazy.let_go(())
+    assert yard.engine.asked == 1

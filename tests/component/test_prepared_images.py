@@ -337,3 +337,26 @@ async def test_a_disk_that_does_not_give_an_images_files_is_the_platforms_fault(
 
     with pytest.raises(RuntimeUnavailable, match="x:1 cannot be read: Input/output error"):
         await images.look(image, broken, deadline=await soon())
+
+
+@pytest.mark.parametrize("end", ["completed", "unmounted"])
+async def test_what_is_let_go_while_it_is_prepared_is_not_started_from(
+    lazily, engine, snapshots, end
+):
+    """A deploy looks at a mounted image at the moment when that is complete."""
+    at_gate, gate = asyncio.Event(), asyncio.Event()
+    layers = engine.snapshots.image_layers
+
+    async def slow(chain_id, *, deadline):
+        at_gate.set()
+        await gate.wait()
+        return await layers(chain_id, deadline=deadline)
+
+    engine.snapshots.image_layers = slow
+    preparing = spawn("prepare", lazily.prepare(ONE, deadline=await soon()))
+    await at_gate.wait()
+    lazily._containerd.snapshots = snapshots
+    getattr(lazily, end)(ONE.chain_id)
+    gate.set()
+    image, _ = await preparing
+    assert (image.source, lazily.is_current(image)) == ("", True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from dataclasses import replace
 
 import pytest
 
 from agent.aio.tasks import spawn
+from agent.deployments import preparing
 from agent.errors import FunctionFailed, NotFound, RuntimeUnavailable
 from agent.model.failure import FailureKind
-from tests.component.deploy_house import Town
+from tests.component.deploy_house import Town, record
 from tests.component.function_house import IMAGE, Caller, call, until
 
 NAME = "docker.io/library/x:1"
@@ -188,3 +190,75 @@ async def test_a_job_waits_for_the_image(town):
     assert not waiting.done()
     town.gate.set()
     await waiting
+
+
+# -- what goes wrong in between
+
+
+async def test_an_unexpected_error_fails_the_version_instead_of_leaving_it_preparing(town):
+    await town.deploy()
+    town.points.fail["pull"] = KeyError("layer")
+    town.gate.set()
+    assert await settled(town) == "Failed"
+    assert "KeyError" in target(town).version.reason
+
+
+async def test_a_store_that_is_full_for_a_while_costs_a_while(town, monkeypatch):
+    monkeypatch.setattr(preparing, "STORE_AGAIN_S", 0.001)
+    await town.deploy()
+    town.points.fail["put"] = sqlite3.OperationalError("database or disk is full")
+    town.gate.set()
+    assert await settled(town) == "Ready"
+    (stored,) = await town.store.load()
+    assert [version.state for version in stored.versions] == ["Ready"]
+
+
+async def test_a_removal_that_the_store_refuses_leaves_the_image_on_its_way(town):
+    await town.deploy()
+    await town.points.reached("pull")
+    town.points.fail["remove"] = RuntimeUnavailable("disk full")
+    with pytest.raises(RuntimeUnavailable, match="disk full"):
+        await town.deployer.remove("f", force=False)
+    town.gate.set()
+    assert await settled(town) == "Ready"
+
+
+async def test_a_deploy_again_that_fails_leaves_the_image_on_its_way(town):
+    await town.deploy()
+    await town.points.reached("pull")
+    town.records[NAME] = record(IMAGE.digest)  # somebody else has brought it
+    town.points.fail["check"] = RuntimeUnavailable("busy")
+    with pytest.raises(RuntimeUnavailable, match="busy"):
+        await town.deploy()
+    assert state(town) == "Preparing"
+    town.gate.set()
+    assert await settled(town) == "Ready"
+
+
+async def test_a_failed_version_that_is_deployed_again_is_preparing_for_the_next_worker_too(town):
+    await town.deploy()
+    town.points.fail["pull"] = NotFound("the registry has lost it")
+    town.gate.set()
+    assert await settled(town) == "Failed"
+    town.gate.clear()
+    await town.deploy()
+    (stored,) = await town.store.load()
+    assert [(one.state, one.reason) for one in stored.versions] == [("Preparing", "")]
+
+
+async def test_an_image_is_held_from_its_deploy_until_its_version_is_settled(town):
+    """Its tag has moved since it was seen: nothing but the deploy holds what was pulled then."""
+    use = town.catalog.image_use
+    moved = replace(IMAGE, digest="sha256:8", chain_id="sha256:moved")
+    await town.deploy()
+    assert use.relies_on(NAME)
+    await town.points.reached("pull")
+    town.images[NAME] = moved
+    put = town.points.hang["put"] = asyncio.Event()
+    town.gate.set()
+    await until(lambda: town.points.passed.count("put") == 2)
+    assert moved.chain_id in use.layers
+    put.set()
+    assert await settled(town) == "Ready"
+    assert target(town).pull is not None
+    await until(lambda: not use.relies_on(NAME))

@@ -14,6 +14,7 @@ import pytest
 
 from agent.aio.tasks import spawn, stop
 from agent.config import LazySettings
+from agent.containerd.keyring import Keyring
 from agent.containerd.tasks import Task, TaskStatus
 from agent.core.instance import State
 from agent.deployments.catalog import Catalog
@@ -42,6 +43,7 @@ class Node(House):
             tasks=SimpleNamespace(list=self._tasks),
             snapshots=SimpleNamespace(list=self._list_snapshots),
             lazy=(),
+            keyring=Keyring(),
         )
         functions: Any = SimpleNamespace(load=self._load)
         calls: Any = SimpleNamespace(unfinished=self._unfinished, save=self._save, lost=self._lost)

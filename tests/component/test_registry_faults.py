@@ -349,3 +349,27 @@ async def test_a_wrong_password_is_refused_and_not_repeated(server):
         await resolve(server, access=Access(find))
     assert "wr0ng" not in error.value.message
     assert f"SetCredentials for {server.address}" in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("others", "passes"), [(["secret"], True), (["wr0ng2"], False), ([], False)]
+)
+async def test_refused_credentials_are_asked_for_anew_once(server, others, passes):
+    server.route = asks_for("me", "secret")
+    known, asked = ["wr0ng1"], []
+
+    async def find(host):
+        return Credentials("me", known[-1])
+
+    async def renew(host, refused):
+        asked.append((host, refused))
+        known.extend(others)
+        return bool(others)
+
+    access = Access(find, renew=renew)
+    if passes:
+        assert (await resolve(server, access=access)).target.digest == IMAGE.digest
+    else:
+        with pytest.raises(FailedPrecondition, match="refuses these credentials"):
+            await resolve(server, access=access)
+    assert asked == [(server.address, Credentials("me", "wr0ng1"))]

@@ -121,6 +121,15 @@ async def test_what_fails_for_all_is_not_fetched_once_for_each(fetches, server, 
     assert fetches.begun == count
 
 
+async def test_who_has_the_right_credentials_gets_the_image_whoever_else_has_none(fetches, server):
+    refused = FailedPrecondition("answers 401 Unauthorized")
+    fetches.outcomes = [refused, refused, "image"]
+    callers = await shared(fetches, server)
+    fetches.go.set()
+    told = await asyncio.gather(*callers, return_exceptions=True)
+    assert (told[0], told.count(refused), told.count("image")) == (refused, 2, 1)
+
+
 async def test_nobody_is_told_the_secrets_of_who_began(fetches, server):
     secret = "hunter2hunter2"
     fetches.outcomes = [InvalidSpec([Problem("image", f"{secret} is refused")])]

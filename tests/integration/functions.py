@@ -51,8 +51,11 @@ class Watched:
 class Functions:
     """Deploys, calls and looks at functions on one agent."""
 
-    def __init__(self, agent: RunningAgent, *, same_worker: bool = True) -> None:
+    def __init__(
+        self, agent: RunningAgent, *, same_worker: bool = True, samples: bool = True
+    ) -> None:
         self.agent = agent
+        self._samples = samples
         self._same_worker = same_worker
         self._deployed: set[str] = set()
         self._channel: grpc.Channel | None = None
@@ -61,7 +64,8 @@ class Functions:
         self._capacity: Json = {}
 
     def __enter__(self) -> Functions:
-        import_samples(self.agent)
+        if self._samples:
+            import_samples(self.agent)
         self._channel = self._open()
         self._worker = self.agent.pids["worker"]
         self._logged = len(self.agent.log())

@@ -14,8 +14,10 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,10 @@ def mounts(agent: RunningAgent) -> list[str]:
     return [line.split()[4] for line in lines if " fuse." in line]
 
 
-def reads(agent: RunningAgent, name: str, path: str, timeout_s: float = 60.0) -> bytes:
+AWAY_S = 61.0
+
+
+def reads(agent: RunningAgent, name: str, path: str, timeout_s: float = 120.0) -> bytes:
     reply = agent.http("GET", f"/http/{name}/{path}", timeout_s=timeout_s)
     return reply.body if reply.status == 200 else b""
 
@@ -277,7 +282,7 @@ class TestTrouble:
     @pytest.fixture
     def big(self, lazy: Functions, indexed: str) -> str:
         """A function that serves from a mount and has read its first file; its instance."""
-        reply = deploy(lazy, "big", indexed, acceleration="lazy", scaling={"min": 1}, timeout_s=60)
+        reply = deploy(lazy, "big", indexed, acceleration="lazy", scaling={"min": 1}, timeout_s=180)
         assert list(reply.warnings) == []
         lazy.deploy("other", "static", memory_mb=128, scaling={"min": 1})
         assert reads(lazy.agent, "big", "small") == b"small\n"
@@ -303,18 +308,32 @@ class TestTrouble:
         assert [reader.end() for reader in hanging] != []
         assert reads(lazy.agent, "big", "2") == content[2]
 
-    def test_the_registry_is_away(self, lazy, tls, big, content):
+    def test_the_registry_is_away_for_a_minute(self, lazy, tls, big, content):
+        """It takes that minute."""
+        agent = lazy.agent
         tls.stop()
+        until = time.monotonic() + AWAY_S
         try:
             # Far from what was read before, `small` at the end too: it fetches 4 MB at a time.
-            reader = Reader(lazy.agent, "big", "5")
-            assert reads(lazy.agent, "big", "small") == b"small\n"
-            assert reads(lazy.agent, "other", "", timeout_s=5) == b"hello\n"
-            assert reader.waits()
+            readers = [Reader(agent, "big", path) for path in ("5", "5", "2")]
+            assert reads(agent, "big", "small") == b"small\n"
+            lazy.deploy("while-away", "static", memory_mb=128)
+            before = agent.pids["worker"]
+            agent.cli("reload", timeout_s=60)
+            agent.wait_until(lambda: agent.pids["worker"] not in (0, before), 10, "a worker")
+            lazy.reconnect()
+            while time.monotonic() < until:
+                assert reads(agent, "other", "", timeout_s=5) == b"hello\n"
+                assert reads(agent, "while-away", "", timeout_s=5) == b"hello\n"
+                agent.cli("status", timeout_s=5)
+                time.sleep(1)  # sleeps: the minute that the registry is away
+            assert [reader.waits() for reader in readers] == [True] * 3
+            lazy.remove("while-away")
         finally:
             tls.start()
-        assert reader.end() == content[5]
+        assert [reader.end() for reader in readers] == [content[5], content[5], content[2]]
         assert big in [one.id for one in lazy.ready("big")]
+        assert reads(agent, "big", "7") == content[7]
 
     def test_containerd_is_killed(self, lazy, big, content):
         agent = lazy.agent
@@ -474,6 +493,51 @@ class TestDiskFull:
         assert reads(narrow, "next", "0") == content[1]
         narrow.cli("remove", "next")
 
+    def test_a_mounted_image_is_completed_when_a_full_disk_has_room_again(
+        self, narrow, tls, content
+    ):
+        small, name = push(tls, "small", content[:1]), push(tls, "half", content[:4])
+        narrow.cli("image", "accelerate", name)
+        narrow.cli("image", "rm", name)
+        filler = narrow.data / "filler"
+        with (
+            Functions(narrow, same_worker=False, samples=False) as lazy,
+            lazy.watching() as watched,
+        ):
+
+            def told(type: str) -> str:
+                return " ".join(event.message for event in watched.events if event.type == type)
+
+            deploy(lazy, "other", small, acceleration="eager", scaling={"min": 1})
+            deploy(lazy, "half", name, acceleration="lazy", scaling={"min": 1})
+            assert reads(narrow, "half", "small") == b"small\n"
+            fill(filler)
+            narrow.wait_until(lambda: told("ImageNotComplete") != "", 30, "the reason")
+            assert "disk full" in told("ImageNotComplete")
+            assert name in told("ImageNotComplete")
+            # What is here serves. What is not has no place to be kept: an error, not a wait.
+            assert reads(narrow, "half", "small") == b"small\n"
+            assert reads(narrow, "other", "0") == content[0]
+            with suppress(IncompleteRead):
+                assert reads(narrow, "half", "1", timeout_s=30) in (b"", content[1])
+            assert reads(narrow, "other", "0") == content[0]
+            filler.unlink()
+            narrow.wait_until(lambda: told("ImageCompleted") != "", 90, "the image complete")
+            narrow.wait_until(
+                lambda: [reads(narrow, "half", str(n)) for n in range(4)] == content[:4],
+                20,
+                "all of it",
+            )
+
+
+def fill(path: Path) -> None:
+    """Write until not one byte more fits."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            with suppress(OSError):
+                while file.write(b"x" * size):
+                    pass
+
 
 class Reader:
     """A call in a thread of its own."""
@@ -490,6 +554,6 @@ class Reader:
         return self._thread.is_alive()
 
     def end(self) -> bytes | None:
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self.waits()
         return self.body

@@ -7,6 +7,7 @@ are Debian's docker-registry, a token service and `tests/misbehaving.py`, all on
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from tests.certificates import Certificate
 from tests.integration.functions import ASK_S, Functions
 from tests.integration.running import RunningAgent
 from tests.integration.test_pulls import a_server, images
-from tests.registry import PASSWORD, USER, Caller
+from tests.registry import NEXT_PASSWORD, PASSWORD, USER, Caller
 from tests.token_service import TokenService, token_service
 
 IDENTITY = "identity-5d0c2b7e9f"
@@ -351,3 +352,110 @@ def test_a_worker_that_starts_knows_no_password_and_a_command_gives_one(operated
             assert leaks_of(operated, (PASSWORD, BASIC)) == []
     finally:
         secret.unlink()
+
+
+# -- credentials that end between two requests
+
+
+LAYERS, AT_ONCE = 8, 3  # containerd fetches so many at a time
+
+
+class Lock:
+    """Lets in who shows one password, and takes another from the fifth layer on."""
+
+    def __init__(self, server: m.Server) -> None:
+        self.server = server
+        self.password = PASSWORD
+        self.ends: Callable[[], None] = lambda: None
+        self.layers = layers_of(server.image)
+        self.given: list[str] = []
+        server.route = self
+        server.faults["layer"] += [m.whole] * 4 + [self.ending]
+
+    def __call__(self, request: m.Request) -> bool:
+        shown = base64.b64encode(f"{USER}:{self.password}".encode()).decode()
+        if request.headers.get("Authorization") == f"Basic {shown}":
+            digest = request.path.rpartition("/")[2]
+            if request.command == "GET" and digest in self.layers:
+                self.given.append(digest)
+            return False
+        request.reply(401, {"WWW-Authenticate": 'Basic realm="here"'})
+        return True
+
+    def ending(self, request: m.Request, data: bytes, media_type: str) -> None:
+        self.password = NEXT_PASSWORD
+        self.ends()
+        m.whole(request, data, media_type)
+
+
+def layers_of(image: oci.OciImage) -> set[str]:
+    manifest = json.loads(image.blobs[image.digest])
+    return {str(layer["digest"]) for layer in manifest["layers"]}
+
+
+@dataclass
+class Command:
+    """A credential command, and what it prints."""
+
+    words: list[str]
+    answer: Path
+
+    def says(self, password: str) -> None:
+        self.answer.write_text(json.dumps({"username": USER, "password": password}))
+        self.answer.chmod(0o644)
+
+
+@contextlib.contextmanager
+def credential_command(home: Path) -> Iterator[Command]:
+    """One that lies below `home` and prints PASSWORD at first, from a file on tmpfs."""
+    script = home / "credential-command"
+    found = Command([str(script)], Path("/dev/shm", f"kindling-test-{os.getpid()}"))
+    script.write_text(f"#!/bin/sh\nexec cat {found.answer}\n")
+    script.chmod(0o755)
+    found.says(PASSWORD)
+    try:
+        yield found
+    finally:
+        found.answer.unlink()
+        script.unlink()
+
+
+@pytest.fixture
+def command(agent: RunningAgent) -> Iterator[Command]:
+    with credential_command(agent.home) as found:
+        yield found
+
+
+@pytest.fixture
+def lock() -> Iterator[Lock]:
+    image = oci.image([oci.layer({str(n): os.urandom(1 << 18)}) for n in range(LAYERS)])
+    with m.misbehaving(image) as server:
+        yield Lock(server)
+
+
+def test_credentials_that_end_in_the_middle_of_a_pull_are_asked_for_anew(functions, command, lock):
+    lock.ends = partial(command.says, NEXT_PASSWORD)
+    name = f"{lock.server.address}/a:1"
+    done = pull(functions, name, credential_command=command.words)
+    assert done.digest == lock.server.image.digest
+    assert set(lock.given) == lock.layers
+    # What had come was not fetched again, but for what was on its way.
+    assert len(lock.given) <= LAYERS + AT_ONCE
+
+
+@pytest.mark.parametrize("by", ["command", "password"])
+def test_a_pull_whose_credentials_end_says_so_and_the_next_goes_on(functions, command, lock, by):
+    address = lock.server.address
+    name = f"{address}/a:1"
+    given = {"credential_command": command.words} if by == "command" else PASSWORDS
+    told = refusal(lambda: pull(functions, name, **given))
+    assert told.code == "FailedPrecondition"
+    assert f"image {name}: the registry {address} answers 401" in told.message
+    assert f"SetCredentials for {address}" in told.message
+    before = set(lock.given)
+    assert len(before) >= 5
+    lock.given.clear()
+    command.says(NEXT_PASSWORD)
+    renewed = {**PASSWORDS, "password": NEXT_PASSWORD}
+    pull(functions, name, **(given if by == "command" else renewed))
+    assert len(before.intersection(lock.given)) <= AT_ONCE
