@@ -7,15 +7,11 @@ and taken up again by whoever deploys it.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from agent.core.acceleration import Acceleration
-from agent.model.records import ImageFacts
 from agent.model.spec import FunctionSpec, RegistrySpec, nothing_given, without_credentials
-
-MB = 1 << 20
 
 
 class Asking(Protocol):
@@ -54,24 +50,3 @@ def bare(asking: Asking) -> Asking:
         return replace(asking, registry=nothing_given(asking.registry))
     assert isinstance(asking, FunctionSpec)
     return without_credentials(asking)
-
-
-@dataclass(slots=True)
-class Completion:
-    """One image on its way from mounted to unpacked; `askers` are those it is for, by name."""
-
-    facts: ImageFacts
-    askers: dict[str, Asking]
-    done_bytes: int = 0
-    total_bytes: int = 0
-    task: asyncio.Task[None] | None = None
-
-    @property
-    def asker(self) -> Asking:
-        """Whose credentials count: those of who asked last, a function's before all others."""
-        askers = list(reversed(self.askers.values()))
-        return next((one for one in askers if not isinstance(one, Ahead)), askers[0])
-
-    def __str__(self) -> str:
-        of = f"{self.done_bytes // MB} of {self.total_bytes // MB} MB"
-        return f"{self.facts.ref}: {of}"

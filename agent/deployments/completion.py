@@ -1,6 +1,6 @@
-"""One try to have a mounted image here whole: an ordinary pull of the same digest.
+"""A mounted image on its way to being unpacked: who it is for, how far it is, and one try.
 
-When it is made, and made again, is `lazy_image.py`'s; who it is for, `asking.py`'s.
+A try is an ordinary pull of the same digest. When it is made, and made again, is `lazy_image.py`'s.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.aio.tasks import finish
-from agent.deployments.asking import Completion
+from agent.deployments.asking import Ahead, Asking
 from agent.errors import AgentError, NotFound
 from agent.model.image_ref import parse_image_ref
+from agent.model.records import ImageFacts
 from agent.telemetry.events import Events
 
 if TYPE_CHECKING:
@@ -21,9 +23,31 @@ if TYPE_CHECKING:
     from agent.containerd.silence import Progress
     from agent.deployments.image_use import ImageUse
 
+MB = 1 << 20
 COMPLETE_S = 3600.0
 FORGET_S = 10.0
 TOLD_S = 10.0  # between two events about one image's progress
+
+
+@dataclass(slots=True)
+class Completion:
+    """One image on its way from mounted to unpacked; `askers` are those it is for, by name."""
+
+    facts: ImageFacts
+    askers: dict[str, Asking]
+    done_bytes: int = 0
+    total_bytes: int = 0
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def asker(self) -> Asking:
+        """Whose credentials count: those of who asked last, a function's before all others."""
+        askers = list(reversed(self.askers.values()))
+        return next((one for one in askers if not isinstance(one, Ahead)), askers[0])
+
+    def __str__(self) -> str:
+        of = f"{self.done_bytes // MB} of {self.total_bytes // MB} MB"
+        return f"{self.facts.ref}: {of}"
 
 
 class Completing:

@@ -20,8 +20,8 @@ from agent.aio import tasks
 from agent.config import LazySettings
 from agent.containerd.lazy import unmount
 from agent.core.acceleration import WHOLE, Acceleration, advice, worth_asking
-from agent.deployments.asking import MB, Ahead, Asking, Completion, bare
-from agent.deployments.completion import Completing
+from agent.deployments.asking import Ahead, Asking, bare
+from agent.deployments.completion import Completing, Completion
 from agent.errors import AgentError, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MB = 1 << 20
 LOCAL_HOST = "kindling.local"
 ENGINE_S = 20.0
 RESUME_S = 5.0  # all others wait for it
