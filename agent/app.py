@@ -255,6 +255,7 @@ class App:
         collector = collector_of(
             config, machine.containerd, machine.images, catalog, fleet.admission, living
         )
+        collector.gone = lazy.gone
         parts = NodeParts(
             config=config,
             containerd=machine.containerd,

@@ -116,17 +116,23 @@ def _reference(text: str) -> str:
         raise PydanticCustomError("image", "{reason}", {"reason": str(error)}) from error
 
 
+LONGEST_PULL_S = 86_400.0
+
+
 class ImagesSettings(_Section):
     """The image store: how large it may get, and what is collected when.
 
     `max_bytes` and `max_files` 0 mean four fifths of what the file system below `paths.data` has.
     Above `gc_high_percent` of either, images that nothing needs go, least recently used first,
     until `gc_low_percent` is left; those used within `min_age_s` stay unless a pull finds no room.
-    What `keep` names is never collected.
+    What `keep` names is never collected. A pull may take `pull_timeout_s`; one that brings nothing
+    ends much earlier, and what an interrupted one brought is gone on with.
     """
 
     max_bytes: int = Field(default=0, ge=0)
     max_files: int = Field(default=0, ge=0)
+    # 10 GB, the largest image that any contract allows, at half a megabyte per second.
+    pull_timeout_s: float = Field(default=21_600, gt=0, le=LONGEST_PULL_S)
     gc_high_percent: float = Field(default=85, gt=0, le=100)
     gc_low_percent: float = Field(default=70, ge=0, lt=100, validate_default=True)
     gc_interval_s: float = Field(default=60, gt=0)

@@ -7,6 +7,7 @@ own client and containerd's meet the very same faults.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import socket
 import ssl
@@ -213,6 +214,38 @@ def loris(request: Request, data: bytes, media_type: str) -> None:
         request.wfile.flush()
         if request.server.ending.wait(0.2):
             break
+    request.close_connection = True
+
+
+def gzipped(request: Request, data: bytes, media_type: str) -> None:
+    """All of it, compressed for the way."""
+    headers = {"Content-Type": media_type, "Content-Encoding": "gzip"}
+    request.reply(200, headers, gzip.compress(data))
+
+
+def zipped(request: Request, data: bytes, media_type: str) -> None:
+    """All of it, compressed, and nothing says so."""
+    request.reply(200, {"Content-Type": media_type}, gzip.compress(data))
+
+
+def around(request: Request, data: bytes, media_type: str) -> None:
+    """To itself, for ever."""
+    request.reply(307, {"Location": request.path})
+
+
+def onward(request: Request, data: bytes, media_type: str) -> None:
+    """To somewhere else each time, for ever."""
+    place, _, turn = request.path.partition("?turn=")
+    request.reply(307, {"Location": f"{place}?turn={int(turn or 0) + 1}"})
+
+
+def too_long(request: Request, data: bytes, media_type: str) -> None:
+    """All of it under a length that is more, then the connection ends."""
+    request.send_response(200)
+    request.send_header("Content-Type", media_type)
+    request.send_header("Content-Length", str(len(data) + 100))
+    request.end_headers()
+    request.wfile.write(data)
     request.close_connection = True
 
 

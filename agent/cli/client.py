@@ -29,6 +29,9 @@ SERVICE = "worker.v1.Worker"
 
 # For what the agent answers from memory or within a few container operations.
 ASK_S = 60.0
+# As long as any node lets a pull take (images.pull_timeout_s), with the start that follows it. What
+# brings nothing ends at the node much earlier.
+PULL_S = 90_000.0
 _CONNECT_S = 5.0
 # What takes longer wants a word of explanation.
 LATE_S = 1.0

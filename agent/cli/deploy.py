@@ -16,14 +16,11 @@ import click
 
 from agent.cli import answer
 from agent.cli.answer import json_option, print_json
-from agent.cli.client import ASK_S, connect
+from agent.cli.client import ASK_S, PULL_S, connect
 from agent.errors import AgentError, InvalidSpec, Problem
 
 if TYPE_CHECKING:
     from agent._pb.worker.v1 import worker_pb2 as pb
-
-# An image of 10 GB, the largest that any contract allows, over a slow line.
-WAIT_S = 3600.0
 
 
 class NoGroups(AgentError):
@@ -129,7 +126,7 @@ def _deploy(message: pb.FunctionSpec, *, wait: bool, as_json: bool) -> None:
     request = worker_pb2.DeployRequest(spec=message, wait=wait)
     with connect() as client:
         reply = client.ask(
-            "Deploy", request, worker_pb2.DeployResponse, within_s=WAIT_S if wait else ASK_S
+            "Deploy", request, worker_pb2.DeployResponse, within_s=PULL_S if wait else ASK_S
         )
     deployed = answer.version(reply.version)
     if as_json:

@@ -11,7 +11,7 @@ import click
 
 from agent.cli import answer
 from agent.cli.answer import json_option, print_json_line
-from agent.cli.client import connect
+from agent.cli.client import PULL_S, connect
 
 if TYPE_CHECKING:
     from agent._pb.worker.v1 import worker_pb2 as pb
@@ -27,32 +27,51 @@ Show = Callable[["pb.ImageProgress"], None]
 @click.argument("ref")
 @click.option("--username", default="", help="Name at the registry; with --password-stdin.")
 @click.option("--password-stdin", is_flag=True, help="Read the name's password from stdin.")
+@click.option(
+    "--acceleration",
+    type=click.Choice(["auto", "lazy", "eager"]),
+    default="auto",
+    show_default=True,
+    help="lazy: mount it by its index and fetch the rest in the background.",
+)
 @click.option("--ca", type=click.File("r"), help="The registry's authority, as a PEM file.")
 @json_option
-def pull(ref: str, username: str, password_stdin: bool, ca: TextIO | None, as_json: bool) -> None:
+def pull(
+    ref: str,
+    username: str,
+    password_stdin: bool,
+    acceleration: str,
+    ca: TextIO | None,
+    as_json: bool,
+) -> None:
     """Pull the image REF from its registry and unpack it.
 
     A pull that is under way is joined; one that was interrupted goes on where it was. On a terminal
     a bar shows bytes, layers and the time left; with --json each step is a line, the image last.
+    With --acceleration lazy an image that has an index starts before it is here whole; one that has
+    none is fetched whole, as it is by default.
     """
     from agent._pb.worker.v1 import worker_pb2 as pb
 
     registry = registry_of(username, password_stdin=password_stdin)
     registry.ca_pem = ca.read() if ca is not None else ""
     done: pb.Image | None = None
+    warnings: list[str] = []
     with connect() as client, _lines() if as_json else _bar() as show:
         given = registry if registry.ByteSize() else None
-        request = pb.PrepareImageRequest(image=ref, registry=given)
-        for step in client.follow("PrepareImage", request, pb.ImageProgress, within_s=TRANSFER_S):
+        request = pb.PrepareImageRequest(image=ref, registry=given, acceleration=acceleration)
+        for step in client.follow("PrepareImage", request, pb.ImageProgress, within_s=PULL_S):
             if step.HasField("done"):
-                done = step.done
+                done, warnings = step.done, list(step.warnings)
             else:
                 show(step)
     if done is None:
         raise click.ClickException(f"{ref}: the agent ended the pull without a result")
     if as_json:
-        print_json_line({"phase": "done", "image": answer.image(done)})
+        print_json_line({"phase": "done", "image": answer.image(done), "warnings": warnings})
     else:
+        for warning in warnings:
+            click.echo(f"warning: {warning}", err=True)
         click.echo(f"{done.name} {done.digest}")
 
 

@@ -8,7 +8,6 @@ GET where the service knows no POST; without one by GET. Where a token service m
 
 from __future__ import annotations
 
-import json
 import re
 
 from yarl import URL
@@ -16,6 +15,7 @@ from yarl import URL
 from agent.containerd.credentials import Credentials
 from agent.containerd.hops import Hops, shown
 from agent.containerd.patience import Answer, Patience
+from agent.core import bounded_json
 from agent.core.challenges import Challenge, challenges
 from agent.core.registry_patience import in_words
 from agent.errors import FailedPrecondition, RuntimeUnavailable
@@ -108,7 +108,7 @@ class Authorization:
 def _token_in(body: bytes) -> str:
     """Return the token in a token service's answer, "" when there is none."""
     try:
-        answer = json.loads(body) if len(body) <= MAX_TOKEN_BYTES else None
+        answer = bounded_json.loads(body) if len(body) <= MAX_TOKEN_BYTES else None
     except (ValueError, RecursionError):
         return ""
     if not isinstance(answer, dict):

@@ -19,6 +19,7 @@ from agent.containerd.channel import Channel
 from agent.containerd.containers import Containers
 from agent.containerd.content import Content
 from agent.containerd.endpoints import RegistryHosts
+from agent.containerd.engine_store import EngineStore
 from agent.containerd.images import Images
 from agent.containerd.importer import Importer
 from agent.containerd.keyring import Keyring
@@ -60,7 +61,9 @@ class Containerd:
         self.tasks = Tasks(self.channel)
         self.sandboxes = Sandboxes(self.channel)
         self.leases = Leases(self.channel)
-        self.limit = StoreLimit(StoreUse(self.content, self.snapshots, self.leases))
+        self.engine_store = EngineStore(tuple(self.lazy))
+        use = StoreUse(self.content, self.snapshots, self.leases, self.engine_store)
+        self.limit = StoreLimit(use)
         unpacker = Unpacker(self.channel, self.content, self.snapshots)
         self.transfer = Transfer(
             self.channel, self.images, self.leases, self.hosts, unpacker, self.limit

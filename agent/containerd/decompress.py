@@ -13,28 +13,17 @@ import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
+from agent.containerd.members import PIECE_BYTES, Decompressor, Gunzip, contents
 from agent.errors import InvalidSpec, Problem
 
-PIECE_BYTES = 512 << 10
 # What a compressor may ask of memory. xz -9 needs 65 MB to unpack, zstd -19 needs 8.
 MAX_MEMORY_BYTES = 128 << 20
 ZSTD = ("zstd", "-dcq", f"--memory={MAX_MEMORY_BYTES}")
 WAIT_S = 10.0
 
 _MAGIC = {"gzip": b"\x1f\x8b", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
-_GZIP_WINDOW = 16 + zlib.MAX_WBITS  # the format with a header and a checksum
-
-
-class _Member(Protocol):
-    """What takes one compressed member apart."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, size: int, /) -> bytes: ...
 
 
 def wrong(path: Path, why: str) -> InvalidSpec:
@@ -52,61 +41,22 @@ def decompressed(path: Path, stream: IO[bytes], kind: str) -> Iterator[bytes]:
     return _by_members(path, stream, kind)
 
 
-class _Gzip:
-    """One member of gzip, with the interface of its younger siblings."""
-
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj(_GZIP_WINDOW)
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._inner.unused_data
-
-    def decompress(self, data: bytes, size: int) -> bytes:
-        return self._inner.decompress(self._inner.unconsumed_tail + data, size)
-
-
 def _lzma() -> lzma.LZMADecompressor:
     return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_MEMORY_BYTES)
 
 
-_MEMBERS: dict[str, Callable[[], _Member]] = {
-    "gzip": _Gzip,
+_MEMBERS: dict[str, Callable[[], Decompressor]] = {
+    "gzip": Gunzip,
     "xz": _lzma,
     "bzip2": bz2.BZ2Decompressor,
 }
 
 
 def _by_members(path: Path, stream: IO[bytes], kind: str) -> Iterator[bytes]:
-    magic, rest = _MAGIC[kind], b""
-    while True:
-        member = _MEMBERS[kind]()
-        try:
-            yield from _one(path, stream, member, rest, kind)
-        except (zlib.error, lzma.LZMAError, OSError, ValueError) as error:
-            raise wrong(path, f"is not a whole {kind} file ({error})") from error
-        rest = member.unused_data.lstrip(b"\0")
-        while len(rest) < len(magic) and (more := stream.read(PIECE_BYTES)):
-            rest = (rest + more).lstrip(b"\0")
-        if not rest.startswith(magic):
-            return
-
-
-def _one(
-    path: Path, stream: IO[bytes], member: _Member, first: bytes, kind: str
-) -> Iterator[bytes]:
-    data = first or stream.read(PIECE_BYTES)
-    while not member.eof:
-        piece = member.decompress(data, PIECE_BYTES)
-        data = b"" if piece or member.eof else stream.read(PIECE_BYTES)
-        if piece:
-            yield piece
-        elif not data and not member.eof:
-            raise wrong(path, f"is not a whole {kind} file (it ends too early)")
+    try:
+        yield from contents(stream.read, _MEMBERS[kind], _MAGIC[kind])
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
+        raise wrong(path, f"is not a whole {kind} file ({error})") from error
 
 
 def _by_program(path: Path, stream: IO[bytes]) -> Iterator[bytes]:

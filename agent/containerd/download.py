@@ -24,6 +24,7 @@ from agent.containerd.access import Access
 from agent.containerd.channel import Channel
 from agent.containerd.credentials import Credentials
 from agent.containerd.endpoints import DOCKER_HOST, RegistryEndpoint, RegistryHosts
+from agent.containerd.patience import PATIENCE_S
 from agent.containerd.registry import Resolved
 from agent.containerd.streams import Stream, open_stream
 from agent.core.registry_patience import PASSING, in_words, pause_s
@@ -83,6 +84,7 @@ class Download:
         self._access = access
         self._token = ""
         self._has_renewed = False
+        self._allowed_s = 0.0
         self._whose = f"image {reference}: the registry {reference.host}"
 
     async def run(self, found: Resolved, run: Run, deadline: float) -> None:
@@ -92,6 +94,7 @@ class Download:
         """
         tries = 0
         loop = asyncio.get_running_loop()
+        self._allowed_s = deadline - loop.time()
         while True:
             tries += 1
             try:
@@ -112,7 +115,7 @@ class Download:
                     self._reference,
                     self._endpoints[-1],
                     verdict.crowded_at,
-                    deadline=deadline,
+                    deadline=min(deadline, loop.time() + PATIENCE_S),
                     access=self._access,
                 )
 
@@ -196,7 +199,7 @@ class Download:
             said = f"{self._whose} broke off in the middle ({_cause(text)})"
             return Verdict(RuntimeUnavailable(said), passes=True)
         if late:
-            said = f"{self._whose} did not give out all of it within the time allowed"
+            said = f"{self._whose} did not give out all of it {within(self._allowed_s)}"
             return Verdict(RuntimeUnavailable(said))
         if "x509:" in text:
             said = f"{self._whose} shows a certificate that containerd does not take"
@@ -212,6 +215,12 @@ class Download:
             return Verdict(NotFound(said))
         crowded_at = _part(text) if status == 429 else ""
         return Verdict(RuntimeUnavailable(said), status in PASSING, crowded_at)
+
+
+def within(allowed_s: float) -> str:
+    """Say how long a pull might take, and what there is to do."""
+    way_out = "what came of it is gone on with: pull it again, or raise images.pull_timeout_s"
+    return f"within the {allowed_s:.0f} s that it may take; {way_out}"
 
 
 def _part(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from agent.containerd import cpu
 from agent.containerd.archive import MAX_BYTES, Files, read_all, read_head
 from agent.containerd.decompress import wrong
-from agent.core import oci_image, platform
+from agent.core import bounded_json, oci_image, platform
 from agent.core.oci_image import Descriptor, ImageConfig, Manifest
 from agent.errors import InvalidSpec
 
@@ -414,7 +414,7 @@ def _read_blob(files: Files, blob: Descriptor) -> bytes:
 
 def _json(files: Files, name: str) -> object:
     try:
-        return json.loads(read_all(files, name, oci_image.MAX_JSON_BYTES))
+        return bounded_json.loads(read_all(files, name, oci_image.MAX_JSON_BYTES))
     except InvalidSpec:
         raise
     except (ValueError, RecursionError) as error:

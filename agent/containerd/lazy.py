@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,10 @@ from agent.linux.process import Identity
 from agent.rootless.grpc_probe import serves
 from agent.rootless.settings import (
     engine_authorities,
+    engine_data,
     engine_directory,
     engine_program,
+    engine_set_aside,
     engine_socket,
     engine_state,
     program,
@@ -40,6 +42,7 @@ LOOK_EVERY_S = 0.02
 RECONNECT_S = 20.0
 GIVEN_S = 10.0
 LOOK_S = 2.0
+END_S = 5.0
 HANGING = 2  # reads of lazy files that may hang at once
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 
@@ -99,6 +102,12 @@ class LazyEngine:
             keyring, DockerConfig(self.directory / "config.json"), self.reconnect
         )
         self.indexer = program(places.lib, settings.indexer) if settings.indexer else None
+        self.data = engine_data(places.data, settings.name)
+        self.set_aside = engine_set_aside(places.data, settings.name)
+        self.turn = asyncio.Lock()
+        """Held while it is ended; who begins to use it waits for that."""
+        self.users = 0
+        """Pulls and others that rely on what it has, though it may have nothing mounted yet."""
         self._socket = engine_socket(places.run, settings.name)
         self._state = engine_state(places.data, settings.name)
         self._ask = places.ask
@@ -167,6 +176,29 @@ class LazyEngine:
             await self.snapshots.mounts(key, deadline=deadline)
             return True
         return False
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """Keep it from being ended for having nothing mounted."""
+        async with self.turn:
+            self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+
+    async def end(self) -> None:
+        """Have it ended, for nothing needs it, and what it kept set aside; waits for its end.
+
+        Only under `turn`.
+        """
+        source = self.source()
+        self._ask(self.name, rest=True)
+        limit = asyncio.get_running_loop().time() + END_S
+        while (source is not None and source.alive) or self.has_run:
+            if asyncio.get_running_loop().time() >= limit:
+                raise RuntimeUnavailable(f"{self.name}, which mounts lazy images, does not end")
+            await asyncio.sleep(LOOK_EVERY_S)  # sleeps: between two looks at a process
 
     def stuck(self) -> None:
         """Have it ended and started anew."""

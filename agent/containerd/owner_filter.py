@@ -11,7 +11,6 @@ unpacker says what is wrong.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import io
 import json
@@ -25,6 +24,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import BinaryIO
+
+from agent.containerd.members import Gunzip, contents
 
 MAX_ID = 65535  # the user namespace maps 0..65535
 OVERFLOW_ID = 65534  # as the kernel shows what it cannot map (/proc/sys/kernel/overflowuid)
@@ -262,12 +263,33 @@ def _pax(body: bytes, size: int, pending: _Pending) -> bytes:
     return bytes(changed)
 
 
+class _Pieces:
+    """A stream out of pieces."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._piece, self._at = b"", 0
+
+    def read(self, size: int) -> bytes:
+        """Return at most so many bytes, b"" at the end."""
+        if self._at == len(self._piece):
+            self._piece, self._at = next(self._pieces, b""), 0
+        data = self._piece[self._at : self._at + size]
+        self._at += len(data)
+        return data
+
+
+def _gunzipped(source: BinaryIO) -> Iterator[bytes]:
+    if (yield from contents(source.read, Gunzip, GZIP)):
+        raise OSError("what follows the gzip data is none")
+
+
 @contextlib.contextmanager
 def _unpacked(source: io.BufferedReader[io.FileIO]) -> Iterator[BinaryIO]:
     """Give the tar in a layer; raises OSError or EOFError for what is packed wrongly."""
     begins = source.peek(4)[:4]
     if begins[:2] == GZIP:
-        yield gzip.GzipFile(fileobj=source)  # type: ignore[misc]
+        yield _Pieces(_gunzipped(source))  # type: ignore[misc]
     elif begins == ZSTD:
         # Python reads zstd from 3.14 on.
         with subprocess.Popen(["zstd", "-dcq"], stdin=-1, stdout=-1) as zstd:
@@ -301,7 +323,7 @@ def main() -> int:
             json.dump(asdict(report), file)
         # Last: who sees the end of the stream finds the report.
         sys.stdout.buffer.flush()
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         sys.stderr.write(f"owner filter: {error}")
         return 1
     return 0

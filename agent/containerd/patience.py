@@ -18,6 +18,10 @@ import aiohttp
 from agent.core.registry_patience import PASSING, in_words, pause_s
 from agent.errors import RuntimeUnavailable
 
+# What is waited for a registry's first word, however long the pull may take: five tries, and what
+# its Retry-After asks for.
+PATIENCE_S = 600.0
+
 Ask = Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]
 
 # The connection was made and broke, or nothing more came over it.
@@ -80,7 +84,7 @@ class Patience:
         if wait_s > left_s:
             raise RuntimeUnavailable(
                 f"{self.whose} answers {in_words(answer.status)} and wants to be left alone "
-                f"for {wait_s:.0f} s, longer than this pull may take: try again then"
+                f"for {wait_s:.0f} s, longer than a pull waits for that: try again then"
             )
 
 

@@ -1,4 +1,4 @@
-"""Notices that a download has fallen silent: bytes are still to come, and none do.
+"""Notices that a download has fallen silent: bytes are still to come, and none or few do.
 
 containerd waits for ever for a server that keeps its connection open and says nothing. Its
 progress tells which blobs are still open; unpacking, which tells nothing, is no silence. While
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from agent.errors import RuntimeUnavailable
 
 SILENCE_S = 60.0
+# What is less within that time is as good as none: 10 GB at this pace take four months.
+LEAST_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,30 @@ class Progress:
     name: str
     done_bytes: int
     total_bytes: int
+
+
+class Pace:
+    """What is heard of one transfer, and whether it gets anywhere."""
+
+    def __init__(self) -> None:
+        self.far: dict[str, Progress] = {}
+        self._brought = 0
+
+    def moved(self, step: Progress) -> bool:
+        """Take in a step; say whether enough has come since that was last so."""
+        before = self.far.get(step.name)
+        if before == step:
+            return False
+        self.far[step.name] = step
+        whole = step.done_bytes >= step.total_bytes
+        if before is None or step.event != before.event or whole:
+            self._brought = LEAST_BYTES
+        else:
+            self._brought += max(step.done_bytes - before.done_bytes, 0)
+        if self._brought < LEAST_BYTES:
+            return False
+        self._brought = 0
+        return True
 
 
 class Listening:
@@ -54,18 +80,17 @@ class Listening:
 async def heard_from(what: str, listening: Listening) -> AsyncIterator[Callable[[Progress], None]]:
     """Give what is to hear all progress; raises RuntimeUnavailable when there is none for long."""
     loop = asyncio.get_running_loop()
-    far: dict[str, Progress] = {}
+    pace = Pace()
     limit = asyncio.timeout(None)
     try:
         async with limit:
 
             def listen() -> None:
-                is_open = any(_is_open(each, listening.is_alone) for each in far.values())
+                is_open = any(_is_open(each, listening.is_alone) for each in pace.far.values())
                 limit.reschedule(loop.time() + SILENCE_S if is_open else None)
 
             def heard(step: Progress) -> None:
-                if far.get(step.name) != step:
-                    far[step.name] = step
+                if pace.moved(step) or limit.when() is None:
                     listen()
 
             def look() -> None:
@@ -77,7 +102,7 @@ async def heard_from(what: str, listening: Listening) -> AsyncIterator[Callable[
     except TimeoutError as error:
         if not limit.expired():
             raise
-        text = f"{what}: timeout: nothing came for {SILENCE_S:g} s"
+        text = f"{what}: timeout: next to nothing came for {SILENCE_S:g} s"
         raise RuntimeUnavailable(text) from error
 
 

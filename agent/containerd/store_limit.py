@@ -138,25 +138,33 @@ class StoreLimit:
 
     async def _until_too_much(self, lease: str) -> Room:
         """Return when the store is past its limit, and this transfer has brought most of all."""
-        assert self._bounds is not None
         loop = asyncio.get_running_loop()
-        room, not_before = await self.room(), loop.time()
+        room: Room | None = None
+        not_before = loop.time()
         while True:
             await asyncio.sleep(LOOK_S)
-            disk = await asyncio.to_thread(file_system, self._bounds.path)
-            counted = disk.whole.files or not self._bounds.most.files
-            grown = room.disk.free - disk.free
-            if (counted and grown.fits(room.left)) or loop.time() < not_before:
-                continue
-            began = loop.time()
+            began, pause_s = loop.time(), 0.0
             try:
+                if began < not_before or (room is not None and await self._has_room(room)):
+                    continue
                 room = await self.room()
                 if not Amount().fits(room.left) and await self._brought_most(lease):
                     return room
-            except AgentError as error:  # the transfer itself will hear of it
+                pause_s = 0.0 if self._counted(room.disk) else MEASURE_PAUSE_S
+            except (AgentError, OSError) as error:  # the transfer itself will hear of it
                 log.info("the image store could not be measured: %s", error)
-            pause_s = 0.0 if counted else MEASURE_PAUSE_S
             not_before = loop.time() + pause_s + MEASURE_SHARE * (loop.time() - began)
+
+    async def _has_room(self, room: Room) -> bool:
+        """Say whether the file system has not shrunk by more than there was room for."""
+        assert self._bounds is not None
+        disk = await asyncio.to_thread(file_system, self._bounds.path)
+        return self._counted(disk) and (room.disk.free - disk.free).fits(room.left)
+
+    def _counted(self, disk: FileSystem) -> bool:
+        """Say whether the file system tells of all that is limited."""
+        assert self._bounds is not None
+        return bool(disk.whole.files or not self._bounds.most.files)
 
     async def _brought_most(self, lease: str) -> bool:
         brought: dict[str, Amount] = {}

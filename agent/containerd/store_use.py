@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.containerd.content import Content, Ingest
+from agent.containerd.engine_store import EngineStore
 from agent.containerd.leases import Leases
 from agent.containerd.snapshots import Snapshot, Snapshots
 from agent.core.image_gc import Amount, FileSystem, total
@@ -20,6 +21,7 @@ from agent.errors import NotFound
 
 CONTENT = "content"
 INGESTS = "ingests"
+NOTHING = Amount()
 
 
 def blob_part(digest: str) -> str:
@@ -40,11 +42,13 @@ class StoreContents:
     snapshots: Mapping[str, Snapshot]
     ingests: tuple[Ingest, ...]
     unfinished: Amount
+    engines: Amount = NOTHING
+    """What lazy engines keep."""
 
     @property
     def used(self) -> Amount:
         """What all of it takes together."""
-        return total(self.sizes.values()) + self.unfinished
+        return total(self.sizes.values()) + self.unfinished + self.engines
 
     def chain(self, key: str) -> frozenset[str]:
         """Return the parts that a layer and those below it are, as far as they are here."""
@@ -58,7 +62,14 @@ class StoreContents:
 class StoreUse:
     """Measures the store."""
 
-    def __init__(self, content: Content, snapshots: Snapshots, leases: Leases) -> None:
+    def __init__(
+        self,
+        content: Content,
+        snapshots: Snapshots,
+        leases: Leases,
+        engines: EngineStore | None = None,
+    ) -> None:
+        self._engines = engines
         self._content = content
         self._snapshots = snapshots
         self._leases = leases
@@ -79,7 +90,8 @@ class StoreUse:
                 unfinished += await self._measure(key, deadline)
         self._known = layers
         sizes = {blob_part(digest): Amount(size, 1) for digest, size in blobs.items()} | layers
-        return StoreContents(sizes, listed, ingests, unfinished)
+        engines = await self._engines.look() if self._engines is not None else Amount()
+        return StoreContents(sizes, listed, ingests, unfinished, engines)
 
     async def brought(
         self, lease: str, before: Container[str], *, deadline: float | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 from google.protobuf.message import Message
@@ -25,12 +25,13 @@ from agent.aio.tasks import finish
 from agent.containerd import registry
 from agent.containerd.access import Access
 from agent.containerd.channel import Channel
-from agent.containerd.download import Download
+from agent.containerd.download import Download, within
 from agent.containerd.endpoints import RegistryHosts
 from agent.containerd.errors import ForeignOwner, NoFilter, whole_detail
 from agent.containerd.images import Image, ImageRecord, Images, image_ref
 from agent.containerd.lazy_mount import LazyMounter
 from agent.containerd.leases import Leases
+from agent.containerd.patience import PATIENCE_S
 from agent.containerd.registry import Resolved
 from agent.containerd.silence import Listening, Progress, heard_from
 from agent.containerd.store_limit import StoreLimit
@@ -129,8 +130,10 @@ class Transfer:
         accept: Callable[[Resolved], None] | None,
         choose: Callable[[Resolved], Awaitable[str]] | None,
     ) -> Image:
+        began = asyncio.get_running_loop().time()
         endpoints = await self._hosts.endpoints(reference, access.ca_pem)
-        found = await registry.resolve(reference, endpoints, deadline=deadline, access=access)
+        soon = min(deadline, began + PATIENCE_S)
+        found = await registry.resolve(reference, endpoints, deadline=soon, access=access)
         if accept is not None:
             accept(found)
         _check_served(reference, found)
@@ -165,7 +168,8 @@ class Transfer:
                             raise
                         again = True
         except TimeoutError as error:
-            raise RuntimeUnavailable(f"pull image {name}: not done within the time") from error
+            text = f"pull image {name}: not done {within(deadline - began)}"
+            raise RuntimeUnavailable(text) from error
 
     async def _fetch(
         self,
@@ -181,15 +185,20 @@ class Transfer:
         digest, what = found.target.digest, f"pull image {name}"
         await self._limit.admit(what, (found.manifest.config, *found.manifest.layers))
         async with self._leases.hold("pull", max(left_s, 0.0), resumed_by=digest) as lease:
+            hear = partial(self._heard, what=what, lease=lease, deadline=deadline, told=told)
 
             async def once(source: Message) -> None:
-                target = self.store(name, snapshotter)
                 try:
-                    await self._heard(source, target, what, lease, deadline, told)
+                    await hear(source, self.store(name, snapshotter))
                 except ForeignOwner as error:
                     if snapshotter:
                         raise
-                    await self._pull_changed(source, name, what, lease, deadline, error)
+                    async with self._taking_back(name, deadline):
+                        # What the failed pull left out, then its layers with other owners.
+                        await hear(source, self.store(name, unpack=False))
+                        image = await self._images.inspect(name, deadline=deadline)
+                        changed = partial(self.unpack_changed, image.manifest, image.config, what)
+                        await changed(lease=lease, deadline=deadline, error=error)
 
             async def run(source: Message) -> None:
                 await self._limit.within(what, lease, lambda: once(source))
@@ -228,26 +237,15 @@ class Transfer:
         same = image.digest == found.target.digest and image.unpacked_bytes is not None
         return image if same else None
 
-    async def _pull_changed(
-        self,
-        source: Message,
-        name: str,
-        what: str,
-        lease: str,
-        deadline: float,
-        error: ForeignOwner,
-    ) -> None:
-        """Fetch what the failed pull left out, and unpack it with other owners."""
+    @contextlib.asynccontextmanager
+    async def _taking_back(self, name: str, deadline: float) -> AsyncIterator[None]:
+        """Have a name stand again for what it stood for before, unless all went well."""
         before: ImageRecord | None = None
         with contextlib.suppress(NotFound):
             before = await self._images.get(name, deadline=deadline)
-        await self.run(source, self.store(name, unpack=False), what, lease=lease, deadline=deadline)
-        image = await self._images.inspect(name, deadline=deadline)
         whole = False
         try:
-            await self.unpack_changed(
-                image.manifest, image.config, what, lease=lease, deadline=deadline, error=error
-            )
+            yield
             whole = True
         finally:
             if not whole:
@@ -255,7 +253,8 @@ class Transfer:
 
     async def _restore(self, name: str, before: ImageRecord | None) -> None:
         if before is None:
-            await self._images.delete(name)
+            with contextlib.suppress(NotFound):  # it got no name yet
+                await self._images.delete(name)
         else:
             await self._images.put(name, before.target, before.labels)
 

@@ -83,6 +83,7 @@ def step_to_proto(step: ImageStep) -> pb.ImageProgress:
         bytes=step.bytes_done,
         total_bytes=step.bytes_total,
         done=image_to_proto(step.done) if step.done else None,
+        warnings=step.warnings,
     )
     if (whole := step.whole) is not None:
         message.image_bytes, message.image_total_bytes = whole.done_bytes, whole.total_bytes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import cast
+from typing import cast, get_args
 
 from agent._pb.worker.v1 import worker_pb2 as pb
 from agent.control.convert_watch import (
@@ -20,6 +20,7 @@ from agent.control.credentials import registry_from_proto
 from agent.control.deploying import named
 from agent.control.node import ImageStep
 from agent.control.verbs import Verbs
+from agent.core.acceleration import Acceleration
 from agent.errors import InvalidSpec, Problem
 from agent.model.image_ref import parse_image_ref
 from agent.model.spec import RegistrySpec
@@ -34,10 +35,13 @@ class ImageVerbs(Verbs):
         self, request: pb.PrepareImageRequest
     ) -> AsyncGenerator[pb.ImageProgress, None]:
         """Pull an image."""
-        if request.acceleration not in ("", "auto", "eager"):
-            raise NotImplementedError(f"acceleration {request.acceleration}")
+        if request.acceleration not in ("", *get_args(Acceleration)):
+            text = f"must be one of {', '.join(get_args(Acceleration))}"
+            raise InvalidSpec([Problem("acceleration", text)])
         registry = registry_from_proto(request.registry)
-        steps = self.node.pull_image(reference(request.image, "image"), registry)
+        steps = self.node.pull_image(
+            reference(request.image, "image"), registry, lazily=request.acceleration == "lazy"
+        )
         async with aclosing(cast("AsyncGenerator[ImageStep, None]", steps)):
             async for step in steps:
                 yield step_to_proto(step)

@@ -95,7 +95,7 @@ class ImageDetail:
 
 @dataclass(frozen=True, slots=True)
 class GarbageView:
-    """One thing that goes. `kind` is image, layers, lease or unfinished blob."""
+    """One thing that goes. `kind` is image, layers, lease, engine or unfinished blob."""
 
     kind: str
     name: str
@@ -125,6 +125,8 @@ class ImageStep:
     bytes_total: int = 0
     done: ImageView | None = None
     whole: PullState | None = None
+    warnings: tuple[str, ...] = ()
+    """What was asked for and not done; with the last step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +257,13 @@ class Node(Protocol):
     async def instances(self, function: str) -> Sequence[InstanceView]:
         """Return the instances of one function, or all for an empty name, in any order."""
 
-    def pull_image(self, ref: str, registry: RegistrySpec) -> AsyncIterator[ImageStep]:
-        """Pull and unpack, `registry` says how for this once; the last step has `done`."""
+    def pull_image(
+        self, ref: str, registry: RegistrySpec, *, lazily: bool = False
+    ) -> AsyncIterator[ImageStep]:
+        """Pull and unpack, `registry` says how for this once; the last step has `done`.
+
+        `lazily`: mounted as a deploy that is lazy would have it, where that can be.
+        """
 
     async def set_registry_credentials(
         self, host: str, registry: RegistrySpec, until: float | None

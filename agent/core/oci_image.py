@@ -9,13 +9,13 @@ Shapes follow the OCI image specification 1.1 and Docker's "Image Manifest V 2, 
 from __future__ import annotations
 
 import hashlib
-import json
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.core import bounded_json
 from agent.core import platform as platforms
 from agent.errors import InvalidSpec, Problem
 
@@ -25,6 +25,8 @@ MAX_JSON_BYTES = 4 << 20
 MAX_LAYERS = 500
 MAX_ENTRIES = 1000
 MAX_VOLUMES = 1000  # as many directories as a start makes at most
+MAX_WHY = 1000
+MAX_PATH = 4096  # the kernel's PATH_MAX
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -66,6 +68,8 @@ PLATFORM = platforms.HERE
 SIGNED = ("dev.cosignproject.cosign/sigs", "dev.cosignproject.cosign/atts")
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# NUL bytes, and halves of surrogate pairs.
+_UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +171,7 @@ def valid_digest(text: str) -> bool:
 def artifact_types(data: bytes) -> set[str]:
     """Return the artifact types of an index's entries, none for what is no index."""
     try:
-        index = json.loads(data)
+        index = bounded_json.loads(data)
     except (ValueError, RecursionError):
         return set()
     entries = index.get("manifests") if isinstance(index, dict) else None
@@ -319,7 +323,7 @@ def parse_config(data: bytes, where: str, level: int = platforms.BASELINE) -> Im
         entrypoint=entrypoint if entrypoint != ("",) else (),
         cmd=_words(run, "Cmd", where),
         env=_strings(run, "Env", where),
-        workdir=_workdir(_string(run, "WorkingDir", where)),
+        workdir=_working_directory(run, where),
         user=_string(run, "User", where),
         stop_signal=_string(run, "StopSignal", where) or "SIGTERM",
         exposed_ports=tuple(sorted(_mapping(run, "ExposedPorts", where))),
@@ -362,7 +366,7 @@ def _root(data: bytes, where: str) -> dict[str, Any]:
     if len(data) > MAX_JSON_BYTES:
         raise refusal(where, f"its manifest or config is larger than {MAX_JSON_BYTES} bytes")
     try:
-        root = json.loads(data)
+        root = bounded_json.loads(data)
     except (ValueError, RecursionError) as error:
         raise refusal(where, f"its manifest or config is not JSON ({error})") from error
     if not isinstance(root, dict):
@@ -408,6 +412,7 @@ def _volumes(section: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise refusal(where, f"its config has {len(found)} Volumes; {MAX_VOLUMES} are the most")
     for path in found:
         _check_text(path, "Volumes", where)
+        _check_path(path, "Volumes", where)
     return tuple(sorted({_workdir(path) for path in found}))
 
 
@@ -438,8 +443,19 @@ def _string(section: Mapping[str, Any], key: str, where: str) -> str:
 
 def _check_text(text: str, key: str, where: str) -> None:
     """Refuse what no path, variable or argument can hold: NUL bytes, halves of surrogate pairs."""
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if _UNFIT.search(text):
         raise refusal(where, f"its config's {key} holds {text[:80]!r}, which no program can get")
+
+
+def _working_directory(section: Mapping[str, Any], where: str) -> str:
+    found = _string(section, "WorkingDir", where)
+    _check_path(found, "WorkingDir", where)
+    return _workdir(found)
+
+
+def _check_path(text: str, key: str, where: str) -> None:
+    if len(text) >= MAX_PATH:
+        raise refusal(where, f"its config's {key} is longer than any path may be ({MAX_PATH})")
 
 
 def _mapping(section: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
@@ -451,4 +467,5 @@ def _mapping(section: Mapping[str, Any], key: str, where: str) -> Mapping[str, A
 
 def refusal(where: str, why: str) -> InvalidSpec:
     """Return the refusal of an image: its name or file, and what is wrong with it."""
-    return InvalidSpec([Problem("image", f"{where}: {why}")])
+    shown = why if len(why) <= MAX_WHY else f"{why[:MAX_WHY]}…"
+    return InvalidSpec([Problem("image", f"{where}: {shown}")])

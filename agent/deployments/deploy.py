@@ -114,7 +114,9 @@ class Deployer:
         self._jobs = runners.jobs
         self._builder = runners.builder
         self._stores = stores
-        self._images = ImageSource(stores.containerd, catalog, stores.lazy)
+        self._images = ImageSource(
+            stores.containerd, catalog, stores.lazy, config.images.pull_timeout_s
+        )
         self._preparing = Preparing(
             self._images, catalog, runners.builder, stores.events, self._settle
         )

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PULL_S = 600.0
 SIGHT_S = 30.0
 TAKE_BACK_S = 60.0
 
@@ -56,8 +55,12 @@ class Fetched:
 class ImageSource:
     """Where deploys get their images from."""
 
-    def __init__(self, containerd: Containerd, catalog: Catalog, lazy: LazyImages) -> None:
+    def __init__(
+        self, containerd: Containerd, catalog: Catalog, lazy: LazyImages, pull_s: float
+    ) -> None:
+        """`pull_s` is the longest that a pull may take."""
         self._door = containerd
+        self._pull_s = pull_s
         self._catalog = catalog
         self._lazy = lazy
 
@@ -120,25 +123,27 @@ class ImageSource:
         An image found by its digest gets the name: it has to outlive the one it was found under.
         """
         door = self._door.images
-        found = await self._whole(reference.full)
+        found = await self._whole(spec, reference.full)
         if found is not None or not reference.digest:
             return found
         for record in await door.list():
             if record.target.digest != reference.digest:
                 continue
-            if (image := await self._whole(record.name)) is not None:
+            if (image := await self._whole(spec, record.name)) is not None:
                 _fitting(spec, image)  # or it gets no name
                 await door.put(reference.full, record.target, record.labels)
-                return await self._whole(reference.full)
+                return await self._whole(spec, reference.full)
         return None
 
-    async def _whole(self, name: str) -> Image | None:
-        """Return an image that is here and unpacked."""
+    async def _whole(self, spec: FunctionSpec, name: str) -> Image | None:
+        """Return an image that is here and unpacked, or mounted where that is good enough."""
         try:
             image = await self._door.images.inspect(name)
         except NotFound:
             return None
-        return image if image.unpacked_bytes is not None else None
+        if image.unpacked_bytes is not None or await self._lazy.take_up(spec, image):
+            return image
+        return None
 
     async def advice(self, image: ImageFacts) -> tuple[str, ...]:
         """Return what was changed in an image that is here, for a deploy to warn of."""
@@ -160,7 +165,7 @@ class ImageSource:
         before = await self._record(name)
         here = await door.content.sizes()
         begun = self._catalog.image_use.under_way.begin(here, time.monotonic())
-        deadline = asyncio.get_running_loop().time() + PULL_S
+        deadline = asyncio.get_running_loop().time() + self._pull_s
         try:
             image, warnings = await self._lazy.pull(
                 spec, name, deadline=deadline, accept=accept, access=self._access(spec)

@@ -60,9 +60,10 @@ class Indexer:
             async with asyncio.timeout_at(deadline), self._turn:
                 access = self._door.keyring.access(reference.host, registry)
                 await self._door.transfer.pull(reference.full, deadline=deadline, access=access)
-                # Its daemon has the directory of indexes, where its program keeps them, too.
-                await engine.up(min(deadline, asyncio.get_running_loop().time() + ENGINE_S))
-                return await self._index(engine, reference, registry), engine.name
+                async with engine.in_use():
+                    # Its daemon has the directory of indexes, where its program keeps them, too.
+                    await engine.up(min(deadline, asyncio.get_running_loop().time() + ENGINE_S))
+                    return await self._index(engine, reference, registry), engine.name
         except TimeoutError as error:
             raise RuntimeUnavailable(f"index of {ref}: not done in {INDEX_S:g} s") from error
 

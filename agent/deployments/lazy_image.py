@@ -13,19 +13,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agent.aio import tasks
-from agent.aio.tasks import finish
 from agent.config import LazySettings
 from agent.containerd.lazy import unmount
 from agent.core.acceleration import WHOLE, Acceleration, advice, worth_asking
-from agent.errors import AgentError, NotFound, RuntimeUnavailable
+from agent.deployments.asking import Ahead, Asking, bare
+from agent.deployments.completion import Completing, Completion
+from agent.errors import AgentError, InvalidSpec, NotFound, RuntimeUnavailable
 from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import FunctionVersion, ImageFacts
-from agent.model.spec import FunctionSpec, without_credentials
+from agent.model.spec import RegistrySpec
 from agent.telemetry.events import Events, Subject
 
 if TYPE_CHECKING:
@@ -45,28 +46,11 @@ LOCAL_HOST = "kindling.local"
 ENGINE_S = 20.0
 RESUME_S = 5.0  # all others wait for it
 INDEX_S = 10.0
-COMPLETE_S = 3600.0
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 60.0
-FORGET_S = 10.0
-TOLD_S = 10.0  # between two events about one image's progress
+AHEAD_TRIES = 10  # about seven minutes; nothing runs on it
 
 Accept = Callable[["Resolved"], None]
-
-
-@dataclass(slots=True)
-class Completion:
-    """One image on its way from mounted to unpacked; `specs` are of the functions it is for."""
-
-    facts: ImageFacts
-    specs: dict[str, FunctionSpec]
-    done_bytes: int = 0
-    total_bytes: int = 0
-    task: asyncio.Task[None] | None = None
-
-    def __str__(self) -> str:
-        of = f"{self.done_bytes // MB} of {self.total_bytes // MB} MB"
-        return f"{self.facts.ref}: {of}"
 
 
 class LazyImages:
@@ -84,7 +68,7 @@ class LazyImages:
         self._door = containerd
         self._prepared = prepared
         self._events = events
-        self._use = use
+        self._completing = Completing(containerd, events, use)
         self._completions: dict[str, Completion] = {}
         self._mounted: dict[str, ImageFacts] = {}
         """Images that are completed, and whose mounts are still there."""
@@ -102,13 +86,37 @@ class LazyImages:
     # -- pulling
 
     async def pull(
-        self, spec: FunctionSpec, name: str, *, deadline: float, accept: Accept, access: Access
+        self,
+        spec: Asking,
+        name: str,
+        *,
+        deadline: float,
+        accept: Accept,
+        access: Access,
+        progress: Callable[[Progress], None] | None = None,
     ) -> tuple[Image, tuple[str, ...]]:
-        """Make a spec's image ready the way that was asked for; return it, and what to warn of.
+        """Make an image ready the way that was asked for; return it, and what to warn of.
 
         A lazy mount that fails costs a warning: the image is then unpacked. Raises as
         `transfer.pull` does.
         """
+        async with contextlib.AsyncExitStack() as stack:
+            for engine in self._door.lazy:  # one that nothing needs is ended at times
+                await stack.enter_async_context(engine.in_use())
+            return await self._pull(
+                spec, name, deadline=deadline, accept=accept, access=access, progress=progress
+            )
+
+    async def _pull(
+        self,
+        spec: Asking,
+        name: str,
+        *,
+        deadline: float,
+        accept: Accept,
+        access: Access,
+        progress: Callable[[Progress], None] | None,
+    ) -> tuple[Image, tuple[str, ...]]:
         chosen: LazyEngine | None = None
         warnings: list[str] = []
 
@@ -125,11 +133,16 @@ class LazyImages:
             await chosen.credentials.refresh(spec.name)
             return chosen.name
 
-        transfer = self._door.transfer
+        transfer = partial(
+            self._door.transfer.pull,
+            name,
+            deadline=deadline,
+            accept=accept,
+            access=access,
+            progress=progress,
+        )
         try:
-            image = await transfer.pull(
-                name, deadline=deadline, accept=accept, choose=choose, access=access
-            )
+            image = await transfer(choose=choose)
             if chosen is not None:
                 await self._check_mounted(chosen, image, deadline)
                 self.complete(image.facts(), spec)
@@ -140,8 +153,38 @@ class LazyImages:
             log.warning("%s; unpacking it", text)
             self._events.add("LazyMountFailed", message=text, details={"image": name})
             warnings.append(f"{text}: it was fetched and unpacked whole")
-            image = await transfer.pull(name, deadline=deadline, accept=accept, access=access)
+            image = await transfer()
         return image, tuple(warnings)
+
+    async def pull_ahead(
+        self,
+        ahead: Ahead,
+        *,
+        deadline: float,
+        accept: Accept,
+        progress: Callable[[Progress], None],
+    ) -> tuple[Image, tuple[str, ...]]:
+        """Do so before any deploy; credentials are kept for as long as it is mounted."""
+        keyring, host = self._door.keyring, parse_image_ref(ahead.image).host
+        access = keyring.access(host, ahead.registry, ahead.name)
+        is_mounted = False
+        try:
+            image, warnings = await self.pull(
+                ahead,
+                ahead.image,
+                deadline=deadline,
+                accept=accept,
+                access=access,
+                progress=progress,
+            )
+            is_mounted = image.chain_id in self._completions
+            if is_mounted:
+                keyring.keep(ahead.name, host, ahead.registry)
+                self.deploy_ended(ahead.name)
+            return image, warnings
+        finally:
+            if not is_mounted:
+                self._forget_ahead(ahead.image)
 
     async def _engine_for(
         self, name: str, asked: Acceleration, found: Resolved, access: Access
@@ -216,6 +259,8 @@ class LazyImages:
             elif mounted or (unknown and host != LOCAL_HOST):
                 may_be.add(facts.chain_id)
                 self.complete(facts, version.spec)
+        known = {version.image.chain_id for version in versions if version.image is not None}
+        await self._resume_ahead(found - known, unpacked)
         for engine in self._door.lazy:
             await engine.credentials.take_up()
         return may_be
@@ -236,10 +281,64 @@ class LazyImages:
                 log.warning("%s; what it has mounted is not known", error)
         return found, unknown
 
+    # -- what is mounted already
+
+    async def mounted(self) -> set[str]:
+        """Return the chain ids that engines have mounted, as far as they answer."""
+        found: set[str] = set()
+        soon = asyncio.get_running_loop().time() + RESUME_S
+        for engine in self._door.lazy:
+            if engine.has_run and await engine.answers():
+                with contextlib.suppress(AgentError):
+                    found |= {shot.key for shot in await engine.snapshots.list(deadline=soon)}
+        return found
+
+    async def take_up(self, spec: Asking, image: Image) -> bool:
+        """Go on, for a spec that does not want it whole, with an image that an engine has mounted.
+
+        False when there is no such mount, or it is not whole any more.
+        """
+        if spec.acceleration == "eager":
+            return False
+        soon = asyncio.get_running_loop().time() + RESUME_S
+        for engine in self._door.lazy:
+            if not engine.has_run or not await engine.answers():
+                continue
+            try:
+                if not await engine.snapshots.exists(image.chain_id, deadline=soon):
+                    continue
+                await self._check_mounted(engine, image, soon)
+            except AgentError as error:
+                log.info("image %s is mounted anew: %s", image.name, error)
+                continue
+            host = parse_image_ref(image.name).host
+            engine.credentials.use(spec.name, host, image.digest, spec.registry)
+            await engine.credentials.refresh(spec.name)
+            self.complete(image.facts(), spec)
+            return True
+        return False
+
+    async def _resume_ahead(self, found: Collection[str], unpacked: Collection[str]) -> None:
+        """Go on with mounted images that no version needs: they were asked for ahead."""
+        for record in await self._door.images.list() if found else ():
+            try:
+                image = await self._door.images.inspect(record.name)
+            except (NotFound, InvalidSpec):
+                continue
+            if image.chain_id not in found:
+                continue
+            ahead, host = Ahead(record.name, RegistrySpec()), parse_image_ref(record.name).host
+            for engine in self._door.lazy:
+                engine.credentials.use(ahead.name, host, image.digest, ahead.registry)
+            if image.chain_id in unpacked:
+                self._mounted[image.chain_id] = image.facts()
+            else:
+                self.complete(image.facts(), ahead)
+
     # -- completing
 
-    def complete(self, facts: ImageFacts, spec: FunctionSpec) -> None:
-        """Fetch and unpack a spec's mounted image in the background, unless that is under way."""
+    def complete(self, facts: ImageFacts, spec: Asking) -> None:
+        """Fetch and unpack a mounted image in the background, unless that is under way."""
         self._mounted.pop(facts.chain_id, None)
         if self.join(facts, spec):
             return
@@ -248,13 +347,13 @@ class LazyImages:
         one.task = tasks.spawn(f"complete {facts.ref}", self._complete(one))
         one.task.add_done_callback(lambda _: self._ended(one))
 
-    def join(self, facts: ImageFacts, spec: FunctionSpec) -> bool:
-        """Have an image that is being completed be so for one more function; False if none is."""
+    def join(self, facts: ImageFacts, spec: Asking) -> bool:
+        """Have an image that is being completed be so for one more; False if none is."""
         one = self._completions.get(facts.chain_id)
         if one is None:
             return False
-        one.specs.pop(spec.name, None)
-        one.specs[spec.name] = spec
+        one.askers.pop(spec.name, None)
+        one.askers[spec.name] = spec
         return True
 
     def _ended(self, one: Completion) -> None:
@@ -279,10 +378,11 @@ class LazyImages:
         facts = one.facts
         await asyncio.sleep(self._settings.complete_after_s)  # sleeps: the start's reads come first
         pause_s, told = FIRST_PAUSE_S, ""
+        tries = 0
         while True:
             renewed = self._renewed
             try:
-                await self._fetch_whole(one)
+                await self._completing.fetch_whole(one)
                 break
             except Exception as error:  # whatever it was, starts need it whole
                 trace = not isinstance(error, AgentError)
@@ -291,6 +391,10 @@ class LazyImages:
                 if text != told:
                     self._events.add("ImageNotComplete", message=text, details={"image": facts.ref})
                 told = text
+            tries += 1
+            if isinstance(one.asker, Ahead) and tries >= AHEAD_TRIES:
+                log.warning("image %s is left to who deploys it", facts.ref)
+                return
             with contextlib.suppress(TimeoutError):  # what failed is not tried at once
                 async with asyncio.timeout(pause_s):
                     await renewed.wait()
@@ -300,58 +404,6 @@ class LazyImages:
         text = f"image {facts.ref} is complete: starts need its registry no more"
         self._events.add("ImageCompleted", message=text, details={"image": facts.ref})
 
-    async def _fetch_whole(self, one: Completion) -> None:
-        deadline = asyncio.get_running_loop().time() + COMPLETE_S
-        snapshots, chain_id = self._door.snapshots, one.facts.chain_id
-        if await snapshots.exists(chain_id):  # by an import, or another image of the same layers
-            await snapshots.image_layers(chain_id, deadline=deadline)
-            return
-        # By digest: the tag may stand for another image by now.
-        reference = parse_image_ref(one.facts.ref)
-        name = f"{reference.name}@{one.facts.digest}"
-        spec = next(reversed(one.specs.values()))
-        access = self._door.keyring.access(reference.host, spec.registry, spec.name)
-        told = self._teller(one)
-        with self._use.passing(name) as is_passing:
-            known = await self._is_named(name)
-            try:
-                transfer = self._door.transfer
-                await transfer.pull(name, deadline=deadline, progress=told, access=access)
-                # The view, and the image's own name, hold the layers from here on.
-                await snapshots.image_layers(chain_id, deadline=deadline)
-            finally:
-                if not known and is_passing():
-                    await finish(f"forget {name}", self._forget_name(name), within_s=FORGET_S)
-
-    def _teller(self, one: Completion) -> Callable[[Progress], None]:
-        loop = asyncio.get_running_loop()
-        blobs: dict[str, tuple[int, int]] = {}
-        told_at = loop.time()
-
-        def told(step: Progress) -> None:
-            nonlocal told_at
-            if not step.total_bytes or step.event == "extracting":
-                return
-            blobs[step.name] = (step.done_bytes, step.total_bytes)
-            one.done_bytes = sum(done for done, _ in blobs.values())
-            one.total_bytes = max(sum(total for _, total in blobs.values()), one.done_bytes)
-            if loop.time() >= told_at + TOLD_S:
-                told_at = loop.time()
-                details = {"done_bytes": str(one.done_bytes), "total_bytes": str(one.total_bytes)}
-                self._events.add("ImageCompleting", message=f"image {one}", details=details)
-
-        return told
-
-    async def _forget_name(self, name: str) -> None:
-        with contextlib.suppress(AgentError), self._use.removing(name):
-            await self._door.images.delete(name)
-
-    async def _is_named(self, name: str) -> bool:
-        with contextlib.suppress(NotFound):
-            await self._door.images.get(name)
-            return True
-        return False
-
     # -- letting go
 
     def forget(self, function: str) -> None:
@@ -359,8 +411,8 @@ class LazyImages:
         for engine in self._door.lazy:
             engine.credentials.drop(function)
         for one in self._completions.values():
-            if len(one.specs) > 1:
-                one.specs.pop(function, None)
+            if len(one.askers) > 1:
+                one.askers.pop(function, None)
         self.deploy_ended(function)
 
     def deploy_ended(self, function: str) -> None:
@@ -368,8 +420,22 @@ class LazyImages:
         for engine in self._door.lazy:
             engine.credentials.deploy_ended(function)
         for one in self._completions.values():
-            if function in one.specs:
-                one.specs[function] = without_credentials(one.specs[function])
+            if function in one.askers:
+                one.askers[function] = bare(one.askers[function])
+
+    async def gone(self, name: str, chain_id: str) -> None:
+        """Complete an image no more whose name is gone, and ask its registry for nothing."""
+        await self.drop(chain_id)
+        self._forget_ahead(name)
+
+    def _forget_ahead(self, name: str) -> None:
+        ahead = Ahead(name, RegistrySpec()).name
+        self._door.keyring.drop(ahead)
+        self.forget(ahead)
+
+    def sources(self) -> set[str]:
+        """Return the engines' processes that serve what starts would use."""
+        return self._prepared.sources()
 
     async def cut_off(self, in_use: Collection[str]) -> set[str]:
         """Return the completed images in use whose mounts are given no more files.
@@ -382,10 +448,6 @@ class LazyImages:
             if not all(given):
                 found.add(chain_id)
         return found
-
-    def sources(self) -> set[str]:
-        """Return the engines' processes that serve what starts would use."""
-        return self._prepared.sources()
 
     async def let_go(self, in_use: Collection[str]) -> None:
         """Unmount completed images of which no instance runs on the mounts any more."""
@@ -415,6 +477,7 @@ class LazyImages:
 
     async def _unmount(self, facts: ImageFacts) -> None:
         self._prepared.unmounted(facts.chain_id)
+        self._forget_ahead(facts.ref)
         for engine in self._door.lazy:
             if engine.has_run:
                 await self._door.images.unlabel(facts.chain_id, engine.name)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +69,8 @@ class ImageCollector:
         self._uses = LastUses(data / LAST_USES)
         self._ballast = Ballast(data)
         self._turn = asyncio.Lock()
+        self.gone: Callable[[str, str], Awaitable[None]] | None = None
+        """Hears of every name that was removed, with the layers it stood for."""
         self.active = True
         """False once another worker has taken over: what is deployed is no longer known here."""
 
@@ -159,6 +161,8 @@ class ImageCollector:
             # The name is free again, whatever time the rest takes.
             await self._sweep()
             await self._containerd.leases.collect(deadline=_within(COLLECT_S))
+            for engine in await self._containerd.engine_store.idle():
+                await self._rest(engine)
 
     # -- doing it
 
@@ -191,17 +195,29 @@ class ImageCollector:
                 GarbageView(one.kind, one.name, loose.get(one.name, one.freed)) for one in found
             ]
             images = [GarbageView("image", one.name, one.freed) for one in going]
-            if dry_run or not (orphans or images):
-                return _report((*orphans, *images), before)
+            least_s = self._settings.min_age_s if spare_young else 0.0
+            idle = await self._containerd.engine_store.idle(least_s)
+            engines = [GarbageView("engine", name, kept) for name, kept in idle.items()]
+            if dry_run or not (orphans or images or engines):
+                return _report((*orphans, *images, *engines), before)
             await asyncio.to_thread(self._ballast.give)
             swept = await self._orphans.remove(found, self.stock.needed_layers)
             gone = {one.name for one in swept}
             gone |= {one.name for one in images if await self._removed(one.name, stock)}
             await self._sweep()
             await self._containerd.leases.collect(deadline=_within(COLLECT_S))
+            gone |= {one.name for one in engines if await self._rest(one.name)}
             after = await self._containerd.limit.room()
-            removed = tuple(one for one in (*orphans, *images) if one.name in gone)
+            removed = tuple(one for one in (*orphans, *images, *engines) if one.name in gone)
             return _report(removed, after, before.used - after.used)
+
+    async def _rest(self, engine: str) -> bool:
+        """End an engine that has nothing mounted, and give back what it kept."""
+        try:
+            return await self._containerd.engine_store.give_back(engine)
+        except AgentError as error:
+            log.warning("%s", error)
+            return False
 
     async def _removed(self, name: str, stock: Stock) -> bool:
         try:
@@ -228,6 +244,8 @@ class ImageCollector:
             )
         await self._containerd.images.delete(name)
         if known is not None:
+            if self.gone is not None and known.chain_id not in self.stock.needed_layers():
+                await self.gone(name, known.chain_id)
             await self._orphans.unmount(known.chain_id, self.stock.needed_layers)
 
     async def _sweep(self) -> None:

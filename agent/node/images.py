@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,6 +20,7 @@ from agent.containerd.archive import MAX_BYTES
 from agent.containerd.scratch import ScratchFile
 from agent.control.node import ImageDetail, ImageStep, ImageView, LayerView
 from agent.core.oci_image import MAX_JSON_BYTES, chain_ids
+from agent.deployments.asking import Ahead
 from agent.errors import (
     AgentError,
     InvalidSpec,
@@ -33,41 +35,52 @@ from agent.node.image_pull import PullFollower
 if TYPE_CHECKING:
     from agent.containerd.client import Containerd
     from agent.containerd.images import Image, ImageRecord
+    from agent.containerd.registry import Resolved
+    from agent.containerd.silence import Progress
     from agent.deployments.catalog import Catalog
+    from agent.deployments.lazy_image import LazyImages
     from agent.model.spec import RegistrySpec
     from agent.node.image_collector import ImageCollector
 
 IMPORTS = "import"  # below the agent's data
 IMPORT_S = 600.0
 UPLOAD_SILENCE_S = 300.0  # who packs an archive while sending it may take a while to begin
-# As long as the command line waits. Silence ends a pull much earlier.
-PULL_S = 3600.0
 
 
 class NodeImages:
     """The images of one node; below `scratch` archives are kept while they are imported."""
 
     def __init__(
-        self, containerd: Containerd, collector: ImageCollector, catalog: Catalog, scratch: Path
+        self,
+        containerd: Containerd,
+        collector: ImageCollector,
+        catalog: Catalog,
+        lazy: LazyImages,
+        scratch: Path,
+        pull_s: float,
     ) -> None:
+        """`pull_s` is the longest that a pull may take."""
         self._containerd = containerd
         self._collector = collector
         self._catalog = catalog
+        self._lazy = lazy
         self._scratch = scratch
+        self._pull_s = pull_s
 
     async def list(self) -> Sequence[ImageView]:
         """Return every image by name."""
-        blobs, users = await self._containerd.content.sizes(), self._catalog.users()
-        return [await self._view(one, blobs, users) for one in await self._containerd.images.list()]
+        look = await self._look()
+        return [await self._view(one, look) for one in await self._containerd.images.list()]
 
     async def _named(self, name: str) -> ImageView:
         record = await self._containerd.images.get(name)
-        blobs = await self._containerd.content.sizes()
-        return await self._view(record, blobs, self._catalog.users())
+        return await self._view(record, await self._look())
 
-    async def _view(
-        self, record: ImageRecord, blobs: Mapping[str, int], users: Mapping[str, Sequence[str]]
-    ) -> ImageView:
+    async def _look(self) -> _Seen:
+        blobs, mounted = await self._containerd.content.sizes(), await self._lazy.mounted()
+        return _Seen(blobs, mounted, self._catalog.users())
+
+    async def _view(self, record: ImageRecord, look: _Seen) -> ImageView:
         image = await self._inspected(record.name)
         digest = image.digest if image is not None else record.target.digest
         last_ns = self._catalog.image_use.last_ns.get(digest, 0)
@@ -76,9 +89,9 @@ class NodeImages:
             digest=digest,
             size_bytes=image.compressed_bytes if image is not None else 0,
             created_ns=record.created_ns,
-            used_by=tuple(users.get(digest, ())),
+            used_by=tuple(look.users.get(digest, ())),
             unpacked_bytes=(image.unpacked_bytes or 0) if image is not None else 0,
-            form=_form(image, blobs) if image is not None else "",
+            form=_form(image, look) if image is not None else "",
             used_ns=max(last_ns, record.created_ns),
         )
 
@@ -116,15 +129,29 @@ class NodeImages:
         except (NotFound, InvalidSpec):
             return None
 
-    async def pull(self, ref: str, registry: RegistrySpec) -> AsyncIterator[ImageStep]:
-        """Pull an image and yield its progress, the image itself last."""
+    async def pull(
+        self, ref: str, registry: RegistrySpec, *, lazily: bool = False
+    ) -> AsyncIterator[ImageStep]:
+        """Pull an image and yield its progress, the image itself last, with what to warn of."""
         name = parse_image_ref(ref).full
+        warnings: list[str] = []
         door, use = self._containerd, self._catalog.image_use
         access = door.keyring.access(parse_image_ref(ref).host, registry)
         begun = use.under_way.begin(await door.content.sizes(), time.monotonic())
-        deadline = asyncio.get_running_loop().time() + PULL_S
-        pull = partial(door.transfer.pull, name, deadline=deadline, access=access)
-        follower = PullFollower(name, pull)
+        deadline = asyncio.get_running_loop().time() + self._pull_s
+
+        async def mount(
+            *, accept: Callable[[Resolved], None], progress: Callable[[Progress], None]
+        ) -> Image:
+            ahead = self._lazy.pull_ahead(
+                Ahead(name, registry), deadline=deadline, accept=accept, progress=progress
+            )
+            image, said = await ahead
+            warnings.extend(said)
+            return image
+
+        whole = partial(door.transfer.pull, name, deadline=deadline, access=access)
+        follower = PullFollower(name, mount if lazily else whole)
         with use.deploying(name):
             async with aclosing(cast("AsyncGenerator[ImageStep, None]", follower.steps())) as steps:
                 async for step in steps:
@@ -134,7 +161,7 @@ class NodeImages:
             if (took := use.under_way.end(begun, image.blobs(), after, ended)) is not None:
                 use.totals.add(took)
             use.touch(image.digest)
-        yield ImageStep("done", done=await self._named(name))
+        yield ImageStep("done", done=await self._named(name), warnings=tuple(warnings))
 
     async def load(
         self, chunks: AsyncIterator[bytes], name: str, *, everything: bool = False
@@ -185,11 +212,20 @@ async def _going_on(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _form(image: Image, blobs: Mapping[str, int]) -> str:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is here by blobs, by layers that engines have mounted, and by digests in use."""
+
+    blobs: Mapping[str, int]
+    mounted: Collection[str]
+    users: Mapping[str, Sequence[str]]
+
+
+def _form(image: Image, look: _Seen) -> str:
     """Say in which form an image is here; see `ImageView`."""
     if image.unpacked_bytes is None:
-        return "packed"
-    whole = all(layer.digest in blobs for layer in image.manifest.layers)
+        return "lazy" if image.chain_id in look.mounted else "packed"
+    whole = all(layer.digest in look.blobs for layer in image.manifest.layers)
     return "unpacked" if whole else "lazy"
 
 

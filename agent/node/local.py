@@ -56,7 +56,10 @@ class LocalNode:
     def __init__(self, parts: NodeParts, health: Health) -> None:
         self._parts = parts
         scratch = parts.config.paths.data / IMPORTS
-        self._images = NodeImages(parts.containerd, parts.collector, parts.catalog, scratch)
+        pull_s = parts.config.images.pull_timeout_s
+        self._images = NodeImages(
+            parts.containerd, parts.collector, parts.catalog, parts.lazy, scratch, pull_s
+        )
         self._indexer = Indexer(parts.containerd, parts.config.paths.data / "index")
         self._capacity = NodeCapacity(parts)
         self._started_ns = time.time_ns()
@@ -123,9 +126,11 @@ class LocalNode:
         """See `control.node.Node.images`."""
         return await self._images.list()
 
-    def pull_image(self, ref: str, registry: RegistrySpec) -> AsyncIterator[ImageStep]:
+    def pull_image(
+        self, ref: str, registry: RegistrySpec, *, lazily: bool = False
+    ) -> AsyncIterator[ImageStep]:
         """See `control.node.Node.pull_image`."""
-        return self._images.pull(ref, registry)
+        return self._images.pull(ref, registry, lazily=lazily)
 
     async def set_registry_credentials(
         self, host: str, registry: RegistrySpec, until: float | None

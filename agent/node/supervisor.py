@@ -49,9 +49,13 @@ class SupervisorPipes:
         """Ask for a reload, as HUP to `kindling run` does."""
         self.tell(protocol.RELOAD)
 
-    def ask_engine(self, name: str, *, stuck: bool = False) -> None:
-        """Ask for an engine to run from now on; a `stuck` one is ended, and runs again."""
-        self.tell(protocol.STUCK if stuck else protocol.ENGINE, name)
+    def ask_engine(self, name: str, *, stuck: bool = False, rest: bool = False) -> None:
+        """Ask for an engine to run from now on; a `stuck` one is ended, and runs again.
+
+        One that is to `rest` is ended, and what it has on disk set aside.
+        """
+        ending = protocol.REST if rest else protocol.STUCK
+        self.tell(ending if rest or stuck else protocol.ENGINE, name)
 
     def close(self) -> None:
         """Close both pipes; safe to call twice."""

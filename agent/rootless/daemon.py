@@ -70,6 +70,12 @@ class Daemon:
         """Note that it was killed for being late; its end is still to come."""
         self._ready_by = None
 
+    def rested(self) -> None:
+        """Note that it ended as it was to: it is due as soon as it is wanted again."""
+        self.pid = 0
+        self._ready_at = self._ready_by = None
+        self._start_at = 0.0
+
     def ended(self, now: float) -> float:
         """Note that it ended; return the seconds until it is due again."""
         lived_s = now - self._ready_at if self._ready_at is not None else 0.0

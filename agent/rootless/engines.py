@@ -25,6 +25,7 @@ from agent.rootless.settings import (
     engine_authorities,
     engine_data,
     engine_directory,
+    engine_set_aside,
     engine_socket,
     engine_state,
 )
@@ -49,6 +50,7 @@ class Engines:
         self._changed = changed
         self._engines = {engine.name: engine for engine in house.engines}
         self._daemons = {name: Daemon(name, _READY_S) for name in self._engines}
+        self._resting: set[str] = set()
         self._wanted = {name for name in self._engines if engine_state(house.data, name).exists()}
 
     @property
@@ -64,10 +66,22 @@ class Engines:
         daemon = self._daemons.get(name)
         if daemon is None:
             return
+        if word == protocol.REST:
+            self._rest(daemon)
+            return
         self._wanted.add(name)
         if word == protocol.STUCK and daemon.pid:
             notify.say("supervise", f"{name} does not answer any more: killed")
             ending.kill(daemon.pid, signal.SIGKILL)
+
+    def _rest(self, daemon: Daemon) -> None:
+        """End an engine that nothing needs any more, until it is asked for again."""
+        self._wanted.discard(daemon.name)
+        if daemon.pid:
+            self._resting.add(daemon.name)
+            ending.kill(daemon.pid, signal.SIGKILL)
+        else:
+            _set_aside(self._house, daemon.name)
 
     def step(self, now: float) -> None:
         """Start what is due, and see what has become ready."""
@@ -92,8 +106,16 @@ class Engines:
 
     def ended(self, pid: int, status: int, now: float) -> None:
         """Note the end of a child, if it was one of them."""
-        for daemon in self._running():
-            if daemon.pid == pid:
+        for daemon in self._daemons.values():
+            if daemon.pid != pid:
+                continue
+            if daemon.name in self._resting:
+                self._resting.discard(daemon.name)
+                daemon.rested()
+                _set_aside(self._house, daemon.name)
+                notify.say("supervise", f"{daemon.name} rests: nothing needs it")
+                self._changed()
+            else:
                 delay_s = daemon.ended(now)
                 how = child.how_ended(status)
                 when = f"in {delay_s:g} s" if delay_s else "at once"
@@ -143,6 +165,22 @@ def _authorities(house: House, engine: Engine) -> Path:
     path = engine_authorities(house.run, engine.name)
     path.write_bytes(b"\n".join(file.read_bytes() for file in files if file.is_file()))
     return path
+
+
+def _set_aside(house: House, name: str) -> None:
+    """Move what an engine has kept out of the way of the next one; the worker removes it.
+
+    Its directory stays: it is mounted at the engine's fixed place.
+    """
+    data, aside = engine_data(house.data, name), engine_set_aside(house.data, name)
+    if not data.is_dir():
+        return
+    try:
+        aside.mkdir(mode=0o700, exist_ok=True)
+        for kept in list(data.iterdir()):
+            kept.rename(aside / f"{time.time_ns()}-{kept.name}")
+    except OSError as error:
+        notify.say("supervise", f"what {name} has kept stays where it is: {error}")
 
 
 def _prepare(house: House, engine: Engine) -> list[str]:

@@ -5,8 +5,8 @@ when it hears GO, and says READY when it serves. The worker before it hears HAND
 HANDED_OVER as soon as nothing of the node is its own any more but what it finishes, and ends by
 itself. RELOAD asks for a reload, as HUP to `kindling run` does; FAILED tells why a worker cannot go
 on. ENGINE names an engine for lazy images that is to run from now on, STUCK one that does not
-answer any more. Each word is a line on a pipe of its own direction; a reader that finds a pipe
-closed knows that the other end is gone.
+answer any more, REST one that nothing needs. Each word is a line on a pipe of its own direction; a
+reader that finds a pipe closed knows that the other end is gone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ RELOAD = "RELOAD"
 FAILED = "FAILED"
 ENGINE = "ENGINE"
 STUCK = "STUCK"
+REST = "REST"
 
 FDS_VARIABLE = "KINDLING_FDS"
 CONFIG_VARIABLE = "KINDLING_CONFIG"

@@ -142,6 +142,11 @@ def engine_data(data: Path, name: str) -> Path:
     return data / "lazy" / name
 
 
+def engine_set_aside(data: Path, name: str) -> Path:
+    """Return where that lies that an ended engine has kept, until it is removed."""
+    return data / "lazy" / f"{name}.gone"
+
+
 def engine_state(data: Path, name: str) -> Path:
     """Return a file that an engine makes when it first runs."""
     return engine_data(data, name) / "snapshotter" / "metadata.db"

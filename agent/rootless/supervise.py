@@ -214,7 +214,7 @@ class Supervisor:
                 self._go(now)
         elif word == protocol.FAILED and worker is self.successor:
             self._lost_successor(f"the new worker: {text}")
-        elif word in (protocol.ENGINE, protocol.STUCK):
+        elif word in (protocol.ENGINE, protocol.STUCK, protocol.REST):
             self.engines.heard(word, text)
         elif word == protocol.RELOAD:
             notify.send(str(self.house.notify), notify.RELOAD)

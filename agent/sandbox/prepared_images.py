@@ -56,7 +56,7 @@ class PreparedImages:
         Raises NotFound when its layers are gone, RuntimeUnavailable when they cannot be reached.
         """
         found = self._prepared.get(facts.chain_id)
-        if found is not None and not is_lost(found.source):
+        if found is not None and await self._holds_good(found, deadline):
             # The layers may be another image's as well: what it says about itself may not.
             return replace(found, facts=facts), True
         while True:
@@ -69,6 +69,15 @@ class PreparedImages:
     async def _prepare(self, facts: ImageFacts, deadline: float) -> PreparedImage:
         layers, source = await self._layers(facts.chain_id, deadline)
         return PreparedImage(facts, layers, source)
+
+    async def _holds_good(self, image: PreparedImage, deadline: float) -> bool:
+        """Say whether starts go on with it: what is mounted may be lost, or unpacked by now."""
+        if not image.source:
+            return True
+        unpacked = self._containerd.snapshots.exists
+        return not is_lost(image.source) and not await unpacked(
+            image.facts.chain_id, deadline=deadline
+        )
 
     def is_current(self, image: PreparedImage) -> bool:
         """Say whether a start may still use what was prepared some time ago."""

@@ -146,12 +146,14 @@ class FakeNode:
         names = [function] if function else list(self.deployed)
         return [one for name in names for one in self._view(name).instances]
 
-    async def pull_image(self, ref: str, registry: RegistrySpec) -> AsyncIterator[ImageStep]:
-        self._come("pull_image", ref)
+    async def pull_image(
+        self, ref: str, registry: RegistrySpec, *, lazily: bool = False
+    ) -> AsyncIterator[ImageStep]:
+        self._come("pull_image", ref, *(["lazily"] if lazily else []))
         self.registries.append(registry)
         whole = PullState("downloading", 70, 100, 1, 2, 1.5)
         yield ImageStep("downloading", "layer", 5, 10, whole=whole)
-        yield ImageStep("done", done=IMAGE)
+        yield ImageStep("done", done=IMAGE, warnings=("it has no index",) if lazily else ())
 
     async def set_registry_credentials(
         self, host: str, registry: RegistrySpec, until: float | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -53,6 +54,7 @@ class Town(House):
         self.records = {}
         self.labels: list[dict[str, str]] = [{}]  # of the snapshots, topmost first
         self.pulls = []
+        self.allowed_s = 0.0  # of the last pull
         self.far = {}
         self.shown = []
         self.keyring = Keyring()
@@ -114,8 +116,9 @@ class Town(House):
         layers = [Descriptor(self.layer_type, "sha256:1", size) for size in self.compressed]
         return Manifest("m", Descriptor("c", "sha256:0", 0), tuple(layers))
 
-    async def _pull(self, name, *, deadline, accept, access, choose=None):
+    async def _pull(self, name, *, deadline, accept, access, choose=None, progress=None):
         self.pulls.append(name)
+        self.allowed_s = deadline - asyncio.get_running_loop().time()
         self.shown.append(await access.credentials(parse_image_ref(name).host))
         await self.points.at("pull")
         if self.registry_down:

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from agent.config import ImagesSettings
+from agent.config import ImagesSettings, LazySettings
+from agent.containerd.engine_store import EngineStore
+from agent.containerd.keyring import Keyring
 from agent.containerd.leases import StoreLease
 from agent.containerd.snapshots import Snapshot, SnapshotMount, Usage, view_key
 from agent.containerd.store_limit import StoreBounds, StoreLimit
@@ -20,6 +22,7 @@ from agent.containerd.store_use import StoreUse
 from agent.core.image_gc import Amount
 from agent.core.oci_image import Descriptor
 from agent.deployments.catalog import Catalog
+from agent.deployments.lazy_image import LazyImages
 from agent.errors import NotFound
 from agent.node.image_collector import ImageCollector
 from agent.node.image_stock import ImageStock
@@ -27,6 +30,7 @@ from agent.node.images import NodeImages
 from agent.recovery.orphans import Orphans
 from agent.sandbox.prepared_images import PreparedImages
 from agent.store.last_use import LastUses
+from agent.telemetry.events import Events
 
 WORKER = 7
 LAYER = Amount(100, 10)
@@ -195,6 +199,8 @@ class Store:
             snapshots=snapshots,
             leases=leases,
             limit=StoreLimit(use),
+            engine_store=EngineStore(()),
+            keyring=Keyring(),
         )
 
 
@@ -228,7 +234,12 @@ class ImageHouse:
         most = Amount(self.settings.max_bytes, self.settings.max_files)
         bounds = StoreBounds(most, path)
         self.containerd.limit.hold_to(bounds, self.collector.make_room)
-        self.images = NodeImages(self.containerd, self.collector, self.catalog, self.path)
+        self.lazy = LazyImages(
+            LazySettings(), self.containerd, prepared, Events(), self.catalog.image_use
+        )
+        self.images = NodeImages(
+            self.containerd, self.collector, self.catalog, self.lazy, self.path, 60.0
+        )
 
     def names(self) -> list[str]:
         return sorted(self.store.here)

@@ -86,6 +86,15 @@ def test_an_image_is_pulled(agent: Agent) -> None:
     assert (first["phase"], first["bytes"], first["total_bytes"]) == ("downloading", 70, 100)
     assert (first["layers_done"], first["layers"], first["eta_s"]) == (1, 2, 1.5)
     assert (last["phase"], last["image"]["digest"]) == ("done", IMAGE.digest)
+    assert last["warnings"] == []
+
+
+def test_an_image_that_cannot_be_mounted_is_pulled_and_says_so(agent: Agent) -> None:
+    words = ("image", "pull", "a:1", "--acceleration", "lazy")
+    done = agent.cli(*words)
+    assert asked(agent, "pull_image") == ("a:1", "lazily")
+    assert done.stderr == "warning: it has no index\n"
+    assert agent.json_lines("image-pull", *words)[-1]["warnings"] == ["it has no index"]
 
 
 def test_a_password_is_read_from_stdin_and_a_ca_from_its_file(agent: Agent, tmp_path: Path) -> None:

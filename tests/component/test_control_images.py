@@ -86,21 +86,21 @@ async def test_credentials_that_cannot_be_are_refused_by_field(
     assert doors.node.registries == []
 
 
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ({"acceleration": "lazy"}, "acceleration lazy"),
-    ],
-)
-async def test_a_pull_that_is_not_built_is_refused_by_name_before_it_begins(
-    doors: Doors, given: dict[str, Any], named: str
+async def test_a_pull_of_a_kind_that_there_is_none_of_is_refused_before_it_begins(
+    doors: Doors,
 ) -> None:
-    request = pb.PrepareImageRequest(image="r", **given)
+    request = pb.PrepareImageRequest(image="r", acceleration="fast")
     told = await refused(doors.admin.PrepareImage(request).read())
-    assert (told.code.name, told.reason) == ("UNIMPLEMENTED", "UNIMPLEMENTED")
-    assert named in told.message
-    assert "s3cret" not in told.message
+    assert told.code.name == "INVALID_ARGUMENT"
+    assert told.message == "acceleration: must be one of auto, lazy, eager"
     assert doors.node.seen == []
+
+
+async def test_a_lazy_pull_that_fell_back_says_so_at_its_end(doors: Doors) -> None:
+    request = pb.PrepareImageRequest(image="r", acceleration="lazy")
+    steps = [step async for step in doors.admin.PrepareImage(request)]
+    assert doors.node.seen == [("pull_image", "r", "lazily")]
+    assert [list(step.warnings) for step in steps] == [[], ["it has no index"]]
 
 
 @pytest.mark.parametrize(

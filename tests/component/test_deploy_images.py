@@ -191,3 +191,8 @@ async def test_who_deploys_a_tag_again_is_told_that_its_registry_was_not_asked(t
     (warning,) = (await town.deploy(timeout_s=9)).warnings
     assert "its registry was not asked: deploy with pull=always" in warning
     assert (await town.deploy(pull="always")).warnings == ()
+
+
+async def test_a_pull_that_makes_progress_may_take_hours(town):
+    await town.deploy()
+    assert town.allowed_s > 5 * 3600

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agent.containerd import archive, layout, scratch
+from agent.containerd import archive, layout, members, scratch
 from agent.core import oci_image
 from agent.errors import InvalidSpec, RuntimeUnavailable
 from tests import oci
@@ -183,3 +185,27 @@ def test_no_room_for_unpacking_names_the_place_without_room(
     with pytest.raises(RuntimeUnavailable, match=f"in {place}.*must stay so"):
         archive.open_files(path, place)
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz"])
+@pytest.mark.parametrize("holds", [b"", b"x"], ids=["empty", "a byte each"])
+def test_members_of_next_to_nothing_are_not_read_for_ever(
+    tmp_path: Path, kind: str, holds: bytes
+) -> None:
+    pack: Any = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}[kind]
+    path = tmp_path / "a.tar"
+    path.write_bytes(pack(holds) * (members.MAX_EMPTY + 50))
+    with pytest.raises(InvalidSpec, match=f"whole {kind} file .* next to nothing"):
+        archive.open_files(path, tmp_path)
+
+
+def test_many_members_that_hold_something_are_read(
+    tmp_path: Path, small: oci.OciImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "MAX_EMPTY", 3)
+    plain = oci.write_tar(tmp_path / "a.tar", oci.layout(small)).read_bytes()
+    path = tmp_path / "a.tar.gz"
+    blocks = [plain[at : at + 512] for at in range(0, len(plain), 512)]
+    path.write_bytes(b"".join(map(gzip.compress, blocks)))
+    assert len(blocks) > 10
+    archive.open_files(path, tmp_path).close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +17,13 @@ from agent.containerd.credentials import Credentials
 from agent.containerd.keyring import Keyring
 from agent.containerd.silence import Progress
 from agent.core.oci_image import Descriptor, Manifest
-from agent.deployments import lazy_image
+from agent.deployments import completion, lazy_image
+from agent.deployments.asking import Ahead
 from agent.deployments.image_use import ImageUse
 from agent.deployments.lazy_image import LazyImages
 from agent.errors import FailedPrecondition, NotFound, RuntimeUnavailable
 from agent.model.records import FunctionVersion, ImageFacts
+from agent.model.spec import RegistrySpec
 from agent.model.spec_parse import parse_spec
 from agent.telemetry.events import Events
 from tests.component.function_house import turns, until
@@ -56,7 +58,7 @@ class FakeEngine:
             deploy_ended=lambda function: self.users.append((function, "ended")),
         )
         self.snapshots = SimpleNamespace(
-            image_layers=self._layers, remove=self._remove, list=self._list
+            image_layers=self._layers, remove=self._remove, list=self._list, exists=self._exists
         )
 
     def _use(self, function, host, image, registry):
@@ -67,6 +69,10 @@ class FakeEngine:
 
     async def _refresh(self, function):
         self.users.append("written")
+
+    @asynccontextmanager
+    async def in_use(self):
+        yield
 
     def annotated(self, manifest):
         return False
@@ -87,6 +93,9 @@ class FakeEngine:
 
     async def _remove(self, key):
         self.removed.append(key)
+
+    async def _exists(self, key, *, deadline):
+        return key in self.mounts
 
     async def _list(self, *, deadline):
         return [SimpleNamespace(key=key) for key in self.mounts]
@@ -114,7 +123,13 @@ class Yard:
             transfer=SimpleNamespace(pull=self._pull, has_referrer=self._has_referrer),
             keyring=self.keyring,
             snapshots=SimpleNamespace(image_layers=self.engine._layers, exists=self._exists),
-            images=SimpleNamespace(get=self._get, delete=self._delete, unlabel=self._unlabel),
+            images=SimpleNamespace(
+                get=self._get,
+                delete=self._delete,
+                unlabel=self._unlabel,
+                list=self._list,
+                inspect=self._inspect,
+            ),
         )
         prepared: Any = SimpleNamespace(
             completed=self.completed.append, unmounted=self.unmounted.append
@@ -146,12 +161,30 @@ class Yard:
         if self.faults:
             raise self.faults.pop(0)
         return SimpleNamespace(
-            chain_id=FACTS.chain_id, manifest=manifest, facts=lambda: FACTS, name=name
+            chain_id=FACTS.chain_id,
+            digest=FACTS.digest,
+            manifest=manifest,
+            facts=lambda: FACTS,
+            name=name,
         )
 
     async def _get(self, name):
         if name not in self.named:
             raise NotFound(name)
+
+    async def _list(self):
+        return [SimpleNamespace(name=name) for name in self.named]
+
+    async def _inspect(self, name):
+        layers = tuple(Descriptor("m", f"sha256:{n}", size) for n, size in enumerate(self.sizes))
+        manifest = Manifest("m", Descriptor("c", "sha256:0", 0), layers[::-1])
+        return SimpleNamespace(
+            chain_id=FACTS.chain_id,
+            digest=FACTS.digest,
+            manifest=manifest,
+            facts=lambda: FACTS,
+            name=name,
+        )
 
     async def _delete(self, name):
         self.deleted.append(name)
@@ -272,7 +305,7 @@ async def test_what_nothing_runs_on_any_more_is_not_completed(yard):
 
 
 async def test_progress_is_told(yard, monkeypatch):
-    monkeypatch.setattr(lazy_image, "TOLD_S", 0.0)
+    monkeypatch.setattr(completion, "TOLD_S", 0.0)
     yard.steps = [
         Progress("downloading", "a", 5 * MB, 60 * MB),
         Progress("downloading", "b", 10 * MB, 40 * MB),
@@ -384,6 +417,108 @@ async def test_closing_leaves_the_rest_to_the_next_worker():
     with suppress(asyncio.CancelledError):
         await yard.lazy.close()
     assert yard.pulls == []
+
+
+# -- asked for ahead of any deploy
+
+
+AHEAD = Ahead(FACTS.ref, RegistrySpec(username="me", password="secret"))
+
+
+async def ahead(yard):
+    deadline = asyncio.get_running_loop().time() + 5
+
+    def ignore(_):
+        pass
+
+    return await yard.lazy.pull_ahead(AHEAD, deadline=deadline, accept=ignore, progress=ignore)
+
+
+async def test_an_image_asked_for_ahead_is_mounted_and_completed(yard):
+    _, warnings = await ahead(yard)
+    await done(yard)
+    assert (warnings, yard.pulls) == ((), [(FACTS.ref, "soci"), (WHOLE, "")])
+    assert yard.engine.users[:2] == [(f"image {FACTS.ref}", "r.example"), "written"]
+
+
+async def test_credentials_of_an_image_ahead_go_with_its_mount(yard):
+    await ahead(yard)
+    assert (f"image {FACTS.ref}", "ended") in yard.engine.users
+    await done(yard)
+    assert yard.shown[-1] == Credentials("me", "secret")
+    assert (f"image {FACTS.ref}", "dropped") not in yard.engine.users
+    await yard.lazy.let_go(())
+    assert (f"image {FACTS.ref}", "dropped") in yard.engine.users
+
+
+async def test_credentials_of_an_image_ahead_that_was_not_mounted_are_not_kept(yard, surroundings):
+    surroundings[:] = []
+    _, warnings = await ahead(yard)
+    assert "fetched and unpacked whole" in warnings[0]
+    assert (f"image {FACTS.ref}", "dropped") in yard.engine.users
+    assert repr(yard.keyring) == "Keyring(0 hosts, 0 functions)"
+
+
+async def test_an_image_ahead_whose_name_is_gone_is_completed_no_more(yard):
+    yard.gate = gate = asyncio.Event()
+    yard.lazy.complete(FACTS, AHEAD)
+    await until(lambda: yard.pulls == [(WHOLE, "")])
+    await yard.lazy.gone(FACTS.ref, FACTS.chain_id)
+    gate.set()
+    assert (yard.completed, yard.lazy.progress()) == ([], [])
+    assert (f"image {FACTS.ref}", "dropped") in yard.engine.users
+
+
+async def test_what_cannot_be_completed_ahead_is_left_to_who_deploys_it(yard, monkeypatch):
+    monkeypatch.setattr(lazy_image, "AHEAD_TRIES", 2)
+    yard.faults = [RuntimeUnavailable("away")] * 5
+    yard.lazy.complete(FACTS, AHEAD)
+    await until(lambda: not yard.lazy.progress())
+    assert (len(yard.pulls), yard.completed) == (2, [])
+
+
+async def test_a_deploy_goes_on_with_what_was_mounted_ahead(yard, monkeypatch):
+    monkeypatch.setattr(lazy_image, "AHEAD_TRIES", 2)
+    yard.gate = asyncio.Event()
+    yard.faults = [RuntimeUnavailable("away")] * 5  # more than are tried ahead
+    yard.lazy.complete(FACTS, AHEAD)
+    await until(lambda: len(yard.pulls) == 1)
+    image: Any = await yard._inspect(FACTS.ref)
+    assert await yard.lazy.take_up(SPEC, image)
+    assert ("f", "r.example") in yard.engine.users
+    yard.gate.set()
+    await done(yard)
+    assert len(yard.pulls) == 6
+
+
+@pytest.mark.parametrize(
+    "change", ["eager", "ended", "not mounted", "hardly mounted"], ids=lambda each: each
+)
+async def test_what_is_not_mounted_or_wanted_whole_is_not_taken_up(yard, surroundings, change):
+    if change == "ended":
+        yard.engine.runs = False
+    elif change == "not mounted":
+        yard.engine.mounts = set()
+    elif change == "hardly mounted":
+        surroundings[:] = ["/base"]
+    asked = "eager" if change == "eager" else "auto"
+    spec = SPEC.model_copy(update={"acceleration": asked})
+    assert not await yard.lazy.take_up(spec, await yard._inspect(FACTS.ref))
+    assert yard.lazy.progress() == []
+
+
+async def test_a_new_worker_completes_what_was_mounted_ahead(yard):
+    yard.named = {FACTS.ref}
+    assert await yard.lazy.resume((), []) == set()
+    await done(yard)
+    assert (f"image {FACTS.ref}", "r.example") in yard.engine.users
+
+
+async def test_a_new_worker_lets_go_what_was_complete_ahead(yard):
+    yard.named = {FACTS.ref}
+    await yard.lazy.resume({FACTS.chain_id}, [])
+    await yard.lazy.let_go(())
+    assert yard.engine.removed == [f"view-{FACTS.chain_id}"]
 
 
 # -- several at once

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent.calls.job import JobRunner
+from agent.config import ImagesSettings, NodeConfig, PathsSettings
 from agent.control.health import Health
 from agent.core.mode import NodeMode
 from agent.deployments.catalog import Catalog
@@ -32,7 +33,8 @@ async def house(tmp_path):
 
 def node_of(house):
     parts: Any = SimpleNamespace(
-        config=SimpleNamespace(paths=SimpleNamespace(data=Path("/nowhere"))),
+        config=NodeConfig(paths=PathsSettings(data=Path("/nowhere"))),
+        lazy=None,
         containerd=None,
         collector=None,
         catalog=house.catalog,
@@ -67,7 +69,8 @@ class Supervised:
         self.asked = 0
         paths = SimpleNamespace(data=Path("/nowhere"), run=run)
         parts: Any = SimpleNamespace(
-            config=SimpleNamespace(paths=paths),
+            config=SimpleNamespace(paths=paths, images=ImagesSettings()),
+            lazy=None,
             containerd=None,
             collector=None,
             catalog=None,

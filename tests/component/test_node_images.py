@@ -90,7 +90,7 @@ async def chunks():
     print("begun", flush=True)
     await asyncio.Event().wait()
 
-images = NodeImages(None, None, None, Path(sys.argv[1]))
+images = NodeImages(None, None, None, None, Path(sys.argv[1]), 60.0)
 asyncio.run(images.load(chunks(), "x:1"))
 """
 

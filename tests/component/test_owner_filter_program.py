@@ -43,10 +43,11 @@ def run(tmp_path, data):
         LAYER,
         gzip.compress(LAYER),
         gzip.compress(LAYER[:5000]) + gzip.compress(LAYER[5000:]),
+        gzip.compress(LAYER) + gzip.compress(b"") * 100 + bytes(600),
         zstd(LAYER),
         zstd(LAYER[:5000]) + zstd(LAYER[5000:]),
     ],
-    ids=["plain", "gzip", "two gzips", "zstd", "two frames"],
+    ids=["plain", "gzip", "two gzips", "a few empty gzips", "zstd", "two frames"],
 )
 def test_a_layer_in_every_packing_is_filtered_and_reported(tmp_path, data):
     done, told = run(tmp_path, data)
@@ -63,8 +64,13 @@ def test_a_layer_in_every_packing_is_filtered_and_reported(tmp_path, data):
 
 @pytest.mark.parametrize(
     "data",
-    [gzip.compress(LAYER)[:200], gzip.compress(LAYER) + b"garbage", zstd(LAYER)[:60]],
-    ids=["cut gzip", "garbage behind gzip", "cut zstd"],
+    [
+        gzip.compress(LAYER)[:200],
+        gzip.compress(LAYER) + b"garbage",
+        gzip.compress(LAYER) + gzip.compress(b"") * 20_000,
+        zstd(LAYER)[:60],
+    ],
+    ids=["cut gzip", "garbage behind gzip", "empty members", "cut zstd"],
 )
 def test_a_layer_that_cannot_be_read_gives_no_report(tmp_path, data):
     done, told = run(tmp_path, data)
@@ -78,4 +84,5 @@ def test_it_needs_nothing_but_the_standard_library(tmp_path):
     command = [sys.executable, "-S", "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     ours = {name for name in done.stdout.split() if name.startswith("agent")}
-    assert ours == {"agent", "agent.containerd", "agent.containerd.owner_filter"}
+    used = {"agent.containerd.members", "agent.containerd.owner_filter"}
+    assert ours == {"agent", "agent.containerd", *used}

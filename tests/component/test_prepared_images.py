@@ -56,6 +56,9 @@ class FakeSnapshots:
         self.asked.append(chain_id)
         return (str(self.directory),)
 
+    async def exists(self, chain_id, *, deadline):
+        return True
+
 
 @pytest.fixture
 def snapshots(tmp_path):
@@ -241,6 +244,9 @@ class FakeEngine:
 
 
 class Nothing:
+    async def exists(self, chain_id, *, deadline):
+        return False
+
     async def image_layers(self, chain_id, *, deadline):
         raise NotFound(chain_id)
 
@@ -299,6 +305,17 @@ async def test_a_complete_image_is_prepared_from_its_unpacked_layers(lazily, eng
     assert not lazily.is_current(image)
     again, _ = await lazily.prepare(ONE, deadline=await soon())
     assert again.source == ""
+
+
+async def test_an_image_unpacked_by_whomever_is_not_started_from_its_mount(lazily, snapshots, own):
+    image, _ = await lazily.prepare(ONE, deadline=await soon())
+    again, cached = await lazily.prepare(ONE, deadline=await soon())
+    assert (again.source, cached) == (str(own), True)
+    lazily._containerd.snapshots = snapshots  # by a pull, or another deploy
+    again, cached = await lazily.prepare(ONE, deadline=await soon())
+    assert (again.source, cached) == ("", False)
+    assert not lazily.is_current(image)
+    assert await lazily.prepare(ONE, deadline=await soon()) == (again, True)
 
 
 async def test_an_engine_that_is_away_is_told_instead_of_a_missing_image(lazily, engine):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import ssl
 import time
 from pathlib import Path
 
@@ -56,8 +57,15 @@ def in_a_second():
         ("config", lambda: [m.reset, m.reset]),
         ("manifest", lambda: [m.cut, m.reset]),
         ("manifest", lambda: [m.typed("application/json")]),
+        ("manifest", lambda: [m.status(429)]),
+        ("manifest", lambda: [m.too_long]),
+        ("manifest", lambda: [m.gzipped]),
+        ("config", lambda: [m.gzipped]),
     ],
-    ids=["429", "429-date", "500s", "502", "reset", "cut", "typed"],
+    ids=[
+        *("429", "429-date", "500s", "502", "reset", "cut", "typed", "429-unsaid", "too-long"),
+        *("gzipped-manifest", "gzipped-config"),
+    ],
 )
 async def test_what_passes_by_itself_is_asked_again(server, kind, faults):
     server.faults[kind] += faults()
@@ -80,6 +88,16 @@ async def test_what_passes_by_itself_is_asked_again(server, kind, faults):
         ("config", m.short, FailedPrecondition, "sent other bytes for sha256:"),
         ("manifest", m.says(b'{"schemaVersion": 1}', SCHEMA_1), InvalidSpec, SCHEMA_1),
         ("manifest", m.short, InvalidSpec, "is not JSON"),
+        ("manifest", m.zipped, InvalidSpec, "is not JSON"),
+        ("config", m.zipped, FailedPrecondition, "sent other bytes for sha256:"),
+        ("manifest", m.status(429), RuntimeUnavailable, "answers 429 Too Many"),
+        ("manifest", m.status(500), RuntimeUnavailable, "answers 500 Internal Server Error"),
+        ("manifest", m.status(502), RuntimeUnavailable, "answers 502 Bad Gateway"),
+        ("config", m.status(403), FailedPrecondition, "wants credentials (403)"),
+        ("manifest", m.says(b"<html>", "text/html"), InvalidSpec, "is not JSON"),
+        ("manifest", m.around, FailedPrecondition, "redirect"),
+        ("config", m.onward, FailedPrecondition, "redirect"),
+        ("manifest", m.cut, RuntimeUnavailable, "does not answer"),
     ],
 )
 async def test_what_does_not_pass_is_named(server, kind, fault, failure, words):
@@ -155,6 +173,24 @@ async def test_a_certificate_that_is_not_valid_is_named(ca, tmp_path, names, day
         assert f"the registry {server.address} shows a certificate" in error.value.message
         assert why in error.value.message
         assert "registry.ca_pem" in error.value.message
+
+
+async def test_a_certificate_that_is_its_own_authority_is_named(ca, tmp_path):
+    alone = certificates.authority(tmp_path, "alone")
+    shown = certificates.signed(alone, tmp_path).server()
+    refused = pytest.raises(FailedPrecondition, match=r"not valid here.*registry\.ca_pem")
+    with m.misbehaving(IMAGE, shown) as server, refused:
+        await resolve(server, ca_pem=ca.text)
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+async def test_a_protocol_that_is_too_old_is_named(ca, tmp_path):
+    context = certificates.signed(ca, tmp_path).server()
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    refused = pytest.raises(FailedPrecondition, match="does not speak TLS as it should")
+    with m.misbehaving(IMAGE, context) as server, refused:
+        await resolve(server, ca_pem=ca.text)
 
 
 async def test_an_authority_that_nobody_gave_is_not_believed(tls, tmp_path):

@@ -10,10 +10,11 @@ import pytest
 from agent.aio.tasks import spawn, stop
 from agent.containerd import silence
 from agent.containerd.client import Containerd
-from agent.containerd.silence import Progress
+from agent.containerd.silence import LEAST_BYTES, Pace, Progress
 from agent.errors import RuntimeUnavailable
 
 WAITS = Progress("waiting", "layer-sha256:1", 0, 10)
+GB = 1 << 30
 BEGUN = Progress("downloading", "layer-sha256:1", 5, 10)
 WHOLE = Progress("complete", "layer-sha256:1", 10, 10)
 
@@ -24,7 +25,7 @@ class Transfers:
     def __init__(self, containerd: Containerd, patch: pytest.MonkeyPatch) -> None:
         self.transfer = containerd.transfer
         self.began = asyncio.Semaphore(0)
-        patch.setattr(self.transfer, "_run", self._run)
+        patch.setattr(self.transfer, "run", self._run)
 
     async def _run(self, source: Any, *_: object, told: Any, **__: object) -> None:
         step, go = source
@@ -79,3 +80,35 @@ async def test_what_unpacks_is_not_silent(transfers):
         await (await transfers.start(BEGUN, asyncio.Event()))
     go.set()
     await unpacking
+
+
+OTHER = Progress("complete", "b", 5, 5)
+
+
+def at(done_bytes: int, name: str = "a", event: str = "downloading") -> Progress:
+    return Progress(event, name, done_bytes, GB)
+
+
+@pytest.mark.parametrize(
+    ("steps", "moves"),
+    [
+        ([at(LEAST_BYTES), at(2 * LEAST_BYTES), at(3 * LEAST_BYTES)], [True, True]),
+        ([at(0), at(LEAST_BYTES // 2), at(LEAST_BYTES)], [False, True]),
+        ([at(0), at(1), at(2), at(3)], [False] * 3),  # byte by byte
+        ([at(7), at(7)], [False]),
+        ([at(0), at(0, event="complete")], [True]),
+        ([at(0), Progress("downloading", "a", GB, GB)], [True]),
+        # What came of all blobs counts together, and one that is whole does not hide it.
+        ([at(0), at(0, "b"), at(LEAST_BYTES // 2), at(LEAST_BYTES // 2, "b")], [True, False, True]),
+        (
+            [OTHER, at(0), at(LEAST_BYTES // 2), OTHER, at(LEAST_BYTES)],
+            [True, False, False, True],
+        ),
+    ],
+    ids=["fast", "slow", "drip", "still", "event", "whole", "together", "beside"],
+)
+def test_what_gets_nowhere_is_silent(steps, moves):
+    pace = Pace()
+    first, *others = steps
+    assert pace.moved(first)
+    assert [pace.moved(step) for step in others] == moves

@@ -137,3 +137,15 @@ async def test_nobody_is_told_the_secrets_of_who_began(fetches, server):
     fetches.go.set()
     for error in await asyncio.gather(*callers, return_exceptions=True):
         assert str(error) == "image: [hidden] is refused"
+
+
+async def test_a_pull_that_takes_too_long_says_how_long_it_might(fetches, server):
+    fetches.outcomes = ["image"]
+    with pytest.raises(RuntimeUnavailable, match=r"within the 1 s .* images\.pull_timeout_s"):
+        await fetches.transfer.pull(f"{server.address}/me/app:1", deadline=within(0.9))
+
+
+async def test_a_registry_is_not_waited_for_as_long_as_a_pull_may_take(fetches, server):
+    server.faults["manifest"] += [m.status(429, Retry_After="3600")]
+    with pytest.raises(RuntimeUnavailable, match="left alone for 3600 s"):
+        await fetches.transfer.pull(f"{server.address}/me/app:1", deadline=within(86_400))

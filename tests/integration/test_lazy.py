@@ -215,6 +215,37 @@ def push_false_index(tls: TlsRegistry, repository: str) -> None:
     registry.push(tls.plain, repository, subject.replace(":", "-"), oci.OciImage(blobs, at))
 
 
+class TestAhead:
+    """`image pull --acceleration lazy`: an image mounted before any function is there."""
+
+    def test_an_image_mounted_ahead_is_what_a_deploy_goes_on_with(self, lazy, tls, content):
+        agent = lazy.agent
+        name = push(tls, "ahead", content)
+        agent.cli("image", "accelerate", name)
+        agent.cli("image", "rm", name)
+        before = len(mounts(agent))
+        lines = agent.cli("image", "pull", name, "--acceleration", "lazy", "--json").out
+        first, *_, last = map(json.loads, lines.splitlines())
+        assert (first["phase"], last["phase"], last["warnings"]) == ("resolving", "done", [])
+        assert len(mounts(agent)) == before + 2
+        assert last["image"]["form"] == "lazy"
+        reply = deploy(lazy, "ahead", name, pull="never")
+        assert (list(reply.warnings), len(mounts(agent))) == ([], before + 2)
+        assert reads(agent, "ahead", "3") == content[3]
+        lazy.remove("ahead")
+        agent.cli("image", "rm", name)
+        agent.wait_until(lambda: len(mounts(agent)) == before, 20, "the mounts gone")
+
+    def test_what_has_no_index_is_fetched_whole_and_told(self, lazy, tls, content):
+        name = push(tls, "whole", content[:1])
+        said = lazy.agent.cli("image", "pull", name, "--acceleration", "lazy")
+        assert f"warning: image {name} has no index" in said.err
+        listed = lazy.agent.cli("image", "ls", "--json").json()["images"]
+        (row,) = [one for one in listed if one["name"] == name]
+        assert row["form"] == "unpacked"
+        lazy.agent.cli("image", "rm", name)
+
+
 class TestCredentials:
     """The engine asks the registry by itself, long after the deploy."""
 
@@ -360,6 +391,49 @@ class TestCompletion:
             agent.wait_until(lambda: not mounts(agent), 20, "nothing mounted any more")
         finally:
             tls.start()
+
+
+class TestDisk:
+    """What an engine keeps is counted, and given back once nothing is mounted."""
+
+    def test_an_accelerated_image_that_came_and_went_leaves_no_byte(
+        self, lazy, tls, locked, content
+    ):
+        agent = lazy.agent
+        for one in agent.cli("image", "ls", "--json").json()["images"]:
+            if one["name"].startswith((tls.address, locked.address)):
+                agent.cli("image", "rm", one["name"])
+        agent.wait_until(lambda: kept(agent) == 0, 30, "an engine that has kept nothing")
+        before = used(agent)
+        name = push(tls, "passing", content)
+        agent.cli("image", "accelerate", name)
+        assert kept(agent) > 0
+        agent.cli("image", "rm", name)
+        with lazy.watching() as watched:
+            reply = deploy(lazy, "passing", name, acceleration="lazy")
+            assert list(reply.warnings) == []
+            assert reads(agent, "passing", "1") == content[1]
+            assert used(agent) > before + len(content[1])
+            agent.wait_until(
+                lambda: any(event.type == "ImageCompleted" for event in watched.events),
+                30,
+                "the image complete",
+            )
+        lazy.remove("passing")
+        agent.cli("image", "rm", name)
+        agent.wait_until(lambda: (used(agent), kept(agent)) == (before, 0), 30, "no byte left")
+        assert mounts(agent) == []
+
+
+def kept(agent: RunningAgent) -> int:
+    """How many bytes the engines' directories hold."""
+    files = [path for path in (agent.data / "lazy").rglob("*") if not path.is_dir()]
+    return sum(path.lstat().st_size for path in files)
+
+
+def used(agent: RunningAgent) -> int:
+    """How many bytes the image store holds, as the agent counts them."""
+    return int(agent.cli("gc", "--dry-run", "--json").json()["used_bytes"])
 
 
 class TestPreparing:

@@ -204,6 +204,17 @@ WITHHELD = {
         *("manifest", m.typed("application/json"), "FailedPrecondition"),
         "as 'application/json'",
     ),
+    "429 at once": (
+        *("layer", m.status(429), "RuntimeUnavailable"),
+        "answers 429 Too Many Requests for",
+    ),
+    "502": (
+        *("layer", m.status(502), "RuntimeUnavailable"),
+        "answers 502 Bad Gateway for sha256:",
+    ),
+    "cut": ("layer", m.cut, "RuntimeUnavailable", "broke off in the middle (unexpected EOF)"),
+    "zipped": ("layer", m.zipped, "FailedPrecondition", "sent"),
+    "around": ("layer", m.around, "RuntimeUnavailable", "redirect"),
 }
 
 
@@ -249,6 +260,24 @@ def test_a_registry_that_does_not_give_its_blobs_is_named(withheld, row):
     assert words in message
     assert "so it is" not in message
     assert (found.listed, found.came) == (False, True)
+
+
+def test_what_a_layer_is_redirected_to_is_neither_repeated_nor_shown_credentials(functions):
+    image = oci.image([oci.layer({"a": os.urandom(1 << 10)})])
+    with m.misbehaving(image) as server, m.misbehaving(image) as inside:
+        told_inside = b"AccessKeyId: of-the-nodes-role"
+        for answer in (m.says(told_inside, "text/plain"), m.status(403)):
+            inside.asked.clear()
+            inside.faults["layer"] = [answer] * m.FOREVER
+            place = f"http://{inside.address}/v2/x/blobs/"
+            layer = json.loads(image.blobs[image.digest])["layers"][0]["digest"]
+            server.faults["layer"] = [m.status(307, Location=place + layer)] * m.FOREVER
+            told = refusal(lambda: pull(functions, f"{server.address}/a:1", **PASSWORDS))
+            assert "nodes-role" not in told.message
+            assert "so it is" not in told.message
+            assert inside.asked != []
+            assert not [headers for _, _, headers in inside.asked if "Authorization" in headers]
+    assert "nodes-role" not in functions.agent.log()
 
 
 # -- the operator's directory

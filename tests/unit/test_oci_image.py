@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core import oci_image
+from agent.core import bounded_json, oci_image
 from agent.errors import InvalidSpec
 
 HEX = "a" * 64
@@ -266,3 +266,55 @@ def test_any_input_is_parsed_or_refused(data: bytes) -> None:
 def test_oversized_json_is_not_parsed() -> None:
     data = b" " * (oci_image.MAX_JSON_BYTES + 1)
     assert "larger than" in refusal(oci_image.parse_config, data, WHERE)
+
+
+# -- what is made to take long
+
+MANY = bounded_json.MAX_VALUES
+HOSTILE = {
+    "a million keys": b"{%s}" % b",".join(b'"%x":1' % n for n in range(300_000)),
+    "nested": b"[" * (2 << 20) + b"]" * (2 << 20),
+    "nested and many": b"[%s]" % b",".join([b"[" * 900 + b"]" * 900] * 2000),
+    "lists": b"[%s]" % b",".join([b"[]"] * 1_000_000),
+    "objects": b"[%s]" % b",".join([b'{"a":1}'] * 500_000),
+    "numbers": b"[%s]" % b",".join([b"1"] * 2_000_000),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_documents_that_would_keep_the_parser_busy_are_not_parsed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = HOSTILE[name]
+    assert len(data) <= oci_image.MAX_JSON_BYTES
+    parsed: list[bytes] = []
+    monkeypatch.setattr(json, "loads", parsed.append)
+    said = refusal(oci_image.parse_config, data, WHERE)
+    assert f"is not JSON (it has more than {MANY} values)" in said
+    assert oci_image.artifact_types(data) == set()
+    assert parsed == []
+
+
+def test_the_largest_index_and_labels_of_json_are_parsed() -> None:
+    said = {f"org.example.{n}": "a, b [c] {d}" for n in range(5)}
+    found = index(*(entry("linux/amd64/v1", annotations=said) for _ in range(1000)))
+    assert len(found) == 1000
+    label = json.dumps([{"id": str(n), "value": [n, n]} for n in range(8000)])
+    labels = {"devcontainer.metadata": label}
+    assert oci_image.parse_config(config(config={"Labels": labels}), WHERE).labels == labels
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"WorkingDir": "/a" * 2048}, {"Volumes": {"a/" * 1_000_000: {}}}],
+    ids=["WorkingDir", "Volumes"],
+)
+def test_a_path_longer_than_any_is_refused(section: Any) -> None:
+    said = refusal(oci_image.parse_config, config(config=section), WHERE)
+    assert "longer than any path may be (4096)" in said
+
+
+def test_what_is_wrong_is_not_repeated_at_length() -> None:
+    long = "x" * 1_000_000
+    said = refusal(oci_image.parse_config, config(rootfs={"diff_ids": [long]}), WHERE)
+    assert len(said) < 2000

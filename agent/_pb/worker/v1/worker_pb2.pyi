@@ -516,7 +516,7 @@ class PrepareImageRequest(_message.Message):
     def __init__(self, image: _Optional[str] = ..., acceleration: _Optional[str] = ..., registry: _Optional[_Union[Registry, _Mapping]] = ...) -> None: ...
 
 class ImageProgress(_message.Message):
-    __slots__ = ("phase", "name", "bytes", "total_bytes", "done", "image_bytes", "image_total_bytes", "layers_done", "layers", "eta")
+    __slots__ = ("phase", "name", "bytes", "total_bytes", "done", "image_bytes", "image_total_bytes", "layers_done", "layers", "eta", "warnings")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -527,6 +527,7 @@ class ImageProgress(_message.Message):
     LAYERS_DONE_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     ETA_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     phase: str
     name: str
     bytes: int
@@ -537,7 +538,8 @@ class ImageProgress(_message.Message):
     layers_done: int
     layers: int
     eta: _duration_pb2.Duration
-    def __init__(self, phase: _Optional[str] = ..., name: _Optional[str] = ..., bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., done: _Optional[_Union[Image, _Mapping]] = ..., image_bytes: _Optional[int] = ..., image_total_bytes: _Optional[int] = ..., layers_done: _Optional[int] = ..., layers: _Optional[int] = ..., eta: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, phase: _Optional[str] = ..., name: _Optional[str] = ..., bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., done: _Optional[_Union[Image, _Mapping]] = ..., image_bytes: _Optional[int] = ..., image_total_bytes: _Optional[int] = ..., layers_done: _Optional[int] = ..., layers: _Optional[int] = ..., eta: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ImportImageRequest(_message.Message):
     __slots__ = ("header", "chunk")
