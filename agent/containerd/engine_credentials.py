@@ -25,13 +25,14 @@ log = logging.getLogger(__name__)
 
 # Well below the keyring's FRESH_S: a command is asked before what it printed expires.
 LOOK_EVERY_S = 30.0
+AT_ONCE = 8  # commands that are run for it, each of which may hang for a while
 # The same once something was renewed: a token got with what was there before may end at any time.
 RECONNECT_EVERY_S = 5.0
 LEAST_PAUSE_S = 0.1
-AT_ONCE = 8  # commands that are run for it, each of which may hang for a while
+
 
 User = tuple[str, str, str]
-"""A function, a registry's host, and the digest of an image of it that is mounted from there."""
+"""A function, a host, and the digest of an image that is mounted for it from there."""
 
 
 async def _nothing() -> None:
@@ -41,7 +42,8 @@ async def _nothing() -> None:
 class EngineCredentials:
     """One engine's file, and the functions whose images it has mounted.
 
-    `tell` is called with a host and why there is nothing to show it, once for each reason.
+    `tell` is called with a function, a host and why it has nothing to show there, once for each
+    reason.
     """
 
     def __init__(
@@ -54,18 +56,19 @@ class EngineCredentials:
         self._file = file
         self._reconnect = reconnect
         self._users: dict[User, RegistrySpec] = {}
-        self._answers: dict[User, Entry | AgentError | None] = {}
-        self._failing: dict[str, str] = {}
+        self._found: dict[User, Entry | None] = {}
+        self._failing: dict[tuple[str, str], str] = {}
         self._written: dict[str, HostCredentials] = {}
         self._hosts: set[str] = set()
         self._renewed = False
         self._turn = asyncio.Lock()
         self._due = asyncio.Event()
-        self.tell: Callable[[str, str], None] = lambda host, why: None
+        self.tell: Callable[[str, str, str], None] = lambda function, host, why: None
         keyring.tell(self._due.set)
 
     def use(self, function: str, host: str, image: str, registry: RegistrySpec) -> None:
         """Note that an image (its digest) of a function is mounted; `refresh` writes the file."""
+        self._users.pop((function, host, image), None)  # who comes last is last
         self._users[function, host, image] = registry
 
     def deploy_ended(self, function: str) -> None:
@@ -77,12 +80,17 @@ class EngineCredentials:
 
     def drop(self, function: str) -> None:
         """Note that nothing of a function is mounted any more."""
-        self._users = {key: spec for key, spec in self._users.items() if key[0] != function}
-        self._due.set()
+        self._forget(lambda user: user[0] == function)
 
     def release(self, image: str) -> None:
         """Note that an image is not mounted any more."""
-        self._users = {key: spec for key, spec in self._users.items() if key[2] != image}
+        self._forget(lambda user: user[2] == image)
+
+    def _forget(self, goes: Callable[[User], bool]) -> None:
+        for user in [user for user in self._users if goes(user)]:
+            del self._users[user]
+            self._found.pop(user, None)
+            self._failing.pop(user[:2], None)
         self._due.set()
 
     async def take_up(self) -> None:
@@ -97,8 +105,8 @@ class EngineCredentials:
     async def refresh(self, function: str = "") -> None:
         """Write what holds now; for one function only what is its own is asked for.
 
-        Of a host that lacks it is told why, once. Raises RuntimeUnavailable when the file cannot be
-        written.
+        Who has none for a host is told once in the log, by name. Raises RuntimeUnavailable when
+        the file cannot be written.
         """
         # Outside of the turn: a command of another function may hang.
         users = self._users.items()
@@ -106,47 +114,29 @@ class EngineCredentials:
         turns = asyncio.Semaphore(AT_ONCE)
         await asyncio.gather(*(self._ask(*user, turns) for user in asked))
         async with self._turn:
-            found, failing = self._look_up()
-            for host, why in failing.items():
-                if self._failing.get(host) != why:
-                    log.warning("credentials for lazy images of %s: %s", host, why)
-                    self.tell(host, why)
+            known = self._known()
             hosts = {host for _, host, _ in self._users}
             changed = any(
-                _shown(self._written, host) != _shown(found, host) for host in hosts & self._hosts
+                _shown(self._written, host) != _shown(known, host) for host in hosts & self._hosts
             )
             self._renewed = bool(hosts) and (self._renewed or changed)
-            self._hosts, self._failing, self._written = hosts, failing, found
+            self._hosts, self._written = hosts, known
             try:
-                await asyncio.to_thread(self._file.write, found)
+                await asyncio.to_thread(self._file.write, known)
             except OSError as error:
                 why = f"{error.filename} cannot be written: {error.strerror}"
                 raise RuntimeUnavailable(f"credentials for lazy images: {why}") from error
 
-    async def _ask(self, key: User, registry: RegistrySpec, turns: asyncio.Semaphore) -> None:
-        function, host, _ = key
-        answer: Entry | AgentError | None
-        async with turns:
-            try:
-                answer = await self._keyring.entry(host, registry, function)
-            except AgentError as error:
-                answer = error
-        if self._users.get(key) is registry:  # neither dropped nor given anew meanwhile
-            self._answers[key] = answer
-
-    def _look_up(self) -> tuple[dict[str, HostCredentials], dict[str, str]]:
-        """Return by host what holds now, the newest where functions differ, or why nothing does."""
+    def _known(self) -> dict[str, HostCredentials]:
+        """Return by host what holds now, and for whom; of what differs what came last."""
         newest: dict[str, Entry] = {}
         users: dict[str, dict[str, Entry]] = {}
-        failing: dict[str, str] = {}
-        self._answers = {key: said for key, said in self._answers.items() if key in self._users}
-        for (function, host, _), answer in self._answers.items():
-            if isinstance(answer, AgentError):
-                failing[host] = answer.message
-            elif answer is not None:
-                users.setdefault(host, {})[function] = answer
-                newest[host] = max(answer, newest.get(host, answer), key=lambda each: each.since)
-        found = {
+        for function, host, image in self._users:
+            entry = self._found.get((function, host, image))
+            if entry is not None and entry.holds(self._keyring.now()):
+                users.setdefault(host, {})[function] = entry
+                newest[host] = max(entry, newest.get(host, entry), key=lambda each: each.since)
+        return {
             host: HostCredentials(
                 entry.credentials,
                 entry.until,
@@ -154,7 +144,24 @@ class EngineCredentials:
             )
             for host, entry in newest.items()
         }
-        return found, {host: why for host, why in failing.items() if host not in found}
+
+    async def _ask(self, user: User, registry: RegistrySpec, turns: asyncio.Semaphore) -> None:
+        function, host, _ = user
+        found, failed = None, ""
+        async with turns:
+            try:
+                found = await self._keyring.entry(host, registry, function)
+            except AgentError as error:
+                failed = error.message
+        if self._users.get(user) is not registry:  # dropped or given anew meanwhile
+            return
+        self._found[user] = found
+        if not failed:
+            self._failing.pop((function, host), None)
+        elif self._failing.get((function, host)) != failed:
+            self._failing[function, host] = failed
+            log.warning("credentials for lazy images of %s from %s: %s", function, host, failed)
+            self.tell(function, host, failed)
 
     async def run(self) -> None:
         """Refresh for ever: whenever credentials were set or dropped, and every now and then."""

@@ -27,7 +27,7 @@ from agent.linux import mountinfo
 from agent.model.image_ref import parse_image_ref
 from agent.model.records import FunctionVersion, ImageFacts
 from agent.model.spec import RegistrySpec
-from agent.telemetry.events import Events
+from agent.telemetry.events import Events, Subject
 
 if TYPE_CHECKING:
     from agent.containerd.access import Access
@@ -471,9 +471,9 @@ class LazyImages:
         self._renewed.set()
         self._renewed = asyncio.Event()
 
-    def _tell_credentials(self, host: str, why: str) -> None:
-        text = f"images of {host} are mounted, and what is not here of them cannot be read: {why}"
-        self._events.add("CredentialsMissing", message=text, details={"registry": host})
+    def _tell_credentials(self, function: str, host: str, why: str) -> None:
+        text = f"what is not here yet of an image of {host} has no credentials any more: {why}"
+        self._events.add("CredentialsMissing", Subject(function), text, {"registry": host})
 
     async def _unmount(self, facts: ImageFacts) -> None:
         self._prepared.unmounted(facts.chain_id)

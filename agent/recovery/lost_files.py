@@ -5,8 +5,7 @@ keeps what it was built on. Who served it is on its record, so nothing of a dead
 find out. A look a second, where there are engines. One that lives and does not answer is ended, if
 something runs on its mounts or could be started from them: who waits for their files would wait for
 ever. Mounts that nothing runs on any more, and whose image is complete, are let go here as well.
-Where the registry gives a mount nothing more and its image is complete, what runs on it gives way
-to what needs neither.
+Where the registry gives a mount nothing more and its image is complete, what runs on it gives way.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class LostFiles:
                 await self.look_for_cut_off()
             except Exception as error:  # the next look is another try
                 trace = not isinstance(error, AgentError)
-                log.warning("looking for mounts without a registry: %s", error, exc_info=trace)
+                log.warning("looking for cut off mounts: %s", error, exc_info=trace)
 
     async def look_for_cut_off(self) -> None:
         """Have instances give way whose mount is given nothing more, where the image is here."""
@@ -94,7 +93,8 @@ class LostFiles:
 
     async def look(self) -> None:
         """Look once."""
-        on_mounts = self._on_mounts()
+        instances = list(self._fleet.admission.instances.values())
+        on_mounts = [one for one in instances if _source(one)]
         for instance in on_mounts:
             if is_lost(_source(instance)):
                 self._replace(instance)
@@ -103,7 +103,6 @@ class LostFiles:
         await self._end_stuck({_source(one) for one in on_mounts} | self._images.sources())
         if self._fleet.mode.owns_instances:
             # What another worker holds has no container here, and may run on anything.
-            instances = self._fleet.admission.instances.values()
             users = (one for one in instances if _source(one) or one.container is None)
             await self._images.let_go({_chain_id(one) for one in users})
 

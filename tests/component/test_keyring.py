@@ -398,9 +398,9 @@ async def test_a_mount_is_looked_after_once_its_credentials_have_changed(ring, c
     async def reconnect():
         looks.set()
 
-    told = []
+    told: list[tuple[str, str, str]] = []
     engine = EngineCredentials(ring, DockerConfig(tmp_path / "config.json"), reconnect)
-    engine.tell = lambda host, why: told.append((host, why))
+    engine.tell = lambda *what: told.append(what)
     ring.set(HOST, FIRST, clock.now_s + 10)
     engine.use("f", HOST, "i", NOTHING)
     running = tasks.spawn("engine", engine.run())
@@ -412,8 +412,8 @@ async def test_a_mount_is_looked_after_once_its_credentials_have_changed(ring, c
         await password_in(tmp_path / "config.json", None)
         async with asyncio.timeout(10):
             await looks.wait()
-        assert [host for host, _ in told] == [HOST]
-        assert "expired at" in told[0][1]
+        assert [what[:2] for what in told] == [("f", HOST)]
+        assert "expired at" in told[0][2]
         ring.set(HOST, SECOND)
         await password_in(tmp_path / "config.json", SECOND)
     finally:
