@@ -46,6 +46,7 @@ _STATUS = re.compile(r"unexpected status(?: code)? [^\n]*?: (\d{3})\b")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _OTHER_BYTES = re.compile(r"unexpected commit digest (sha256:\w+), expected (sha256:\w+)")
 _OTHER_SIZE = "failed size validation"
+_ROUND = "stopped after 10 redirects"
 # containerd asked a token service, in vain.
 _NO_TOKEN = ("failed to fetch oauth token", "did not include a token")
 # A connection that broke, as Go's libraries word it.
@@ -192,6 +193,9 @@ class Download:
             return Verdict(FailedPrecondition(said))
         if status is not None:
             return self._by_status(int(status[1]), text)
+        if _ROUND in text:
+            said = f"{self._whose} redirects its client round and round for {_part(text)}"
+            return Verdict(FailedPrecondition(said))
         if isinstance(error, NotFound):
             said = f"{self._whose} lost a part of it meanwhile ({_part(text)}); try again"
             return Verdict(NotFound(said))

@@ -213,6 +213,8 @@ class ImageCollector:
 
     async def _rest(self, engine: str) -> bool:
         """End an engine that has nothing mounted, and give back what it kept."""
+        if not self.active:  # another worker may be about to use it
+            return False
         try:
             return await self._containerd.engine_store.give_back(engine)
         except AgentError as error:

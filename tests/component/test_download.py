@@ -72,3 +72,14 @@ async def test_what_has_no_words_of_its_own_is_told_as_it_is(error):
 async def test_what_a_registry_has_lost_is_named():
     found = await failed(NotFound(f"{WHAT}: {AT.digest}: not found"))
     assert "lost a part of it meanwhile" in found.message
+
+
+async def test_a_circle_of_redirects_is_named():
+    digest = "sha256:" + "a" * 64
+    text = (
+        f'failed to do request: Get "http://{HOST}/v2/x/blobs/{digest}": stopped after 10 redirects'
+    )
+    found = await failed(FailedPrecondition(f"{WHAT}: {text}"))
+    assert found.message == (
+        f"image {HOST}/x:1: the registry {HOST} redirects its client round and round for {digest}"
+    )

@@ -206,7 +206,7 @@ WITHHELD = {
     ),
     "429 at once": (
         *("layer", m.status(429), "RuntimeUnavailable"),
-        "answers 429 Too Many Requests for",
+        "answers 429 Too Many Requests",
     ),
     "502": (
         *("layer", m.status(502), "RuntimeUnavailable"),
@@ -214,7 +214,10 @@ WITHHELD = {
     ),
     "cut": ("layer", m.cut, "RuntimeUnavailable", "broke off in the middle (unexpected EOF)"),
     "zipped": ("layer", m.zipped, "FailedPrecondition", "sent"),
-    "around": ("layer", m.around, "RuntimeUnavailable", "redirect"),
+    "around": (
+        *("layer", m.around, "FailedPrecondition"),
+        "redirects its client round and round for sha256:",
+    ),
 }
 
 
