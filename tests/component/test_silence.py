@@ -24,7 +24,7 @@ class Transfers:
     def __init__(self, containerd: Containerd, patch: pytest.MonkeyPatch) -> None:
         self.transfer = containerd.transfer
         self.began = asyncio.Semaphore(0)
-        patch.setattr(self.transfer, "_run", self._run)
+        patch.setattr(self.transfer, "run", self._run)
 
     async def _run(self, source: Any, *_: object, told: Any, **__: object) -> None:
         step, go = source
