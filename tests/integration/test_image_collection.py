@@ -266,8 +266,12 @@ def test_with_no_byte_free_functions_serve_and_removals_make_room(
                 node.deploy("new", f"{address}/{image}:1", env={"N": "1"})
         began = on_disk(cramped)
         node.remove("idle")
-        node.remove_image(f"{address}/image1:1")
-        assert on_disk(cramped) <= began - OWN_MB * MB
+        try:
+            node.remove_image(f"{address}/image1:1")
+        except Refused as refused:  # the node, whose disk is full, was first
+            if "removed already" not in refused.message and refused.code != "NotFound":
+                raise
+        cramped.wait_until(lambda: on_disk(cramped) <= began - OWN_MB * MB, 10, "its bytes")
         assert free_bytes(cramped.data) > 0
         assert cramped.http("GET", "/http/runs/").body == b"hello\n"
         (cramped.data / "others").unlink()
