@@ -103,9 +103,10 @@ class Functions:
         found = self.capacity()
         if not found["free_layers"]:
             return True  # they are in memory
-        slots = json.loads((Path(self.agent.sections["paths"]["slots"]) / "slots.json").read_text())
-        known = sum(one["count"] for one in slots["classes"])
-        return bool(sum(found["free_layers"].values()) + found["instances_used"] >= known)
+        slots = Path(self.agent.sections["paths"]["slots"])
+        # One that is being wiped has one of its parts.
+        known = {part.parent for name in ("upper", "work") for part in slots.glob(f"*/*/{name}")}
+        return bool(sum(found["free_layers"].values()) + found["instances_used"] >= len(known))
 
     # Images
 
