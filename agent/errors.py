@@ -68,6 +68,10 @@ class FailedPrecondition(AgentError):
     code = "FailedPrecondition"
 
 
+class CredentialsRefused(FailedPrecondition):
+    """A registry takes no credentials, or not these: with others the work may go on."""
+
+
 class PermissionDenied(AgentError):
     """The door through which the request came does not allow it."""
 

@@ -30,6 +30,7 @@ from agent.containerd.streams import Stream, open_stream
 from agent.core.registry_patience import PASSING, in_words, pause_s
 from agent.errors import (
     AgentError,
+    CredentialsRefused,
     FailedPrecondition,
     InvalidSpec,
     NotFound,
@@ -64,7 +65,6 @@ class Verdict:
     error: AgentError
     passes: bool = False
     crowded_at: str = ""
-    refused: bool = False
 
 
 class Download:
@@ -105,7 +105,7 @@ class Download:
                 if self._lends_token(error, found.authorization):
                     continue
                 verdict = self._verdict(error, late=deadline - loop.time() < LATE_S)
-                if verdict.refused and await self._renewed():
+                if isinstance(verdict.error, CredentialsRefused) and await self._renewed():
                     continue
                 wait_s = pause_s(tries, "", time.time()) if verdict.passes else None
                 if wait_s is None or loop.time() + wait_s > deadline:
@@ -214,7 +214,7 @@ class Download:
         said = f"{self._whose} answers {in_words(status)} for {_part(text)}"
         if status in (401, 403):
             way_out = registry.CREDENTIALS_WAY_OUT.format(host=self._reference.host)
-            return Verdict(FailedPrecondition(f"{said}: {way_out}"), refused=True)
+            return Verdict(CredentialsRefused(f"{said}: {way_out}"))
         if status == 404:
             return Verdict(NotFound(said))
         crowded_at = _part(text) if status == 429 else ""

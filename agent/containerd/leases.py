@@ -19,7 +19,7 @@ from agent._pb.containerd.services.leases.v1 import leases_pb2 as pb
 from agent._pb.containerd.services.leases.v1 import leases_pb2_grpc as rpc
 from agent.aio.tasks import finish
 from agent.containerd.channel import Channel
-from agent.errors import AgentError, NotFound, RuntimeUnavailable
+from agent.errors import AgentError, CredentialsRefused, NotFound, RuntimeUnavailable
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 PREFIX = "kindling-"
@@ -64,15 +64,16 @@ class Leases:
 
         When the work failed, what it made is collected before the error goes on. The lease expires
         by itself a minute after `within_s` seconds should the agent die meanwhile. Work that was
-        interrupted (cancelled, or RuntimeUnavailable) and names who may go on with it leaves its
-        lease, and so what it has, until that one has done it, the lease expires, or `give_up`.
+        interrupted (cancelled, RuntimeUnavailable, CredentialsRefused) and names who may go on with
+        it leaves its lease, and so what it has, until that one has done it, the lease expires, or
+        `give_up`.
         """
         id = await self._create(purpose, within_s)
         failed, left = True, False
         try:
             yield id
             failed = False
-        except (asyncio.CancelledError, RuntimeUnavailable):
+        except (asyncio.CancelledError, RuntimeUnavailable, CredentialsRefused):
             left = bool(resumed_by)
             raise
         finally:

@@ -9,7 +9,12 @@ import pytest
 
 from agent.aio.tasks import spawn, stop
 from agent.containerd.leases import Leases
-from agent.errors import RuntimeUnavailable
+from agent.errors import (
+    CredentialsRefused,
+    FailedPrecondition,
+    Overloaded,
+    RuntimeUnavailable,
+)
 from tests.component.function_house import until
 
 
@@ -69,3 +74,20 @@ async def test_a_caller_who_is_cancelled_leaves_no_lease(store, what):
     store.go.set()
     await stopping
     assert store.here == []
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        (RuntimeUnavailable("away"), True),
+        (CredentialsRefused("401"), True),
+        (FailedPrecondition("other bytes"), False),
+        (Overloaded("disk full", reason="disk"), False),
+    ],
+)
+async def test_what_others_may_mend_leaves_its_lease_to_who_goes_on(store, error, left):
+    store.go.set()
+    with pytest.raises(type(error)):
+        async with store.leases.hold("pull", 60.0, resumed_by="digest"):
+            raise error
+    assert bool(store.here) is left

@@ -133,7 +133,11 @@ AWAY_S = 61.0
 
 
 def reads(agent: RunningAgent, name: str, path: str, timeout_s: float = 120.0) -> bytes:
-    reply = agent.http("GET", f"/http/{name}/{path}", timeout_s=timeout_s)
+    """Return a file, b"" where reading it fails."""
+    try:
+        reply = agent.http("GET", f"/http/{name}/{path}", timeout_s=timeout_s)
+    except IncompleteRead:
+        return b""
     return reply.body if reply.status == 200 else b""
 
 
@@ -496,7 +500,7 @@ class TestDiskFull:
     def test_a_mounted_image_is_completed_when_a_full_disk_has_room_again(
         self, narrow, tls, content
     ):
-        small, name = push(tls, "small", content[:1]), push(tls, "half", content[:4])
+        small, name = push(tls, "small", content[:1]), push(tls, "half", content[:2])
         narrow.cli("image", "accelerate", name)
         narrow.cli("image", "rm", name)
         filler = narrow.data / "filler"
@@ -518,13 +522,12 @@ class TestDiskFull:
             # What is here serves. What is not has no place to be kept: an error, not a wait.
             assert reads(narrow, "half", "small") == b"small\n"
             assert reads(narrow, "other", "0") == content[0]
-            with suppress(IncompleteRead):
-                assert reads(narrow, "half", "1", timeout_s=30) in (b"", content[1])
+            assert reads(narrow, "half", "1", timeout_s=30) in (b"", content[1])
             assert reads(narrow, "other", "0") == content[0]
             filler.unlink()
             narrow.wait_until(lambda: told("ImageCompleted") != "", 90, "the image complete")
             narrow.wait_until(
-                lambda: [reads(narrow, "half", str(n)) for n in range(4)] == content[:4],
+                lambda: [reads(narrow, "half", str(n)) for n in range(2)] == content[:2],
                 20,
                 "all of it",
             )
