@@ -252,7 +252,7 @@ class RunningAgent:
                 raise AssertionError(f"ended while waiting for {what}:\n{self.log()}")
             if time.monotonic() >= deadline:
                 raise AssertionError(f"no {what or 'success'} in {within_s:g} s:\n{self.log()}")
-            time.sleep(0.01)
+            time.sleep(0.01 * SLOWER)
 
     # Using it
 
