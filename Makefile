@@ -8,7 +8,7 @@ STAMP := $(VENV)/.locked
 # `make test` sets COVERAGE: the stages then add up, in .coverage, which lines of agent/ they ran.
 PYTEST := $(BIN)/$(if $(COVERAGE),coverage run --append,python) -m pytest -q
 
-.PHONY: help demo test check unit component conformance integration bench profile proto fmt lock install images software setup undo clean
+.PHONY: help demo test test-vm check unit component conformance integration bench profile proto fmt lock install images software setup undo clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ conformance: $(STAMP) ## golden transcripts, one per documented behaviour of a p
 
 integration: $(STAMP) images software ## the real containerd, netlink, cgroups and storage (root, host set up)
 	@$(BIN)/python -m pytest -q tests/integration
+
+test-vm: ## what depends on kernel and cgroups, in a machine of Debian 13 (root, qemu; TESTS="…")
+	@tests/vm/run.sh $(TESTS)
 
 bench: $(STAMP) images ## cold start and warm path against peers (root, host set up with --dev)
 	@$(BIN)/python -m bench

@@ -28,13 +28,13 @@ from agent.cli.client import Client
 from agent.cli.deploy import spec_message
 from agent.cli.image import CHUNK_BYTES
 from agent.errors import AgentError
-from tests.integration.running import RunningAgent
+from tests.integration.running import SLOWER, RunningAgent
 
 # The samples are built with the host's own Python, whose packages go into the images.
 PYTHON = "/usr/bin/python3"
 BUILD = Path(__file__).parents[2] / "images" / "build.py"
 HOST = "kindling.local"
-ASK_S = 120.0
+ASK_S = 120.0 * SLOWER
 WATCH_S = 600.0  # no test watches longer
 
 Json = dict[str, Any]

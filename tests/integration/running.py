@@ -34,8 +34,10 @@ from tests.leak import command_of, is_own_group, leaks, members
 LIB = Path("/usr/lib/kindling")
 KINDLING = LIB / "venv" / "bin" / "kindling"
 TEST_SLOTS = Path("/var/lib/kindling-test/slots")
+# An emulated machine is that many times slower than hardware, and is waited for as much longer.
+SLOWER = float(os.environ.get("KINDLING_TEST_SLOWER", "1"))
 READY_S = 60.0
-STOP_S = 60.0
+STOP_S = 60.0 * SLOWER
 READY_LINE = "kindling is ready"
 
 Sections = dict[str, dict[str, Any]]
@@ -243,14 +245,14 @@ class RunningAgent:
 
     def wait_until(self, holds: Callable[[], bool], within_s: float = 10.0, what: str = "") -> None:
         """Wait until a condition holds; fails with the log if it does not in time."""
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + within_s * SLOWER
         while not holds():
             ended = self.process is not None and self.process.poll() is not None
             if ended and not holds():
                 raise AssertionError(f"ended while waiting for {what}:\n{self.log()}")
             if time.monotonic() >= deadline:
                 raise AssertionError(f"no {what or 'success'} in {within_s:g} s:\n{self.log()}")
-            time.sleep(0.01)
+            time.sleep(0.01 * SLOWER)
 
     # Using it
 
@@ -266,7 +268,7 @@ class RunningAgent:
             [str(KINDLING), *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=timeout_s * SLOWER,
             env=os.environ | {"KINDLING_SOCKET": str(self.socket)},
             input=stdin,
             check=False,
@@ -290,7 +292,7 @@ class RunningAgent:
     ) -> Reply:
         """Send one request to the invoke endpoint (or another port) and return the reply."""
         client = http.client.HTTPConnection(
-            "127.0.0.1", port or self.invoke_port, timeout=timeout_s
+            "127.0.0.1", port or self.invoke_port, timeout=timeout_s * SLOWER
         )
         with closing(client):
             client.request(method, path, body=body or None, headers=headers or {})
@@ -347,7 +349,7 @@ def install(repository: Path) -> None:
         ["bash", str(repository / "setup" / "install.sh")],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=600 * SLOWER,
         check=False,
     )
     if done.returncode != 0:
