@@ -22,6 +22,7 @@ from agent.aio import tasks
 from agent.containerd import registry
 from agent.containerd.access import Access
 from agent.containerd.channel import Channel
+from agent.containerd.content import Content
 from agent.containerd.credentials import Credentials
 from agent.containerd.endpoints import DOCKER_HOST, RegistryEndpoint, RegistryHosts
 from agent.containerd.patience import PATIENCE_S
@@ -60,11 +61,15 @@ _QUERY = re.compile(r"\?[^\s\"':]+")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a failed download is for the caller, and whether it may pass by itself."""
+    """What a failed download is for the caller, and whether it may pass by itself.
+
+    `crowded_at` is a blob that had too many requests, `other_bytes` one that came out another.
+    """
 
     error: AgentError
     passes: bool = False
     crowded_at: str = ""
+    other_bytes: str = ""
 
 
 class Download:
@@ -85,6 +90,7 @@ class Download:
         self._access = access
         self._token = ""
         self._has_renewed = False
+        self._has_begun_anew = False
         self._allowed_s = 0.0
         self._whose = f"image {reference}: the registry {reference.host}"
 
@@ -106,6 +112,11 @@ class Download:
                     continue
                 verdict = self._verdict(error, late=deadline - loop.time() < LATE_S)
                 if isinstance(verdict.error, CredentialsRefused) and await self._renewed():
+                    continue
+                if verdict.other_bytes and not self._has_begun_anew:
+                    # They may go on from what an earlier answer left.
+                    self._has_begun_anew = True
+                    await self._forget(verdict.other_bytes)
                     continue
                 wait_s = pause_s(tries, "", time.time()) if verdict.passes else None
                 if wait_s is None or loop.time() + wait_s > deadline:
@@ -139,6 +150,14 @@ class Download:
         self._has_renewed = True
         hosts = {endpoint.shown_host for endpoint in self._endpoints}
         return any([await self._access.renewed(host) for host in hosts])
+
+    async def _forget(self, digest: str) -> None:
+        """Give up what has come of a blob."""
+        content = Content(self._channel)
+        for one in await content.ingests():
+            if digest in one.ref:
+                with contextlib.suppress(NotFound):
+                    await content.forget_ingest(one.ref)
 
     @contextlib.asynccontextmanager
     async def _source(self, digest: str, deadline: float) -> AsyncIterator[Message]:
@@ -187,7 +206,7 @@ class Download:
         lost, status = _OTHER_BYTES.search(text), _STATUS.search(text)
         if lost is not None:
             said = f"{self._whose} sent other bytes for {lost[2]}: their digest is {lost[1]}"
-            return Verdict(FailedPrecondition(said))
+            return Verdict(FailedPrecondition(said), other_bytes=lost[2])
         if _OTHER_SIZE in text:
             said = f"{self._whose} sent more bytes than its manifest says for {_part(text)}"
             return Verdict(FailedPrecondition(said))

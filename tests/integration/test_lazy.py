@@ -141,6 +141,13 @@ def reads(agent: RunningAgent, name: str, path: str, timeout_s: float = 120.0) -
     return reply.body if reply.status == 200 else b""
 
 
+def anew(agent: RunningAgent, image: str) -> None:
+    """Have the next deploy of an image mount it, with nothing of it fetched yet."""
+    listed = agent.cli("image", "ls", "--json").json()["images"]
+    if image in [one["name"] for one in listed]:
+        agent.cli("image", "rm", image)
+
+
 def wait_replaced(lazy: Functions, name: str, before: str) -> None:
     """Wait until `before` is gone and others serve: as many as calls waited for, and all ready."""
 
@@ -231,10 +238,11 @@ class TestAhead:
         lines = agent.cli("image", "pull", name, "--acceleration", "lazy", "--json").out
         first, *_, last = map(json.loads, lines.splitlines())
         assert (first["phase"], last["phase"], last["warnings"]) == ("resolving", "done", [])
-        assert len(mounts(agent)) == before + 2
+        mounted = len(mounts(agent))
+        assert mounted > before
         assert last["image"]["form"] == "lazy"
         reply = deploy(lazy, "ahead", name, pull="never")
-        assert (list(reply.warnings), len(mounts(agent))) == ([], before + 2)
+        assert (list(reply.warnings), len(mounts(agent))) == ([], mounted)
         assert reads(agent, "ahead", "3") == content[3]
         lazy.remove("ahead")
         agent.cli("image", "rm", name)
@@ -272,6 +280,7 @@ class TestCredentials:
         agent.wait_until(lambda: not file.exists(), 60, "no credentials any more")
 
     def test_an_authority_of_the_deploys_own_is_not_the_engines(self, lazy, indexed, tls):
+        anew(lazy.agent, indexed)
         reply = deploy(
             lazy, "big", indexed, acceleration="lazy", registry={"ca_pem": tls.ca.read_text()}
         )
@@ -286,6 +295,7 @@ class TestTrouble:
     @pytest.fixture
     def big(self, lazy: Functions, indexed: str) -> str:
         """A function that serves from a mount and has read its first file; its instance."""
+        anew(lazy.agent, indexed)
         reply = deploy(lazy, "big", indexed, acceleration="lazy", scaling={"min": 1}, timeout_s=180)
         assert list(reply.warnings) == []
         lazy.deploy("other", "static", memory_mb=128, scaling={"min": 1})
@@ -379,6 +389,7 @@ class TestCompletion:
         assert agent.stop() == 0
         agent.start()
         lazy.reconnect()
+        anew(agent, indexed)
         with lazy.watching() as watched:
             deploy(lazy, "big", indexed, acceleration="lazy", scaling={"min": 1})
             before = lazy.ready("big")[0].id
@@ -551,7 +562,7 @@ class Reader:
         self._thread.start()
 
     def _run(self, agent: RunningAgent, name: str, path: str) -> None:
-        self.body = reads(agent, name, path)
+        self.body = reads(agent, name, path, timeout_s=180)
 
     def waits(self) -> bool:
         return self._thread.is_alive()

@@ -280,6 +280,10 @@ def test_what_a_layer_is_redirected_to_is_neither_repeated_nor_shown_credentials
             assert "so it is" not in told.message
             assert inside.asked != []
             assert not [headers for _, _, headers in inside.asked if "Authorization" in headers]
+        server.faults.clear()
+        # What was refused is kept for who goes on.
+        assert pull(functions, f"{server.address}/a:1", **PASSWORDS).digest == image.digest
+        drop(functions, f"{server.address}/a:1")
     assert "nodes-role" not in functions.agent.log()
 
 
