@@ -16,7 +16,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.warm import BACKEND, LOAD_CPU, PROXY_CPU, free_port, pinned, wait_for, wrk
+from bench.traffic import USUAL
+from bench.warm import (
+    BACKEND,
+    LOAD_CPU,
+    PIECE,
+    PROXY_CPU,
+    free_port,
+    nginx_program,
+    pinned,
+    wait_for,
+    wrk,
+)
 
 OUT = Path(__file__).resolve().parent / "out" / "warm.pstats"
 SHOWN = 30
@@ -25,19 +36,19 @@ ORDERS = ("tottime", "cumtime")
 
 def record(seconds: int, contract: str, out: Path) -> float:
     """Load the gateway under the profiler; returns how many calls it served."""
-    nginx = shutil.which("nginx") or "/usr/sbin/nginx"
-    port, backend = free_port(), free_port()
+    port, small, large = free_port(), free_port(), free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = folder / "backend.conf"
-        config.write_text(BACKEND.format(dir=folder, backend=backend))
-        with pinned(LOAD_CPU, nginx, "-c", str(config), "-p", str(folder)):
-            wait_for(backend)
+        config.write_text(BACKEND.format(dir=folder, piece=PIECE, small=small, large=large))
+        with pinned(LOAD_CPU, nginx_program(), "-c", str(config), "-p", str(folder)):
+            wait_for(small)
             os.environ["KINDLING_PROFILE"] = str(out)
             serve = (sys.executable, "-m", "bench.warm", "--serve")
-            with pinned(PROXY_CPU, *serve, str(port), str(backend), contract):
+            with pinned(PROXY_CPU, *serve, str(port), str(small), str(large), contract):
                 wait_for(port)
-                return wrk(port, seconds)["rps"] * seconds
+                script = USUAL.write(folder, "f")
+                return wrk(port, script, USUAL.connections, seconds=seconds)["requests"]
 
 
 def main() -> int:

@@ -1,54 +1,76 @@
-"""Warm calls: requests per second through the gateway against nginx, both in front of one backend.
+"""Warm calls: the gateway alone against nginx, both in front of one backend.
 
-The proxy is pinned to CPU 0; the backend and wrk (1 thread, 32 connections) to CPU 1. Runs are
-interleaved, each figure is a median, and only ratios are quoted. `python -m bench.warm` runs it;
-`--rounds`, `--seconds` and `--contract` change it; `--json` prints the figures as JSON.
+The proxy is pinned to CPU 0; the backend and wrk (1 thread) to CPU 1. What is sent is `traffic`'s.
+Slices alternate, each figure is a median, and only ratios are quoted. `python -m bench gateway`
+runs it; here is also what `warm_agent` shares with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import re
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from bench.traffic import LARGE, SMALL, Traffic
 
 PROXY_CPU, LOAD_CPU = 0, 1
-CONNECTIONS = 32
+PIECE = "x" * 1024
+SECONDS = 1  # wrk knows whole seconds only
+FUNCTIONS = {SMALL: "f", LARGE: "g"}
+EVENT_FUNCTION = "e"
 
 BACKEND = """
 worker_processes 1; daemon off; pid {dir}/backend.pid; error_log {dir}/backend.log;
 events {{ worker_connections 1024; }}
 http {{
   access_log off; keepalive_requests 100000000; default_type text/plain;
-  server {{ listen 127.0.0.1:{backend}; location / {{ return 200 "hello\\n"; }} }}
-}}
-"""
-PROXY = """
-worker_processes 1; daemon off; pid {dir}/proxy.pid; error_log {dir}/proxy.log;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off; keepalive_requests 100000000;
-  upstream f {{ server 127.0.0.1:{backend}; keepalive 64; keepalive_requests 100000000; }}
+  server {{ listen 127.0.0.1:{small}; location / {{ return 200 "{piece}"; }} }}
   server {{
-    listen 127.0.0.1:{nginx};
-    location /http/f/ {{
-      proxy_pass http://f/; proxy_http_version 1.1; proxy_set_header Connection "";
-    }}
+    listen 127.0.0.1:{large}; set $k "{piece}"; set $m "$k$k$k$k$k$k$k$k";
+    location / {{ return 200 "$m$m$m$m$m$m$m$m"; }}
   }}
 }}
 """
+PROXY = """
+worker_processes 1; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx.log;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; keepalive_requests 100000000;
+  proxy_http_version 1.1; proxy_set_header Connection "";
+  upstream f {{ server {small}; keepalive 256; keepalive_requests 100000000; }}
+  upstream g {{ server {large}; keepalive 256; keepalive_requests 100000000; }}
+  server {{
+    listen 127.0.0.1:{port};
+    location /http/f/ {{ proxy_pass http://f/; }}
+    location /http/g/ {{ proxy_pass http://g/; }}
+    location /2023-03-30/ {{ proxy_pass http://f/; }}
+  }}
+}}
+"""
+
+Samples = dict[str, list[float]]
+
+
+def function_of(traffic: Traffic) -> str:
+    """Return the function that answers a traffic."""
+    return EVENT_FUNCTION if traffic.event else FUNCTIONS[traffic.reply_bytes]
+
+
+def nginx_program() -> str:
+    """Return the path of nginx."""
+    return shutil.which("nginx") or "/usr/sbin/nginx"
 
 
 def free_port() -> int:
@@ -87,20 +109,21 @@ def wait_for(port: int) -> None:
 
 def wrk(
     port: int,
-    seconds: float,
-    connections: int = CONNECTIONS,
+    script: Path,
+    connections: int = 32,
     *,
     within: Sequence[str] = (),
     host: str = "127.0.0.1",
+    seconds: int = SECONDS,
 ) -> dict[str, float]:
-    """Load a port; return requests per second and latency percentiles in microseconds.
+    """Load a port for whole seconds; return requests, and latency percentiles in microseconds.
 
     `within` is the beginning of a command that enters a network namespace.
     """
     out = subprocess.run(
         [
             *(*within, "taskset", "-c", str(LOAD_CPU), "wrk", "--latency", "-t1"),
-            *(f"-c{connections}", f"-d{seconds:g}s", f"http://{host}:{port}/http/f/"),
+            *(f"-c{connections}", f"-d{seconds}s", "-s", str(script), f"http://{host}:{port}/"),
         ],
         capture_output=True,
         text=True,
@@ -108,71 +131,121 @@ def wrk(
     ).stdout
     if "Non-2xx" in out or "Socket errors" in out:
         raise SystemExit(f"wrk saw errors:\n{out}")
-    found = re.search(r"Requests/sec:\s+([\d.]+)", out)
-    assert found is not None, out
-    figures = {"rps": float(found[1])}
+    rate, whole = re.search(r"Requests/sec:\s+([\d.]+)", out), re.search(r"(\d+) requests in", out)
+    assert rate is not None, out
+    assert whole is not None, out
+    figures = {"rps": float(rate[1]), "requests": float(whole[1])}
     scale = {"us": 1.0, "ms": 1e3, "s": 1e6}
     for percent, value, unit in re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s)\b", out):
         figures[f"p{percent}_us"] = float(value) * scale[unit]
     return figures
 
 
-def run(rounds: int, seconds: float, contract: str) -> dict[str, Any]:
-    """Measure nginx and the gateway in turn."""
-    nginx = shutil.which("nginx") or "/usr/sbin/nginx"
-    ports = {"backend": free_port(), "nginx": free_port(), "gateway": free_port()}
+def cpu_us(pid: int) -> float:
+    """Return the CPU time that a process's threads have had, in microseconds."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e3
+
+
+@dataclass(slots=True)
+class Measured:
+    """One traffic's samples by proxy: requests per second, CPU time of a call, latencies."""
+
+    rps: Samples = field(default_factory=lambda: defaultdict(list))
+    cpu_us: Samples = field(default_factory=lambda: defaultdict(list))
+    p50_us: Samples = field(default_factory=lambda: defaultdict(list))
+    p99_us: Samples = field(default_factory=lambda: defaultdict(list))
+
+    def take(self, name: str, pid: int, found: dict[str, float], before_us: float) -> None:
+        """Keep one slice of the proxy with this pid."""
+        self.rps[name].append(found["rps"])
+        self.p50_us[name].append(found["p50_us"])
+        self.p99_us[name].append(found["p99_us"])
+        if pid:
+            self.cpu_us[name].append((cpu_us(pid) - before_us) / found["requests"])
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How wrk reaches a proxy (or the backend itself, pid 0), and whose CPU time is counted."""
+
+    port: int
+    pid: int = 0
+    host: str = "127.0.0.1"
+    within: Sequence[str] = ()
+
+    def slice(self, found: Measured, name: str, script: Path, connections: int) -> None:
+        """Load it for a second."""
+        before_us = cpu_us(self.pid) if self.pid else 0.0
+        figures = wrk(self.port, script, connections, within=self.within, host=self.host)
+        found.take(name, self.pid, figures, before_us)
+
+
+def interleave(ways: dict[str, Way], traffic: Traffic, folder: Path, rounds: int) -> Measured:
+    """Measure proxies in turn, in changing order, after a slice each that does not count."""
+    script = traffic.write(folder, function_of(traffic))
+    for name, way in ways.items():
+        way.slice(Measured(), name, script, traffic.connections)
+    found = Measured()
+    for number in range(rounds):
+        for name in ways if number % 2 else reversed(ways):
+            ways[name].slice(found, name, script, traffic.connections)
+    return found
+
+
+def nginx_worker(folder: Path) -> int:
+    """Return the pid of nginx's one worker."""
+    master = wait_for_file(folder / "nginx.pid").strip()
+    (worker,) = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return int(worker)
+
+
+def wait_for_file(path: Path) -> str:
+    """Wait for the pid file that nginx writes once it listens, and return its text."""
+    deadline = time.monotonic() + 10
+    while not (path.exists() and path.read_text()):
+        if time.monotonic() >= deadline:
+            raise SystemExit(f"nginx did not start: {path.with_suffix('.log').read_text()}")
+        time.sleep(0.02)
+    return path.read_text()
+
+
+def run(rounds: int, contract: str, traffics: Sequence[Traffic]) -> dict[str, Measured]:
+    """Measure nginx and the gateway in turn; returns what was found by traffic."""
+    ports = {name: free_port() for name in ("small", "large", "port", "gateway")}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name, text in (("backend", BACKEND), ("proxy", PROXY)):
-            (folder / f"{name}.conf").write_text(text.format(dir=folder, **ports))
-            cpu = LOAD_CPU if name == "backend" else PROXY_CPU
-            stack.enter_context(
-                pinned(cpu, nginx, "-c", str(folder / f"{name}.conf"), "-p", str(folder))
-            )
-        stack.enter_context(
+        backend = BACKEND.format(dir=folder, piece=PIECE, **ports)
+        at = {name: f"127.0.0.1:{ports[name]}" for name in ("small", "large")}
+        proxy = PROXY.format(dir=folder, port=ports["port"], **at)
+        for name, text, cpu in (("backend", backend, LOAD_CPU), ("proxy", proxy, PROXY_CPU)):
+            (folder / f"{name}.conf").write_text(text)
+            config = str(folder / f"{name}.conf")
+            stack.enter_context(pinned(cpu, nginx_program(), "-c", config, "-p", str(folder)))
+        process = stack.enter_context(
             pinned(
                 PROXY_CPU,
-                *(sys.executable, "-m", "bench.warm", "--serve"),
-                *(str(ports["gateway"]), str(ports["backend"]), contract),
+                *(sys.executable, "-m", "bench.warm", "--serve", str(ports["gateway"])),
+                *(str(ports["small"]), str(ports["large"]), contract),
             )
         )
         for port in ports.values():
             wait_for(port)
-        runs: dict[str, list[dict[str, float]]] = {"nginx": [], "gateway": [], "direct": []}
-        single: dict[str, list[dict[str, float]]] = {"nginx": [], "gateway": [], "direct": []}
-        for _ in range(rounds):
-            for name, where in (("nginx", "nginx"), ("gateway", "gateway"), ("direct", "backend")):
-                runs[name].append(wrk(ports[where], seconds))
-                # wrk knows whole seconds only
-                single[name].append(wrk(ports[where], max(1, seconds // 2), 1))
-    return report(runs, single)
+        ways = {
+            "nginx": Way(ports["port"], nginx_worker(folder)),
+            "gateway": Way(ports["gateway"], process.pid),
+        }
+        return {one.name: interleave(ways, one, folder, rounds) for one in traffics}
 
 
-def report(
-    runs: dict[str, list[dict[str, float]]], single: dict[str, list[dict[str, float]]]
-) -> dict[str, Any]:
-    """Return medians and ratios."""
-    rps = {name: statistics.median(r["rps"] for r in found) for name, found in runs.items()}
-    pairs = [g["rps"] / n["rps"] for g, n in zip(runs["gateway"], runs["nginx"], strict=True)]
-    p50 = {name: statistics.median(r["p50_us"] for r in found) for name, found in single.items()}
-    return {
-        "rps": rps,
-        "ratio": statistics.median(pairs),
-        "ratio_range": [min(pairs), max(pairs)],
-        "p50_us_one_connection": p50,
-        "added_p50_us": {name: p50[name] - p50["direct"] for name in ("nginx", "gateway")},
-        "runs": runs,
-    }
-
-
-def serve(port: int, backend: int, contract: str) -> None:
-    """Run the gateway alone, in front of one backend that is always ready."""
+def serve(port: int, small: int, large: int, contract: str) -> None:
+    """Run the gateway alone, in front of backends that are always ready."""
     import uvloop
 
     from bench.warm_target import gateway
 
     async def main() -> None:
-        door = await gateway(port, backend, contract)
+        door = await gateway(port, small, large, contract)
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(15, stop.set)
         if os.environ.get("KINDLING_PROFILE"):
@@ -189,29 +262,9 @@ def serve(port: int, backend: int, contract: str) -> None:
     uvloop.run(main())
 
 
-def main() -> None:
-    """Run, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--contract", default="fc")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--serve", nargs=3, metavar=("PORT", "BACKEND", "CONTRACT"))
-    options = parser.parse_args()
-    if options.serve:
-        serve(int(options.serve[0]), int(options.serve[1]), options.serve[2])
-        return
-    found = run(options.rounds, options.seconds, options.contract)
-    if options.json:
-        print(json.dumps(found))
-        return
-    for name, value in found["rps"].items():
-        print(
-            f"{name:8} {value:9.0f} req/s  p50 {found['p50_us_one_connection'][name]:.0f} us at 1"
-        )
-    low, high = found["ratio_range"]
-    print(f"gateway / nginx: {found['ratio']:.2f} ({low:.2f}-{high:.2f})")
-
-
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description="the gateway that `python -m bench gateway` loads")
+    names = ("PORT", "SMALL", "LARGE", "CONTRACT")
+    parser.add_argument("--serve", nargs=len(names), metavar=names, required=True)
+    given = parser.parse_args().serve
+    serve(int(given[0]), int(given[1]), int(given[2]), given[3])

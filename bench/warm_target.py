@@ -1,4 +1,4 @@
-"""A gateway with one function that is always warm: the cost of the data path and nothing else."""
+"""A gateway with functions that are always warm: the cost of the data path and nothing else."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from agent.telemetry.metrics import AgentMetrics
 class WarmTarget:
     """Gives a lease at once and takes it back; counts what is out."""
 
-    def __init__(self, port: int, contract: str) -> None:
+    def __init__(self, name: str, port: int, contract: str, kind: str) -> None:
         spec = parse_spec(
-            {"name": "f", "image": "x:1", "contract": contract, "kind": "http", "concurrency": 100}
+            {"name": name, "image": "x:1", "contract": contract, "kind": kind, "concurrency": 100}
         )
-        self.version = FunctionVersion("f", 1, spec, None, "Ready", created_ns=0)
+        self.version = FunctionVersion(name, 1, spec, None, "Ready", created_ns=0)
         self.contract = bind(self.version, NodeFacts())
         self.out = 0
-        self._endpoint = Endpoint("f-00000001", "127.0.0.1", port)
+        self._endpoint = Endpoint(f"{name}-00000001", "127.0.0.1", port)
         self._loop = asyncio.get_running_loop()
 
     def acquire(self, waiter: Waiter) -> Lease | None:
@@ -59,18 +59,18 @@ class WarmTarget:
         raise NotImplementedError
 
 
-class OneFunction:
-    """A catalog of one."""
+class Always:
+    """A catalog of functions that are always ready."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    def __init__(self, targets: dict[str, Target]) -> None:
+        self._targets = targets
         self.generation = 0
 
     def find(self, name: str, qualifier: str) -> Target:
-        """Return the one there is."""
-        if name != "f":
+        """Return a function by name."""
+        if name not in self._targets:
             raise NotFound(f"function '{name}' is not deployed")
-        return self._target
+        return self._targets[name]
 
 
 def _socket() -> socket.socket:
@@ -79,11 +79,14 @@ def _socket() -> socket.socket:
     return sock
 
 
-async def gateway(port: int, backend: int, contract: str) -> Gateway:
-    """Return a gateway that serves `port` in front of `backend`."""
-    target: Target = WarmTarget(backend, contract)
-    door = Gateway(
-        NodeConfig(), OneFunction(target), UpstreamConnector(_socket), AgentMetrics().calls
-    )
+async def gateway(port: int, small: int, large: int, contract: str) -> Gateway:
+    """Return a gateway that serves `port` in front of two backends, by what they reply."""
+    targets: dict[str, Target] = {
+        "f": WarmTarget("f", small, contract, "http"),
+        "g": WarmTarget("g", large, contract, "http"),
+    }
+    if contract == "fc":
+        targets["e"] = WarmTarget("e", small, contract, "event")
+    door = Gateway(NodeConfig(), Always(targets), UpstreamConnector(_socket), AgentMetrics().calls)
     await door.serve([socket.create_server(("127.0.0.1", port), backlog=512)])
     return door

@@ -58,7 +58,7 @@ class Vercel(Dialect):
     """Vercel, bound to one version."""
 
     special = _SPECIAL
-    prefixes = _PREFIXES
+    prefixes: tuple[bytes, ...] = _PREFIXES
     doors = frozenset({"invoke", "http"})
 
     def __init__(self, version: FunctionVersion, node: NodeFacts) -> None:

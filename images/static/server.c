@@ -1,4 +1,4 @@
-/* A tiny static HTTP/1.1 server: one thread, epoll, one fixed reply.
+/* A tiny static HTTP/1.1 server: one thread, epoll, one fixed reply, "hello" or REPLY_BYTES long.
  *
  * It is the function behind the benchmarks, so it does what a proxy needs of a backend and nothing
  * else: keep-alive, pipelining, request bodies by Content-Length or chunked (read and dropped),
@@ -20,13 +20,16 @@
 
 #define HEAD_BYTES 16384
 #define OUT_BYTES 8192
+#define MOST_REPLY_BYTES (16 << 20)
 #define EVENTS 256
 
-static const char REPLY[] =
-    "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nhello\n";
-static const char LAST_REPLY[] =
-    "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n"
-    "Connection: close\r\n\r\nhello\n";
+struct reply {
+    char *bytes;
+    size_t size;
+};
+
+static struct reply reply, last_reply; /* the second one says that it is the last */
+static size_t out_bytes = OUT_BYTES;
 
 enum body { NO_BODY, COUNTED, CHUNK_SIZE, CHUNK_DATA, CHUNK_TRAILER };
 
@@ -38,7 +41,7 @@ struct connection {
     enum body body;
     unsigned long long left; /* bytes of body, or of chunk and its CRLF, still to come */
     size_t used, out_from, out_to;
-    char in[HEAD_BYTES], out[OUT_BYTES];
+    char in[HEAD_BYTES], out[];
 };
 
 static int epoll_fd;
@@ -74,10 +77,9 @@ static int flush(struct connection *c) {
 }
 
 static void answer(struct connection *c) {
-    const char *reply = c->closing ? LAST_REPLY : REPLY;
-    size_t size = (c->closing ? sizeof LAST_REPLY : sizeof REPLY) - 1;
-    memcpy(c->out + c->out_to, reply, size);
-    c->out_to += size;
+    const struct reply *found = c->closing ? &last_reply : &reply;
+    memcpy(c->out + c->out_to, found->bytes, found->size);
+    c->out_to += found->size;
     c->last = c->closing;
 }
 
@@ -165,7 +167,7 @@ static int advance(struct connection *c) {
         }
         if (!wants_more && c->body == NO_BODY) {
             answer(c);
-            if (OUT_BYTES - c->out_to < sizeof LAST_REPLY && flush(c)) return -1;
+            if (out_bytes - c->out_to < last_reply.size && flush(c)) return -1;
         }
     }
     memmove(c->in, c->in + at, c->used - at);
@@ -197,7 +199,7 @@ static void serve(struct connection *c, unsigned events) {
 static void accept_all(int listener) {
     int fd, one = 1;
     while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
-        struct connection *c = malloc(sizeof *c);
+        struct connection *c = malloc(sizeof *c + out_bytes);
         if (!c) {
             close(fd);
             return;
@@ -222,6 +224,31 @@ static int listen_on(int port) {
     return fd;
 }
 
+/* A reply with a body of `size` bytes, "hello" and a newline for 0. */
+static struct reply make_reply(size_t size, const char *more) {
+    char head[256];
+    const char *body = "hello\n";
+    size_t body_bytes = size ? size : strlen(body);
+    int n = snprintf(head, sizeof head,
+                     "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %zu\r\n%s\r\n",
+                     body_bytes, more);
+    struct reply made = {malloc((size_t)n + body_bytes), (size_t)n + body_bytes};
+    if (!made.bytes) exit(1);
+    memcpy(made.bytes, head, (size_t)n);
+    if (size) memset(made.bytes + n, 'x', size);
+    else memcpy(made.bytes + n, body, body_bytes);
+    return made;
+}
+
+static void make_replies(void) {
+    const char *wanted = getenv("REPLY_BYTES");
+    size_t size = wanted ? strtoul(wanted, NULL, 10) : 0;
+    if (size > MOST_REPLY_BYTES) size = MOST_REPLY_BYTES;
+    reply = make_reply(size, "");
+    last_reply = make_reply(size, "Connection: close\r\n");
+    if (out_bytes < 2 * last_reply.size) out_bytes = 2 * last_reply.size;
+}
+
 int main(void) {
     const char *named = getenv("FC_CUSTOM_LISTEN_PORT");
     if (!named) named = getenv("PORT");
@@ -229,6 +256,7 @@ int main(void) {
     struct sigaction action = {.sa_handler = stop}; /* as PID 1 the default action is to ignore */
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
+    make_replies();
     int listener = listen_on(port);
     printf("Listening on port %d\n", port);
     fflush(stdout);
