@@ -58,8 +58,7 @@ class Exchange:
     first = b""
     """What came of the body before `start`."""
     body_bytes = 0
-    buffer: BodyBuffer | None = None
-    """What came of the body later and cannot go on yet; of an event's reply, what came so far."""
+    buffer: BodyBuffer | None = None  # what of the body cannot go on yet; of an event's reply, all
     traced = False
     waited_s = 0.0
     """How long it has waited in another worker, which passed it on."""
