@@ -1,15 +1,17 @@
 """From a deploy to the first reply of an image that is behind a link of 200 Mbit/s and 10 ms.
 
 Kindling fetches whole (eager), by its lazy engine, and as `auto` decides; `ctr` and rootless podman
-pull and run. Each round takes every one of them once, in changing order, with nothing of the image
-left from before: Kindling's node is a new one each time, for lazy engines keep what they have read,
-and pays for the start of its engine. Indexes are made by another node beforehand. Bytes that came
+pull and run. Each round takes every one of them once, in an order of its own, with nothing of the
+image left from before: Kindling's node is a new one each time, for lazy engines keep what they have
+read, and pays for the start of its engine. Indexes are made by another node beforehand. Bytes that came
 over the link are counted until the first reply and drawn over time in bench/out/pull-<image>.svg.
 The worker's memory is watched while it pulls.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 import tempfile
 import time
@@ -105,11 +107,12 @@ def run(options: Options) -> Report:
 
 
 def measure(found: Run, image: Pulled, rounds: int, beside: podman.Podman | None) -> None:
-    """Take every contender once a round, in changing order."""
+    """Take every contender once a round, so that nobody follows the same one every time."""
     order = [*WAYS, *(PEERS if beside is not None else PEERS[:1])]
-    for number in range(rounds):
-        shift = number % len(order)
-        for who in order[shift:] + order[:shift]:
+    shuffled = random.Random(image.name)  # the same at every run
+    for _ in range(rounds):
+        for who in shuffled.sample(order, len(order)):
+            os.sync()  # what the one before has written or removed is not this one's
             found.take(image, who, beside)
 
 
