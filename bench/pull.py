@@ -3,9 +3,9 @@
 Kindling fetches whole (eager), by its lazy engine, and as `auto` decides; `ctr` and rootless podman
 pull and run. Each round takes every one of them once, in an order of its own, with nothing of the
 image left from before: Kindling's node is a new one each time, for lazy engines keep what they have
-read, and pays for the start of its engine. Indexes are made by another node beforehand. Bytes that came
-over the link are counted until the first reply and drawn over time in bench/out/pull-<image>.svg.
-The worker's memory is watched while it pulls.
+read, and pays for the start of its engine. Indexes are made by another node beforehand. Bytes that
+came over the link are counted until the first reply and drawn over time in
+bench/out/pull-<image>.svg. The worker's memory is watched while it pulls.
 """
 
 from __future__ import annotations
