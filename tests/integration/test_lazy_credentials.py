@@ -215,7 +215,8 @@ def test_a_mount_goes_on_when_a_password_that_has_changed_is_set(lazy, locked, c
     mounted(lazy, locked)
     assert reads(agent, "0") == content[0]
     locked.takes(NEXT_PASSWORD)
-    assert reads(agent, "2") == b""
+    if locked.kind == "password":  # a token is good for a while
+        assert reads(agent, "2") == b""
     set_credentials(lazy, locked.server.address, username=USER, password=NEXT_PASSWORD)
     goes_on(agent, "2", content[2])
     nothing_leaked(agent)
@@ -233,7 +234,6 @@ def test_a_mount_goes_on_when_a_command_was_run_again(lazy, locked, command, con
     mounted(lazy, locked, credential_command=command.words)
     command.says(NEXT_PASSWORD)
     locked.takes(NEXT_PASSWORD)
-    assert reads(agent, "2") == b""
     # What the command printed is fresh by its own word: that it is refused is what tells.
     name = f"{locked.server.address}/private:1"
     pull(lazy, name, credential_command=command.words)
