@@ -81,8 +81,14 @@ class Traffic:
 
 
 USUAL = Traffic("GET, unique heads")
-EVENT = Traffic("event, unique heads", method="POST", body_bytes=SMALL, event=True)
-"""An event call: the body is the event."""
+EVENT = Traffic(
+    "event, unique heads, 1 connection",
+    method="POST",
+    body_bytes=SMALL,
+    connections=1,
+    event=True,
+)
+"""The body is the event; an instance of such a function serves one call at a time."""
 OTHERS = (
     Traffic("GET, repeating heads", unique=False),
     Traffic("POST 1 KB, unique heads", method="POST", body_bytes=SMALL),

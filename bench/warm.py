@@ -206,7 +206,7 @@ def wait_for_file(path: Path) -> str:
     while not (path.exists() and path.read_text()):
         if time.monotonic() >= deadline:
             raise SystemExit(f"nginx did not start: {path.with_suffix('.log').read_text()}")
-        time.sleep(0.02)
+        time.sleep(0.02)  # sleeps: between two looks at a file
     return path.read_text()
 
 

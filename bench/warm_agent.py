@@ -72,7 +72,7 @@ def deploy(kindling: node.Node, contract: str) -> list[str]:
             contract=contract,
             kind=kind,
             env={"REPLY_BYTES": str(size)},
-            concurrency=100,
+            **({"concurrency": 100} if kind == "http" else {}),
             cpu_millis=2000,
             scaling={"min": 1, "max": 1},
         )

@@ -23,9 +23,8 @@ class WarmTarget:
     """Gives a lease at once and takes it back; counts what is out."""
 
     def __init__(self, name: str, port: int, contract: str, kind: str) -> None:
-        spec = parse_spec(
-            {"name": name, "image": "x:1", "contract": contract, "kind": kind, "concurrency": 100}
-        )
+        values = {"name": name, "image": "x:1", "contract": contract, "kind": kind}
+        spec = parse_spec(values | ({"concurrency": 100} if kind == "http" else {}))
         self.version = FunctionVersion(name, 1, spec, None, "Ready", created_ns=0)
         self.contract = bind(self.version, NodeFacts())
         self.out = 0
