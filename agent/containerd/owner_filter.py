@@ -23,7 +23,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from agent.containerd.members import Gunzip, contents
 
@@ -62,6 +62,13 @@ class _Pending:
     gid: int | None = None
 
 
+class Readable(Protocol):
+    """What bytes come from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most so many bytes, b"" at the end."""
+
+
 class _PassOn(Exception):
     """From here on nothing is understood, or nothing follows: the rest passes as it is."""
 
@@ -69,7 +76,7 @@ class _PassOn(Exception):
 class OwnerFilter:
     """One pass over one stream."""
 
-    def __init__(self, source: BinaryIO, write: Callable[[bytes], object]) -> None:
+    def __init__(self, source: Readable, write: Callable[[bytes], object]) -> None:
         self._source = source
         self._write = write
         self._read_hash, self._written_hash = hashlib.sha256(), hashlib.sha256()
@@ -285,11 +292,11 @@ def _gunzipped(source: BinaryIO) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _unpacked(source: io.BufferedReader[io.FileIO]) -> Iterator[BinaryIO]:
+def _unpacked(source: io.BufferedReader[io.FileIO]) -> Iterator[Readable]:
     """Give the tar in a layer; raises OSError or EOFError for what is packed wrongly."""
     begins = source.peek(4)[:4]
     if begins[:2] == GZIP:
-        yield _Pieces(_gunzipped(source))  # type: ignore[misc]
+        yield _Pieces(_gunzipped(source))
     elif begins == ZSTD:
         # Python reads zstd from 3.14 on.
         with subprocess.Popen(["zstd", "-dcq"], stdin=-1, stdout=-1) as zstd:
@@ -297,7 +304,7 @@ def _unpacked(source: io.BufferedReader[io.FileIO]) -> Iterator[BinaryIO]:
             assert zstd.stdout is not None
             feeder = threading.Thread(target=_feed, args=(source, zstd.stdin), daemon=True)
             feeder.start()
-            yield zstd.stdout  # type: ignore[misc]
+            yield zstd.stdout
             feeder.join()
         if zstd.returncode:
             raise OSError("zstd cannot read the layer")

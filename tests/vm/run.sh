@@ -66,6 +66,7 @@ tree() {
   mmdebstrap --quiet --variant=minbase --aptopt='APT::Install-Recommends "false"' \
     --include="$(IFS=,; printf '%s' "${all[*]}")" trixie "$ROOT" \
     "deb $address trixie main" "deb $address trixie-updates main"
+  # A host without such settings has nothing to pass on: grep finds none.
   apt-config dump | grep -E '^Acquire::(Check-Valid-Until|https?::Proxy) ' \
     >"$ROOT/etc/apt/apt.conf.d/90host" || true
   mkdir "$ROOT/root/kindling"
