@@ -60,12 +60,12 @@ class House:
 
 
 @contextmanager
-def opened() -> Iterator[House]:
-    """Open the house; every process, cgroup and file of it is gone afterwards."""
+def opened(parent: Path = Path("/tmp")) -> Iterator[House]:
+    """Open the house, its files below `parent`; nothing of it is left afterwards."""
     layout = cgroup.detect()
     if layout is None:
         raise PeerFailed("this host has no cgroups")
-    root = Path(tempfile.mkdtemp(prefix="kd-peers-", dir="/tmp"))
+    root = Path(tempfile.mkdtemp(prefix="kd-peers-", dir=parent))
     root.chmod(0o755)
     try:
         _furnish(root)

@@ -57,13 +57,15 @@ class Podman:
             raise PeerFailed(f"podman {words[0]}: {done.stderr[-2000:]}")
 
 
+def is_here() -> bool:
+    """Say whether this host has podman."""
+    return shutil.which("podman") is not None
+
+
 @contextmanager
-def store(certificates: Path) -> Iterator[Podman | None]:
-    """Give a podman with an empty store, None where there is none on this host."""
-    if shutil.which("podman") is None:
-        yield None
-        return
-    home = Path(tempfile.mkdtemp(prefix="kd-podman-", dir="/var/tmp"))
+def store(certificates: Path, parent: Path) -> Iterator[Podman]:
+    """Give a podman with an empty store below `parent`."""
+    home = Path(tempfile.mkdtemp(prefix="kd-podman-", dir=parent))
     own(home)
     try:
         yield Podman(home, certificates)

@@ -1,16 +1,15 @@
 """From a deploy to the first reply of an image that is behind a link of 200 Mbit/s and 10 ms.
 
 Kindling fetches whole (eager), by its lazy engine, and as `auto` decides; `ctr` and rootless podman
-pull and run. Each round takes every one of them once, in an order of its own, with nothing of the
-image left from before: Kindling's node is a new one each time, for lazy engines keep what they have
-read, and pays for the start of its engine. Indexes are made by another node beforehand. Bytes that
-came over the link are counted until the first reply and drawn over time in
+pull and run. Each round takes every one of them once, in an order of its own, with nothing left
+from before: node, containerd and podman's store are new ones each time, on a file system of their
+own. So Kindling pays for the start of its lazy engine. Indexes are made by another node beforehand.
+Bytes that came over the link are counted until the first reply and drawn over time in
 bench/out/pull-<image>.svg. The worker's memory is watched while it pulls.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import tempfile
@@ -18,13 +17,13 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from bench import drawing, house, link, node, podman, pull_images
+from bench import drawing, ground, house, link, node, podman, pull_images
 from bench.figures import Goal, ratio, summary, table
 from bench.options import Options
 from bench.probe import call
 from bench.pull_images import Pulled
 from bench.report import Report
-from tests.integration.running import Sections, free_ports
+from tests.integration.running import Sections, free_ports, own
 
 WAYS = ("eager", "lazy", "auto")
 PEERS = ("ctr", "podman")
@@ -36,32 +35,34 @@ BASE = node.ARCHIVE.with_name("hello-http.tar")
 
 
 class Run:
-    """One run: the link, the peers, and what was found by image and contender."""
+    """One run: the link, and what was found by image and contender."""
 
-    def __init__(self, here: link.Link, sections: Sections, peers: house.House) -> None:
+    def __init__(self, here: link.Link, hosts: Path) -> None:
         self._link = here
-        self._sections = sections
-        self._peers = peers
+        self._hosts = hosts
         self.took_ms: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.fetched: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.curves: dict[str, dict[str, list[tuple[float, int]]]] = defaultdict(dict)
         self.worker_mb: list[float] = []
 
-    def take(self, image: Pulled, who: str, beside: podman.Podman | None) -> None:
+    def take(self, image: Pulled, who: str) -> None:
         """Measure one contender with one image once."""
         ref, (port,) = f"{link.ADDRESS}/{image.name}:1", free_ports(1)
-        if who in WAYS:
-            with node.running(self._sections) as kindling, self._link.watching() as watched:
-                took_ms = self._kindlings(kindling, who, ref)
-        else:
-            with self._link.watching() as watched:
-                if who == "ctr":
-                    hosts = str(self._link.directory / "hosts")
-                    asked = {"ref": ref, "hosts": hosts, "id": f"pull{port}", "port": port}
-                    took_ms = self._peers.ask("ctr_pull", **asked)["ms"]
-                else:
-                    assert beside is not None
+        with ground.fresh() as place:
+            if who == "ctr":
+                with house.opened(place) as peers, self._link.watching() as watched:
+                    asked = {"ref": ref, "hosts": str(self._hosts), "id": f"pull{port}"}
+                    took_ms = peers.ask("ctr_pull", **asked, port=port)["ms"]
+            elif who == "podman":
+                certificates = self._hosts / link.ADDRESS
+                with podman.store(certificates, place) as beside, self._link.watching() as watched:
                     took_ms = beside.pull_and_run(ref, port)
+            else:
+                with (
+                    node.running(sections(self._hosts, place)) as kindling,
+                    self._link.watching() as watched,
+                ):
+                    took_ms = self._kindlings(kindling, who, ref)
         until = [point for point in watched.points if point[0] * 1000 <= took_ms + 100]
         self.took_ms[image.name][who].append(took_ms)
         self.fetched[image.name][who].append(until[-1][1] / MB)
@@ -89,31 +90,37 @@ def run(options: Options) -> Report:
             images = pull_images.push_all(address, BASE, sizes)
         with link.opened(place) as here:
             hosts = trust(here)
-            sections: Sections = {
-                "registries": {"directory": str(hosts)},
-                # What completes an image later is no part of its first reply.
-                "lazy": {"complete_after_s": 600.0},
-            }
-            with node.running(sections) as indexing:
+            with ground.fresh() as ours, node.running(sections(hosts, ours)) as indexing:
                 for image in images:
                     indexing.accelerate(f"{link.ADDRESS}/{image.name}:1")
-            with house.opened() as peers, podman.store(hosts / link.ADDRESS) as beside:
-                found = Run(here, sections, peers)
-                for image in images:
-                    measure(found, image, rounds, beside)
+            found = Run(here, hosts)
+            for image in images:
+                measure(found, image, rounds)
         return report(found, images)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def measure(found: Run, image: Pulled, rounds: int, beside: podman.Podman | None) -> None:
+def sections(hosts: Path, place: Path) -> Sections:
+    """Return the configuration of a node whose images are at `place`."""
+    data = place / "data"
+    data.mkdir()
+    own(data)
+    return {
+        "paths": {"data": str(data)},
+        "registries": {"directory": str(hosts)},
+        # What completes an image later is no part of its first reply.
+        "lazy": {"complete_after_s": 600.0},
+    }
+
+
+def measure(found: Run, image: Pulled, rounds: int) -> None:
     """Take every contender once a round, so that nobody follows the same one every time."""
-    order = [*WAYS, *(PEERS if beside is not None else PEERS[:1])]
+    order = [*WAYS, *(PEERS if podman.is_here() else PEERS[:1])]
     shuffled = random.Random(image.name)  # the same at every run
     for _ in range(rounds):
         for who in shuffled.sample(order, len(order)):
-            os.sync()  # what the one before has written or removed is not this one's
-            found.take(image, who, beside)
+            found.take(image, who)
 
 
 def trust(here: link.Link) -> Path:

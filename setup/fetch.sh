@@ -5,7 +5,7 @@
 SUITE=forky
 HOST_PACKAGES=(
   crun runc slirp4netns uidmap nftables iproute2 tcc
-  python3 python3-venv ca-certificates util-linux e2fsprogs kmod zstd
+  python3 python3-venv ca-certificates util-linux e2fsprogs kmod zstd isal
 )
 DEV_PACKAGES=(
   gcc libc6-dev nginx-light wrk docker-registry busybox-static procps shellcheck systemd openssl

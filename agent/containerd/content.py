@@ -111,6 +111,14 @@ class Content:
                 await finish(f"abort {digest}", self._abort(digest), within_s=ABORT_WITHIN_S)
         return True
 
+    async def store(self, digest: str, data: bytes, *, lease: str, deadline: float) -> bool:
+        """Store a small blob whole, as `write` does."""
+
+        async def whole() -> AsyncIterator[bytes]:
+            yield data
+
+        return await self.write(digest, len(data), whole(), lease=lease, deadline=deadline)
+
     async def _abort(self, digest: str) -> None:
         """Forget an unfinished write, which would otherwise wait for its continuation."""
         with contextlib.suppress(AgentError):

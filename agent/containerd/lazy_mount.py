@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 from agent.aio.tasks import finish
 from agent.containerd.channel import Channel
@@ -92,9 +92,7 @@ class LazyMounter:
     ) -> None:
         content, config = self._images.content, found.manifest.config
         for blob, data in ((config, found.config_bytes), (found.target, found.manifest_bytes)):
-            await content.write(
-                blob.digest, len(data), _whole(data), lease=lease, deadline=deadline
-            )
+            await content.store(blob.digest, data, lease=lease, deadline=deadline)
         label, manifest = content.label, found.target.digest
         await label(config.digest, SNAPSHOT_LABEL + snapshotter, chain_id, deadline=deadline)
         await label(manifest, HELD + "config", config.digest, deadline=deadline)
@@ -120,7 +118,3 @@ def layer_labels(
         f"{REMOTE}{snapshotter}.size": str(layers[0].size_bytes),
         sizes: ",".join(str(layer.size_bytes) for layer in told),
     }
-
-
-async def _whole(data: bytes) -> AsyncIterator[bytes]:
-    yield data

@@ -21,7 +21,7 @@ from agent._pb.containerd.types import platform_pb2
 from agent._pb.containerd.types.transfer import imagestore_pb2, progress_pb2
 from agent.aio import tasks
 from agent.aio.shared import SharedRuns
-from agent.aio.tasks import finish
+from agent.aio.tasks import finish, spawn, stop
 from agent.containerd import registry
 from agent.containerd.access import Access
 from agent.containerd.channel import Channel
@@ -207,8 +207,20 @@ class Transfer:
                 name, found, snapshotter, lease=lease, deadline=deadline
             )
             if not mounted:
-                await download.run(found, run, deadline)
+                # While containerd still connects: then it asks the registry for layers only.
+                known = spawn(f"store manifest of {name}", self._keep_known(found, lease, deadline))
+                try:
+                    await download.run(found, run, deadline)
+                finally:
+                    await stop(known)
             return await self._images.inspect(name, deadline=deadline)
+
+    async def _keep_known(self, found: Resolved, lease: str, deadline: float) -> None:
+        """Store what was read when the reference was resolved; what fails, containerd fetches."""
+        config = (found.manifest.config, found.config_bytes)
+        for blob, data in ((found.target, found.manifest_bytes), config):
+            with contextlib.suppress(AgentError):
+                await self._images.content.store(blob.digest, data, lease=lease, deadline=deadline)
 
     async def _heard(
         self,

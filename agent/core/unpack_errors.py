@@ -38,6 +38,7 @@ _BROKEN = (
     "unexpected EOF",
     "invalid tar header",
     "gzip: invalid",
+    "igzip: Error",
     "invalid checksum",
     "zstd",
     "magic number mismatch",
@@ -77,7 +78,8 @@ def unpack_error(text: str) -> UnpackError | None:
         )
     if call := _CALL.search(text):
         return UnpackError(f"{_inside(call['file'])}: {call['why']}")
-    rest = _printable(_PLACE.sub("/", _FRAME.sub(r"layer \g<layer>: ", text)))
+    rest = _FRAME.sub(r"layer \g<layer>: ", text).rstrip().replace(" (null)", "")
+    rest = _printable(_PLACE.sub("/", rest))
     if any(words in text for words in _BROKEN):
         return UnpackError(f"a layer is damaged ({rest}); build or save it again")
     return UnpackError(rest)

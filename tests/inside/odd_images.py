@@ -39,6 +39,20 @@ def same(data: bytes) -> bytes:
     return data
 
 
+def headed(flags: int, fields: bytes) -> Callable[[bytes], bytes]:
+    """As gzip(1) and others write it, with fields in the header (RFC 1952, 2.3)."""
+
+    def packed(data: bytes) -> bytes:
+        plain = gzip.compress(data, mtime=0)
+        return plain[:3] + bytes([flags]) + plain[4:10] + fields + plain[10:]
+
+    return packed
+
+
+def stored(data: bytes) -> bytes:
+    return gzip.compress(data, 0)
+
+
 @dataclass(frozen=True)
 class Form:
     """How one layer is packed and typed, and what the config says at its root."""
@@ -53,6 +67,16 @@ class Form:
 FORMS = {
     "gzip": Form(),
     "gzip in members": Form(members),
+    "gzip with a member of nothing first": Form(lambda data: gzip.compress(b"") + members(data)),
+    "gzip with a member of nothing last": Form(lambda data: members(data) + gzip.compress(b"")),
+    "gzip with a name": Form(headed(0x08, b"layer.tar\0")),
+    "gzip with a comment": Form(headed(0x10, b"x" * 4000 + b"\0")),
+    "gzip with fields of others": Form(headed(0x04, b"\x05\0SG\1\0x")),
+    "gzip with all fields": Form(headed(0x1C, b"\x05\0SG\1\0xlayer.tar\0x\0")),
+    "gzip of stored blocks": Form(stored),
+    "gzip at its best": Form(lambda data: gzip.compress(data, 9)),
+    "gzip with zeros after it": Form(lambda data: gzip.compress(data) + bytes(512)),
+    "gzip with something after it": Form(lambda data: gzip.compress(data) + b"signed: me"),
     "gzip that its type denies": Form(kind=TAR),
     "zstd": Form(zstd, TAR + "+zstd"),
     "zstd that its type calls gzip": Form(zstd),
@@ -73,6 +97,20 @@ FORMS = {
     "a config with an OS version": Form(root={"os.version": "6.1", "os.features": ["x"]}),
     "a config of nulls": Form(root={"config": None, "history": None, "created": None}),
     "a config of half a mebibyte": Form(root={"comment": "x" * (512 << 10)}),
+}
+
+
+# Ways to be no gzip, or not a whole one.
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "cut in the middle": lambda packed: packed[: len(packed) // 2],
+    "cut in its end": lambda packed: packed[:-3],
+    "without its end": lambda packed: packed[:-8],
+    "another sum": lambda packed: packed[:-8] + bytes(4) + packed[-4:],
+    "another size": lambda packed: packed[:-4] + bytes(4),
+    "bytes changed": lambda packed: packed[:40] + bytes(9) + packed[49:],
+    "another method": lambda packed: packed[:2] + b"\7" + packed[3:],
+    "only a header": lambda packed: packed[:10],
+    "a second member cut": lambda packed: packed + packed[:9],
 }
 
 
@@ -109,6 +147,18 @@ async def forms(ct: Containerd, place: Place) -> Any:
     for name, form in FORMS.items():
         path = oci.write_tar(place.dir / "form.tar", archive(form))
         results[name] = await found(ct, path, "form:1", "app/file")
+    return results
+
+
+async def damaged(ct: Containerd, place: Place) -> Any:
+    results = {}
+    for name, damage in DAMAGED.items():
+
+        def packed(data: bytes, damage: Callable[[bytes], bytes] = damage) -> bytes:
+            return damage(gzip.compress(data + os.urandom(4096)))
+
+        path = oci.write_tar(place.dir / "damaged.tar", archive(Form(packed)))
+        results[name] = await found(ct, path, "damaged:1", "app/file")
     return results
 
 
@@ -163,4 +213,4 @@ async def found(ct: Containerd, path: Path, name: str, file: str) -> Any:
 
 
 if __name__ == "__main__":
-    main(forms, several, tools)
+    main(forms, damaged, several, tools)

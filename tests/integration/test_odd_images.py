@@ -15,7 +15,7 @@ import pytest
 
 from tests import oci
 from tests.inside.containerd_rig import rig
-from tests.inside.odd_images import FORMS
+from tests.inside.odd_images import DAMAGED, FORMS
 from tests.inside.odd_layers import ROWS
 from tests.integration.probes import Facts, begun, facts_of, probed
 
@@ -74,6 +74,13 @@ def test_an_image_of_this_form_is_unpacked(images: Facts, form: str) -> None:
     assert told.get("refused") is None
     assert (told["text"], told["same"], told["blobs_left"]) == (["here"], True, 0)
     assert told["unpacked"] > 0
+
+
+@pytest.mark.parametrize("way", DAMAGED)
+def test_a_damaged_layer_is_told_as_one(images: Facts, way: str) -> None:
+    refused = images["damaged"][way]["refused"]
+    assert "a layer is damaged" in refused
+    assert "build or save it again" in refused
 
 
 @pytest.mark.parametrize("tool", TOOLS)
