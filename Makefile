@@ -12,7 +12,7 @@ PYTEST := $(BIN)/$(if $(COVERAGE),coverage run --append,python) -m pytest -q
 COMPILED := build/compiled
 COMPILED_TESTS := tests/conformance tests/unit/test_contract* \
   tests/unit/test_keeping.py tests/unit/test_metering.py tests/unit/test_pool.py \
-  $(addprefix tests/component/test_,compiled.py gateway_*.py target*.py adoption.py gives_way.py job_runs.py unread.py)
+  $(addprefix tests/component/test_,$(addsuffix .py,adoption compiled gateway_* gives_way job_runs preparing target* unread))
 
 .PHONY: help demo test test-vm check unit component conformance compiled integration bench profile proto fmt lock install images software setup undo clean
 
