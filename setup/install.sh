@@ -136,9 +136,10 @@ compiled() {
 }
 
 can_compile() {
-  local headers
-  headers=$("$PYTHON" -I -c 'import sysconfig; print(sysconfig.get_path("include"))')
-  command -v gcc >/dev/null && [ -e "$headers/Python.h" ]
+  local found
+  found=$("$PYTHON" -I -c 'import sysconfig
+print(sysconfig.get_config_var("CC").split()[0], sysconfig.get_path("include"))')
+  "${found% *}" --version >/dev/null 2>&1 && [ -e "${found#* }/Python.h" ]
 }
 
 # sources DIR: a copy of what is built: building in the tree would leave files there, and the tree may
