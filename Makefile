@@ -8,7 +8,13 @@ STAMP := $(VENV)/.locked
 # `make test` sets COVERAGE: the stages then add up, in .coverage, which lines of agent/ they ran.
 PYTEST := $(BIN)/$(if $(COVERAGE),coverage run --append,python) -m pytest -q
 
-.PHONY: help demo test test-vm check unit component conformance integration bench profile proto fmt lock install images software setup undo clean
+# What is compiled, laid out like the tree, and the tests of it.
+COMPILED := build/compiled
+COMPILED_TESTS := tests/conformance tests/unit/test_contract* \
+  tests/unit/test_keeping.py tests/unit/test_metering.py tests/unit/test_pool.py \
+  $(addprefix tests/component/test_,$(addsuffix .py,adoption compiled gateway_* gives_way job_runs preparing target* unread))
+
+.PHONY: help demo test test-vm check unit component conformance compiled integration bench profile proto fmt lock install images software setup undo clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +41,12 @@ component: $(STAMP) ## one door at a time
 conformance: $(STAMP) ## golden transcripts, one per documented behaviour of a platform
 	@$(PYTEST) tests/conformance
 
+compiled: $(STAMP) ## compile what a warm call touches, and run the tests of it in that form
+	@rm -rf $(COMPILED) && mkdir -p $(COMPILED) && cp -r agent $(COMPILED)
+	@$(BIN)/python setup/compile.py . $(COMPILED) /usr/lib/kindling/compiled build/compiled-kept
+	@KINDLING_TEST_FORM=compiled $(BIN)/python -m pytest -q --import-mode=append \
+	  -o pythonpath="$(COMPILED) ." -o cache_dir=build/pytest_cache $(COMPILED_TESTS)
+
 integration: $(STAMP) images software ## the real containerd, netlink, cgroups and storage (root, host set up)
 	@$(BIN)/python -m pytest -q tests/integration
 
@@ -57,7 +69,7 @@ fmt: $(STAMP) ## format and mend what ruff can mend
 lock: ## pin the dependencies anew
 	@setup/lock.sh
 
-install: ## (re)install the agent below /usr/lib/kindling (root)
+install: ## (re)install the agent below /usr/lib/kindling (root; KINDLING_COMPILED=0: plain Python)
 	@setup/install.sh
 
 images: ## build the sample images from the host's own packages

@@ -38,6 +38,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the smallest useful run")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--no-install", action="store_true", help="measure what is installed")
+    parser.add_argument(
+        "--without", choices=("compiled",), help="install without it, to show what it brings"
+    )
     given = parser.parse_args()
     unknown = [name for name in given.names if name not in NAMES]
     if unknown:
@@ -47,6 +50,8 @@ def main() -> int:
     options = Options(quick=given.quick, rounds=given.rounds)
     with open_lock(ALONE) as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)
+        if given.without == "compiled":
+            os.environ["KINDLING_COMPILED"] = "0"
         if not given.no_install:
             install(HERE.parent)
         return run(given.names or list(NAMES), options)

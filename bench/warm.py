@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,9 @@ from pathlib import Path
 from bench.traffic import LARGE, SMALL, Traffic
 
 PROXY_CPU, LOAD_CPU = 0, 1
+SOURCES = Path(__file__).resolve().parents[1]
 PIECE = "x" * 1024
+PURE = "pure"  # the name of a gateway that is not compiled, beside one that is
 SECONDS = 1  # wrk knows whole seconds only
 FUNCTIONS = {SMALL: "f", LARGE: "g"}
 EVENT_FUNCTION = "e"
@@ -210,9 +212,14 @@ def wait_for_file(path: Path) -> str:
     return path.read_text()
 
 
-def run(rounds: int, contract: str, traffics: Sequence[Traffic]) -> dict[str, Measured]:
-    """Measure nginx and the gateway in turn; returns what was found by traffic."""
-    ports = {name: free_port() for name in ("small", "large", "port", "gateway")}
+def run(
+    rounds: int, contract: str, traffics: Sequence[Traffic], forms: Mapping[str, Path]
+) -> dict[str, Measured]:
+    """Measure nginx and gateways in turn; returns what was found by traffic.
+
+    `forms` maps a gateway's name to where its package `agent` is imported from.
+    """
+    ports = {name: free_port() for name in ("small", "large", "port", *forms)}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         backend = BACKEND.format(dir=folder, piece=PIECE, **ports)
@@ -222,19 +229,16 @@ def run(rounds: int, contract: str, traffics: Sequence[Traffic]) -> dict[str, Me
             (folder / f"{name}.conf").write_text(text)
             config = str(folder / f"{name}.conf")
             stack.enter_context(pinned(cpu, nginx_program(), "-c", config, "-p", str(folder)))
-        process = stack.enter_context(
-            pinned(
-                PROXY_CPU,
-                *(sys.executable, "-m", "bench.warm", "--serve", str(ports["gateway"])),
-                *(str(ports["small"]), str(ports["large"]), contract),
-            )
-        )
+        pids: dict[str, int] = {}
+        for name, place in forms.items():
+            command = ("env", f"PYTHONPATH={place}:{SOURCES}", sys.executable, "-P")
+            serve = ("-m", "bench.warm", "--serve", str(ports[name]))
+            behind = (str(ports["small"]), str(ports["large"]), contract)
+            pids[name] = stack.enter_context(pinned(PROXY_CPU, *command, *serve, *behind)).pid
         for port in ports.values():
             wait_for(port)
-        ways = {
-            "nginx": Way(ports["port"], nginx_worker(folder)),
-            "gateway": Way(ports["gateway"], process.pid),
-        }
+        ways = {"nginx": Way(ports["port"], nginx_worker(folder))}
+        ways |= {name: Way(ports[name], pid) for name, pid in pids.items()}
         return {one.name: interleave(ways, one, folder, rounds) for one in traffics}
 
 

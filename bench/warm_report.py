@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench import traffic
 from bench.figures import Goal, Ratio, ratio, summary, table
 from bench.report import Report
-from bench.warm import Measured
+from bench.warm import PURE, Measured
 
 Measurements = dict[str, dict[str, Measured]]
 """By contract and name of the traffic."""
@@ -31,6 +31,10 @@ def report(title: str, ours: str, found: Measurements) -> Report:
             ratios[f"{what}: calls per CPU second of nginx's"] = ratio(
                 one.cpu_us["nginx"], one.cpu_us[ours]
             )
+            if PURE in one.cpu_us:
+                ratios[f"{what}: CPU of a call, compiled of pure"] = ratio(
+                    one.cpu_us[ours], one.cpu_us[PURE]
+                )
             if name == traffic.USUAL.name:
                 goals.append(Goal(f"{what} (final)", of.of_medians, UNIQUE, at_most=False))
             elif name == traffic.OTHERS[0].name:

@@ -59,7 +59,7 @@ setup() {
     command -v sudo >/dev/null || failed 'this is not root and there is no sudo'
   fi
   : >"$TMP/downloads"
-  "${as_root[@]}" env DOWNLOADS="$TMP/downloads" setup/host.sh
+  "${as_root[@]}" env DOWNLOADS="$TMP/downloads" KINDLING_COMPILED="${KINDLING_COMPILED:-1}" setup/host.sh
   SETUP_S=$((SECONDS - BEGAN))
   DOWNLOAD_S=$(awk '{ms += $1} END {printf "%.0f", ms / 1000}' "$TMP/downloads")
 }

@@ -6,9 +6,10 @@ SUITE=forky
 HOST_PACKAGES=(
   crun runc slirp4netns uidmap nftables iproute2 tcc
   python3 python3-venv ca-certificates util-linux e2fsprogs kmod zstd isal
+  gcc libc6-dev python3-dev
 )
 DEV_PACKAGES=(
-  gcc libc6-dev nginx-light wrk docker-registry busybox-static procps shellcheck systemd openssl
+  nginx-light wrk docker-registry busybox-static procps shellcheck systemd openssl
   skopeo umoci
 )
 # Services of DEV_PACKAGES as package:unit. Never started by us, and not left to start at boot.

@@ -5,7 +5,10 @@
 #
 #   deps/<id>     an environment with what requirements.lock names; <id> is its hash
 #   agents/<id>   an environment with the package, which finds its dependencies by a .pth file, and
-#                 the first process of its instances, built from init/
+#                 the first process of its instances, built from init/; what a warm call touches is
+#                 compiled, unless KINDLING_COMPILED=0 or that fails
+#   compiler/<id> mypyc, as requirements-dev.lock pins it
+#   compiled/<id> what it made, under a hash of all that went into it (setup/compile.py)
 #   venv          a link to the agent that is installed: what a start and a reload take
 #
 # Each is made whole before the link is turned over by one rename, so that a command that starts finds
@@ -26,10 +29,16 @@ PYTHON=/usr/bin/python3
 COMMAND=/usr/local/bin/kindling
 DEPS=$LIB/deps
 AGENTS=$LIB/agents
+COMPILERS=$LIB/compiler
+COMPILED=$LIB/compiled
 # Written last into an environment: without it, it is the rest of a set-up that was cut short.
 MARK=.kindling-complete
 # Of the agent that is installed, touched when the link is turned over: demo.sh compares its time.
 CODE_MARK=.kindling-code
+# In an agent that is pure Python: "chosen: why" or "failed: why" (agent/rootless/installed.py).
+PURE_NOTE=.kindling-pure
+# What mypyc is made of, in requirements-dev.lock.
+MYPYC='ast-serialize|librt|mypy|mypy-extensions|pathspec|setuptools|typing-extensions'
 
 usage() {
   cat <<'TEXT'
@@ -38,11 +47,18 @@ usage: setup/install.sh [--print] [--help]
 Installs the agent from this working tree as /usr/lib/kindling/venv and links its command as
 /usr/local/bin/kindling. Needs root. Does nothing when that is what is installed already. An agent
 that runs goes on with the code it has until it is reloaded (HUP).
+
+KINDLING_COMPILED=0 installs plain Python alone. Otherwise what a warm call touches is compiled: a
+minute, once for the same sources. Where that fails, plain Python is installed, with a warning.
 TEXT
 }
 
-# The build tool, pinned by hash with the development tools, is the one thing installed from there.
-build_lock() { awk '/^setuptools==/ {on = 1} on {print} on && !/\\$/ {exit}' "$REPO/requirements-dev.lock"; }
+# dev_lock NAMES: these lines of the development tools' lock. Building takes nothing else from there.
+dev_lock() {
+  awk -v name="^($1)==" '$0 ~ name {on = 1} on {print} on && !/\\$/ {on = 0}' "$REPO/requirements-dev.lock"
+}
+
+build_lock() { dev_lock setuptools; }
 
 lock_hash() {
   { "$PYTHON" --version; cat "$REPO/requirements.lock"; build_lock; } | sha256sum | cut -d ' ' -f 1
@@ -50,7 +66,7 @@ lock_hash() {
 
 code_hash() {
   (cd "$REPO" && {
-    sha256sum pyproject.toml
+    sha256sum pyproject.toml setup/compile.py
     find agent init -name __pycache__ -prune -o -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum
   } | sha256sum | cut -d ' ' -f 1)
 }
@@ -71,15 +87,70 @@ pip() { "$1/bin/python" -I -m pip --disable-pip-version-check --quiet "${@:2}"; 
 dependencies() {
   environment "$1"
   { cat "$REPO/requirements.lock"; build_lock; } >"$TMP/lock"
-  # Everything is pinned, so nothing is left to resolve; downloads come first, to be timed apart.
-  downloading quietly pip "$1" download --require-hashes --no-deps --dest "$TMP/wheels" -r "$TMP/lock" ||
-    die "pip cannot download what requirements.lock names: see the lines above, check the network and pip's index"
-  quietly pip "$1" install --require-hashes --no-deps --no-index --find-links "$TMP/wheels" -r "$TMP/lock" ||
-    die "pip cannot install what requirements.lock names: see the lines above"
+  pinned "$1" || die "$(cat "$TMP/why")"
   : >"$1/$MARK"
 }
 
-# package DIR DEPENDENCIES, whose name was made of the code before this copies it: a file changed
+# pinned DIR: puts what $TMP/lock names into it; says in $TMP/why what went wrong.
+pinned() {
+  # Everything is pinned, so nothing is left to resolve; downloads come first, to be timed apart.
+  if ! downloading quietly pip "$1" download --require-hashes --no-deps --dest "$TMP/wheels" -r "$TMP/lock"; then
+    echo "pip cannot download what the locks name: see the lines above, check the network and pip's index" >"$TMP/why"
+    return 1
+  fi
+  if ! quietly pip "$1" install --require-hashes --no-deps --no-index --find-links "$TMP/wheels" -r "$TMP/lock"; then
+    echo 'pip cannot install what the locks name: see the lines above' >"$TMP/why"
+    return 1
+  fi
+}
+
+# compiler DIR DEPENDENCIES: an environment that compiles, and sees the dependencies' types.
+compiler() {
+  environment "$1"
+  dev_lock "$MYPYC" >"$TMP/lock"
+  pinned "$1" || return 1
+  site_packages "$2" >"$(site_packages "$1")/kindling-dependencies.pth"
+  : >"$1/$MARK"
+}
+
+# compiled DEPENDENCIES: leaves the extension modules in $TMP/compiled, or says in $TMP/why why not.
+compiled() {
+  local dir old
+  dir=$({ dev_lock "$MYPYC"; printf '%s\n' "$1"; } | sha256sum)
+  dir=$COMPILERS/${dir:0:16}
+  if ! can_compile; then
+    echo "there is no C compiler with Python's headers: run 'apt-get install gcc libc6-dev python3-dev'" >"$TMP/why"
+    return 1
+  fi
+  if [ ! -e "$dir/$MARK" ]; then compiler "$dir" "$1" || return 1; fi
+  for old in "$COMPILERS"/*; do
+    if [ "$old" != "$dir" ]; then rm -rf "$old"; fi
+  done
+  mkdir "$TMP/sources"
+  sources "$TMP/sources"
+  if ! quietly env -i PATH="$PATH" LC_ALL="$LC_ALL" "$dir/bin/python" -I "$HERE/compile.py" \
+    "$TMP/sources" "$TMP/compiled" "$COMPILED"; then
+    echo "mypyc or the C compiler fails on these sources: run 'make compiled' in their repository to see how" >"$TMP/why"
+    return 1
+  fi
+}
+
+can_compile() {
+  local found
+  found=$("$PYTHON" -I -c 'import sysconfig
+print(sysconfig.get_config_var("CC").split()[0], sysconfig.get_path("include"))')
+  "${found% *}" --version >/dev/null 2>&1 && [ -e "${found#* }/Python.h" ]
+}
+
+# sources DIR: a copy of what is built: building in the tree would leave files there, and the tree may
+# be root's alone.
+sources() {
+  (cd "$REPO" && find agent -name __pycache__ -prune -o -type f -print0 | copy_to "$1")
+  cp "$REPO/pyproject.toml" "$1/"
+  chmod -R u+rwX,go+rX,go-w "$1"
+}
+
+# package DIR DEPENDENCIES FORM, whose name was made of the code before this copies it: a file changed
 # meanwhile is installed the next time.
 package() {
   local source=$TMP/source site file
@@ -87,15 +158,19 @@ package() {
   site=$(site_packages "$1")
   site_packages "$2" >"$site/kindling-dependencies.pth"
   mkdir "$source"
-  # A copy: building in the tree would leave build/ and egg-info there, and the tree may be root's alone.
-  (cd "$REPO" && find agent -name __pycache__ -prune -o -type f -print0 | copy_to "$source")
-  cp "$REPO/pyproject.toml" "$source/"
+  sources "$source"
   for file in README.md LICENSE; do
     if [ -e "$REPO/$file" ]; then cp "$REPO/$file" "$source/"; else : >"$source/$file"; fi
   done
   chmod -R u+rwX,go+rX,go-w "$source"
   quietly pip "$2" --python "$1/bin/python" install --no-deps --no-index --no-build-isolation "$source" ||
     die "the package does not build: see the lines above"
+  if [ "$3" = compiled ]; then
+    (cd "$TMP/compiled" && find . -type f -print0 | copy_to "$site")
+    chmod -R go+rX,go-w "$site"
+  else
+    printf '%s: %s\n' "$3" "$(cat "$TMP/why")" >"$1/$PURE_NOTE"
+  fi
   quietly tcc -nostdlib -static -o "$1/bin/kindling-init" "$REPO/init/kindling-init.c" ||
     die "the first process of instances does not build: run 'apt-get install tcc'"
   : >"$1/$CODE_MARK"
@@ -159,8 +234,15 @@ clean_up() {
 # copy_to DIR: the files named on its input, NUL after each.
 copy_to() { tar --null -T - -cf - | tar -C "$1" --no-same-owner -xf -; }
 
+# agent_of FORM LOCK CODE: the directory of an agent, which the form is part of.
+agent_of() {
+  local id
+  id=$(printf '%s\n' "$@" | sha256sum)
+  printf '%s\n' "$AGENTS/${id:0:16}"
+}
+
 main() {
-  local lock deps agent
+  local lock code deps agent form=compiled
   case ${1:-} in
     '') ;;
     --print) PRINT=1 ;;
@@ -175,17 +257,25 @@ main() {
   trap 'rm -rf "$TMP"' EXIT
   lock=$(lock_hash)
   deps=$DEPS/${lock:0:16}
-  agent=$(printf '%s %s\n' "$lock" "$(code_hash)" | sha256sum)
-  agent=$AGENTS/${agent:0:16}
+  code=$(code_hash)
   if [ -e "$deps/$MARK" ]; then
     note "agent's dependencies in place ($deps)"
   else
     act "install the dependencies of requirements.lock, by hash, into $deps" dependencies "$deps"
   fi
+  if [ "${KINDLING_COMPILED:-1}" = 0 ]; then
+    form=chosen
+    echo 'as KINDLING_COMPILED=0 asked for' >"$TMP/why"
+  elif [ ! -e "$(agent_of compiled "$lock" "$code")/$MARK" ] &&
+    ! act "compile what a warm call touches, once for the same sources" compiled "$deps"; then
+    form=failed
+    warn "calls will take more CPU, for plain Python is installed: $(cat "$TMP/why")"
+  fi
+  agent=$(agent_of "$form" "$lock" "$code")
   if [ -e "$agent/$MARK" ] && [ "$(readlink -f "$VENV")" = "$agent" ]; then
     note 'agent in place'
   else
-    if [ ! -e "$agent/$MARK" ]; then act "install the agent of $REPO into $agent" package "$agent" "$deps"; fi
+    if [ ! -e "$agent/$MARK" ]; then act "install the agent of $REPO into $agent" package "$agent" "$deps" "$form"; fi
     act "turn $VENV over to it" turn_over "$agent"
   fi
   if [ "$(readlink "$COMMAND" 2>/dev/null)" != "$VENV/bin/kindling" ]; then

@@ -71,6 +71,7 @@ stage check make --no-print-directory check
 stage unit make --no-print-directory COVERAGE=1 unit
 stage component make --no-print-directory COVERAGE=1 component
 stage conformance make --no-print-directory COVERAGE=1 conformance
+stage compiled make --no-print-directory compiled
 stage images make --no-print-directory images
 stage software make --no-print-directory software
 stage integration "${as_root[@]}" .venv/bin/python -m pytest -q tests/integration

@@ -21,6 +21,7 @@ MOST_FRAMES = 30  # of one task
 MOST_NAMES = 5  # of tasks that wait at the same place
 MOST_NAME_CHARS = 100
 STDERR = 2
+PACKAGE = "agent"
 
 Where = tuple[str, ...]
 
@@ -67,12 +68,25 @@ def _where(task: asyncio.Task[Any]) -> Where:
     while step is not None:
         frame = _of(step, ("cr_frame", "gi_frame", "ag_frame"))
         if len(found) == MOST_FRAMES or frame is None:
-            found.append("…" if frame is not None else f"awaits {type(step).__qualname__}")
+            found.append("…" if frame is not None else _without_frame(task, step))
             break
         code = frame.f_code
         found.append(f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}")
         step = _of(step, ("cr_await", "gi_yieldfrom", "ag_await"))
     return tuple(found)
+
+
+def _without_frame(task: asyncio.Task[Any], step: object) -> str:
+    """Name what has no frames: something of the loop's, or a coroutine that is compiled.
+
+    Of what that one awaits in turn only the end is known: what the loop wakes the task for.
+    """
+    kind = type(step)
+    if kind.__module__.partition(".")[0] != PACKAGE:
+        return f"awaits {kind.__qualname__}"
+    end = getattr(task, "_fut_waiter", None)
+    what = f" {end.get_name()[:MOST_NAME_CHARS]}" if isinstance(end, asyncio.Task) else ""
+    return f"compiled {kind.__module__}.{kind.__qualname__}, awaits {type(end).__name__}{what}"
 
 
 def _of(step: object, names: Iterable[str]) -> Any:

@@ -55,6 +55,8 @@ def node(message: pb.Node) -> Json:
         "labels": dict(message.labels),
         "summary": message.summary,
         "reload": reload(message.reload) if message.HasField("reload") else None,
+        "form": message.form or "pure",
+        "form_reason": message.form_reason,
     }
 
 

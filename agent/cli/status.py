@@ -47,7 +47,8 @@ def _show(found: Json) -> None:
     node = found["node"]
     capacity = node["capacity"]
     state = "draining" if node["draining"] else "serving"
-    click.echo(f"{node['name']} in {node['region']}, kindling {node['version']}, {state}")
+    version = f"kindling {node['version']} ({node['form']})"
+    click.echo(f"{node['name']} in {node['region']}, {version}, {state}")
     click.echo(
         f"instances {capacity['instances_used']} of {capacity['instances']}, "
         f"memory {_share(capacity, 'memory')}, "

@@ -140,6 +140,8 @@ def node_to_proto(view: NodeView) -> pb.Node:
         labels=view.labels,
         summary=view.summary,
         reload=reload_to_proto(view.reload) if view.reload.number else None,
+        form=view.form.name,
+        form_reason=view.form.why,
     )
 
 

@@ -18,6 +18,7 @@ from agent.core.pull_progress import PullState
 from agent.model.failure import Failure
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, Meters
 from agent.model.spec import FunctionSpec, RegistrySpec
+from agent.rootless.installed import Form
 from agent.rootless.outcome import ReloadOutcome
 from agent.telemetry.logs import LogLine
 
@@ -222,7 +223,8 @@ class CapacityView:
 class NodeView:
     """Who the node is; `components` maps names such as containerd to versions.
 
-    `reload` is the last one, number 0 if there was none.
+    `reload` is the last one, number 0 if there was none. `form` tells whether the warm path is
+    compiled.
     """
 
     name: str
@@ -237,6 +239,7 @@ class NodeView:
     labels: dict[str, str] = field(default_factory=dict)
     summary: str = ""
     reload: ReloadOutcome = field(default_factory=ReloadOutcome)
+    form: Form = field(default_factory=lambda: Form(compiled=True))
 
 
 class Node(Protocol):

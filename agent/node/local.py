@@ -44,7 +44,7 @@ from agent.model.spec import FunctionSpec, RegistrySpec
 from agent.node.capacity import NodeCapacity
 from agent.node.images import IMPORTS, NodeImages
 from agent.node.parts import NodeParts
-from agent.rootless import outcome
+from agent.rootless import installed, outcome
 from agent.telemetry.logs import LogLine
 
 DRAIN_STEP_S = 0.05
@@ -64,6 +64,7 @@ class LocalNode:
         self._capacity = NodeCapacity(parts)
         self._started_ns = time.time_ns()
         self._health = health
+        self._form = installed.form()
 
     # -- functions
 
@@ -291,6 +292,7 @@ class LocalNode:
             features=_features(parts),
             summary=parts.reconciler.sentence,
             reload=outcome.read(parts.config.paths.run),
+            form=self._form,
         )
 
     def capacity(self, min_interval_s: float) -> AsyncIterator[CapacityView]:

@@ -1,4 +1,4 @@
-"""Which interpreter runs the agent that is installed now, and where its init is.
+"""Which interpreter runs the agent that is installed now, where its init is, how it was built.
 
 Setup gives each version of the agent an environment of its own, `agents/<id>`, and turns the link
 `venv` beside them over to the newest (setup/install.sh). A process keeps to the environment it was
@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
 
 LINK = "venv"
 VERSIONS = "agents"
 INIT = "kindling-init"
+# What setup says of an environment whose warm path it did not compile: one line, "word: why".
+PURE_NOTE = ".kindling-pure"
+# One of the modules that setup compiles together (pyproject.toml, [tool.kindling]).
+ONE_COMPILED = "agent.core.metering"
 HOME = Path("/usr/lib/kindling")  # where setup installs (setup/lib.sh)
 
 
@@ -36,3 +43,30 @@ def init_path() -> Path:
     """
     own = Path(os.path.realpath(sys.prefix), "bin", INIT)
     return own if own.exists() else Path(os.path.realpath(HOME / LINK), "bin", INIT)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Whether this process runs the warm path compiled; if not, why, and whether it should."""
+
+    compiled: bool
+    why: str = ""
+    wanted: bool = True
+
+    @property
+    def name(self) -> str:
+        """Its name, as GetNode has it."""
+        return "compiled" if self.compiled else "pure"
+
+
+def form() -> Form:
+    """Return the form that an import takes here: an extension module comes before its source."""
+    found = find_spec(ONE_COMPILED)
+    if found is not None and (found.origin or "").endswith(tuple(EXTENSION_SUFFIXES)):
+        return Form(compiled=True)
+    try:
+        note = Path(os.path.realpath(sys.prefix), PURE_NOTE).read_text("utf-8")
+    except OSError:
+        return Form(False, "runs from sources that setup did not install", wanted=False)
+    word, _, why = note.strip().partition(": ")
+    return Form(False, why, wanted=word != "chosen")

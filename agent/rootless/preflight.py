@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from agent.linux import mountinfo
+from agent.rootless.installed import Form
 
 USER = "kindling"
 # Overlay mounts in a user namespace came with 5.11 (fs/overlayfs, FS_USERNS_MOUNT).
@@ -135,6 +136,13 @@ def init(path: str, executable: bool) -> Check:
     """Judge the first process of instances, which setup builds with the agent."""
     detail = path if executable else f"{path} is missing or not executable"
     return Check("init", executable, detail, "setup/host.sh")
+
+
+def warm_path(form: Form) -> Check:
+    """Judge the form of what calls go through: a node works in either, slower when pure."""
+    detail = f"{form.name}: {form.why}" if form.why else form.name
+    good = form.compiled or not form.wanted
+    return Check("warm path", good, detail, "setup/host.sh", required=False)
 
 
 def runtime(wanted: str, found: Mapping[str, str | None]) -> Check:

@@ -18,7 +18,7 @@ from pathlib import Path
 from agent.errors import FailedPrecondition
 from agent.linux import mountinfo
 from agent.rootless import cgroup, lock, preflight, sockets
-from agent.rootless.installed import init_path
+from agent.rootless.installed import form, init_path
 from agent.rootless.preflight import Check
 from agent.rootless.settings import House
 
@@ -85,6 +85,7 @@ def _programs(house: House) -> list[Check]:
         *preflight.private_binaries(str(house.lib), missing, versions),
         preflight.runtime(house.runtime, {name: _which(name) for name in ("crun", "runc")}),
         preflight.init(str(init_path()), os.access(init_path(), os.X_OK)),
+        preflight.warm_path(form()),
         preflight.program("slirp4netns", _which("slirp4netns"), "slirp4netns"),
         preflight.program("nft", _which("nft"), "nftables"),
         preflight.program("ip", _which("ip"), "iproute2"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 
 import pytest
 
+from agent.contracts.base import CallReport
 from agent.errors import RuntimeUnavailable
 from agent.model.failure import FailureKind
-from agent.model.records import ColdStart
+from agent.model.records import ColdStart, Meters
 from tests.component.function_house import until
 from tests.component.gateway_house import (
     GET,
@@ -363,10 +365,10 @@ async def test_a_socket_that_never_comes_ends_the_call(monkeypatch):
 # -- ends
 
 
-async def test_a_queued_call_that_is_refused_for_its_body_is_granted_no_more(monkeypatch):
-    monkeypatch.setattr("agent.gateway.exchanges.shared.BUFFERED_BYTES", 100)
+async def test_a_queued_call_that_is_refused_for_its_body_is_granted_no_more():
     one = await served(echo)
     async with house(FakeTarget(one.port)) as door:
+        door.gateway.shared.buffered_most_bytes = 100
         door.target.room = 0
         reader, writer = await door.connect()
         writer.write(b"POST /http/f/ HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n")
@@ -453,13 +455,13 @@ async def test_a_call_in_memory_asks_for_no_upgrade(kind):
         assert b"\nx-own=1\n" in result.body
 
 
-async def test_a_reply_that_a_dialect_cannot_make_is_answered_as_our_fault(monkeypatch):
-    def broken(*_):
-        raise ValueError("no words")
+async def test_a_reply_that_a_dialect_cannot_make_is_answered_as_our_fault():
+    class Unbillable(FakeTarget):
+        def report(self, lease):
+            return CallReport(Meters(wall_ms=math.nan))  # nobody can round it up
 
     one = await served(echo)
-    async with house(FakeTarget(one.port, kind="event")) as door:
-        monkeypatch.setattr(door.target.contract, "event_reply", broken)
+    async with house(Unbillable(one.port, kind="event")) as door:
         reader, writer = await door.connect()
         for _ in range(2):
             writer.write(b"POST /invoke/f HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")

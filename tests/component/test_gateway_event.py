@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 
 import pytest
 
@@ -247,9 +248,9 @@ async def test_enveloped_bodies_are_bounded():
         assert error["Code"] == "RequestSizeLimitExceeded"
 
 
-async def test_an_enveloped_body_without_room_is_told_in_tencents_words(monkeypatch):
-    monkeypatch.setattr("agent.gateway.exchanges.shared.BUFFERED_BYTES", 10)
+async def test_an_enveloped_body_without_room_is_told_in_tencents_words():
     async with house(FakeTarget(contract="scf-web", kind="event")) as door:
+        door.gateway.shared.buffered_most_bytes = 10
         reader, writer = await door.connect()
         writer.write(envelope())
         status, headers, body = await read_reply(reader)
@@ -287,13 +288,13 @@ async def test_an_enveloped_body_is_held_and_counted_until_its_call_has_an_insta
         assert (await read_reply(reader))[0] == 200
 
 
-async def test_an_enveloped_error_that_a_dialect_cannot_word_is_still_told(monkeypatch):
-    def broken(failure, call, report=None):
-        raise ValueError("no words")
+async def test_an_enveloped_error_that_a_dialect_cannot_word_is_still_told():
+    class Refusing(FakeTarget):
+        def acquire(self, waiter):
+            # Nobody can write in seconds when to come back.
+            raise FunctionFailed(Failure(FailureKind.START_TIMEOUT, retry_after_s=math.inf))
 
-    async with house(FakeTarget(contract="scf-web", kind="event", queue=0)) as door:
-        door.target.room = 0
-        monkeypatch.setattr(door.target.contract, "error", broken)
+    async with house(Refusing(contract="scf-web", kind="event")) as door:
         reader, writer = await door.connect()
         writer.write(envelope())
         error = json.loads((await read_reply(reader))[2])["Response"]["Error"]

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.contracts.base import Call, NodeFacts
+from agent.contracts.base import Call, CallReport, NodeFacts
 from agent.contracts.bind import bind
 from agent.gateway.exchanges.shared import Callee
 from agent.gateway.exchanges.template import TEMPLATES, first_request, reply_template, template
 from agent.gateway.wire.date import framed_head
 from agent.gateway.wire.head import KEPT_HEAD_BYTES, KEPT_HEADS, HeadCache, ReplyHead, RequestHead
-from agent.model.records import FunctionVersion
+from agent.model.records import FunctionVersion, Meters
 from agent.telemetry.metrics import FunctionCounters
 from tests.component.function_house import until
 from tests.component.gateway_house import (
@@ -321,7 +321,7 @@ def test_ready_made_replies_are_what_the_contract_says(contract, kind):
     assert made is not None
     for _ in range(3):
         call = call_of(callee, kind)
-        headers = callee.http_reply(call, 200, head.headers, None)
+        headers = callee.http_reply(call, 200, head.headers, CallReport(Meters()))
         headers.append((b"X-Kindling-Request-Id", call.request_id.encode()))
         wanted = framed_head(200, headers, 5, False, True, False)
         assert fields_of(made(call.request_id.encode())) == fields_of(wanted)

@@ -107,19 +107,14 @@ async def test_a_failed_version_is_tried_again_by_an_equal_deploy(town):
     assert await settled(town) == "Ready"
 
 
-async def test_a_deploy_right_after_a_failure_is_not_lost(town, monkeypatch):
+async def test_a_deploy_right_after_a_failure_is_not_lost(town):
     await town.deploy()
+    caller = Caller()
+    target(town).acquire(caller)
     town.points.fail["pull"] = NotFound("the registry has lost it")
     town.gate.set()
-    failed = asyncio.Event()
-    settle = target(town).failed
-
-    def settled_now(version):
-        settle(version)
-        failed.set()
-
-    monkeypatch.setattr(target(town), "failed", settled_now)
-    await failed.wait()  # its task has not ended yet
+    assert await caller.answer() is FailureKind.IMAGE_UNAVAILABLE
+    assert "prepare f 1" in {task.get_name() for task in asyncio.all_tasks()}  # not ended
     await town.deploy()
     assert await settled(town) == "Ready"
 

@@ -152,6 +152,62 @@ def test_any_umask_gives_an_agent_that_its_user_can_run():
         assert len(done.stdout.splitlines()) == 1, done.stdout
 
 
+SHOWN = f"""
+    shown() {{ {LIB}/venv/bin/python -I -c '
+import agent.gateway.wire.head as head
+from agent.rootless.installed import form
+print(head.__file__.rpartition(".")[2], form().name, form().wanted, form().why)'; }}
+"""
+
+
+def test_what_a_warm_call_touches_is_compiled_once_for_the_same_sources():
+    done = scratch(
+        SHOWN
+        + f"""
+        change one; install >/dev/null; shown
+        kept=$(ls -i {LIB}/compiled); change two; install >/dev/null; shown
+        [ "$(ls -i {LIB}/compiled)" = "$kept" ]
+        """
+    )
+    assert done.stdout.splitlines() == ["so compiled True "] * 2
+
+
+def test_plain_python_is_installed_when_asked_for_and_nothing_compiled_is_left():
+    done = scratch(
+        SHOWN
+        + f"""
+        change one; install >/dev/null
+        export KINDLING_COMPILED=0; install >/dev/null; shown
+        find {LIB}/agents/$(current)/ -path '*/agent/*.so' -o -name '*__mypyc*.so'
+        {LIB}/venv/bin/kindling check | grep '^warm path'
+        unset KINDLING_COMPILED; install >/dev/null; shown
+        """
+    )
+    why = "as KINDLING_COMPILED=0 asked for"
+    expected = [f"py pure False {why}", f"warm path: ok, pure: {why}", "so compiled True "]
+    assert done.stdout.splitlines() == expected
+
+
+def test_what_cannot_be_compiled_is_installed_as_plain_python_with_the_way_out():
+    done = scratch(
+        SHOWN
+        + f"""
+        change one; gcc=$(readlink -f "$(command -v gcc)"); mount --bind /dev/null "$gcc"
+        install >/dev/null; shown; {LIB}/venv/bin/kindling check | grep '^warm path'
+        umount "$gcc"; install >/dev/null; shown
+        """
+    )
+    why = (
+        "there is no C compiler with Python's headers: "
+        "run 'apt-get install gcc libc6-dev python3-dev'"
+    )
+    pure, check, compiled = done.stdout.splitlines()
+    assert pure == f"py pure True {why}"
+    assert check == f"warm path: advice, pure: {why}: run 'setup/host.sh'"
+    assert compiled == "so compiled True "
+    assert f"plain Python is installed: {why}" in done.stderr
+
+
 def test_a_killed_worker_keeps_to_its_version_and_a_reload_takes_the_installed_one(
     make_agent, tmp_path
 ):

@@ -136,6 +136,7 @@ class TestPrint:
             "would install /etc/sysctl.d/60-kindling.conf",
             "would make 16 slots of 512 MB",
             "would install the dependencies of requirements.lock, by hash",
+            "would compile what a warm call touches",
             "would install the agent",
             "would link /usr/local/bin/kindling",
         ):
@@ -160,6 +161,7 @@ class TestSecondRun:
         quiet = (
             "in place",
             "not PID 1",
+            "compile what a warm call touches",
             "install the agent",
             "cgroups favour moves",
             "open files stay",

@@ -119,6 +119,7 @@ class SharedState:
         self.counters = counters
         self.zombie_s = zombie_s
         self.buffered_bytes = 0
+        self.buffered_most_bytes = BUFFERED_BYTES
         self.loop = loop
         self.time = loop.time
         self.waiting: set[OpenCall] = set()
@@ -153,7 +154,7 @@ class SharedState:
 
     def reserve(self, size: int) -> bool:
         """Count `size` bytes as held in memory; False when all calls together hold too much."""
-        if self.buffered_bytes + size > BUFFERED_BYTES:
+        if self.buffered_bytes + size > self.buffered_most_bytes:
             return False
         self.buffered_bytes += size
         return True

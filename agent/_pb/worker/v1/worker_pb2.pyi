@@ -889,7 +889,7 @@ class GetNodeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("name", "region", "version", "started_at", "draining", "capacity", "components", "contracts", "features", "labels", "summary", "reload")
+    __slots__ = ("name", "region", "version", "started_at", "draining", "capacity", "components", "contracts", "features", "labels", "summary", "reload", "form", "form_reason")
     class ComponentsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -916,6 +916,8 @@ class Node(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     RELOAD_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    FORM_REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     region: str
     version: str
@@ -928,7 +930,9 @@ class Node(_message.Message):
     labels: _containers.ScalarMap[str, str]
     summary: str
     reload: Reload
-    def __init__(self, name: _Optional[str] = ..., region: _Optional[str] = ..., version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., draining: _Optional[bool] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., components: _Optional[_Mapping[str, str]] = ..., contracts: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., summary: _Optional[str] = ..., reload: _Optional[_Union[Reload, _Mapping]] = ...) -> None: ...
+    form: str
+    form_reason: str
+    def __init__(self, name: _Optional[str] = ..., region: _Optional[str] = ..., version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., draining: _Optional[bool] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., components: _Optional[_Mapping[str, str]] = ..., contracts: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., summary: _Optional[str] = ..., reload: _Optional[_Union[Reload, _Mapping]] = ..., form: _Optional[str] = ..., form_reason: _Optional[str] = ...) -> None: ...
 
 class Reload(_message.Message):
     __slots__ = ("number", "state", "reason")
