@@ -7,7 +7,6 @@ number: a limit that is silently ignored is worse than an error. The rest: `conv
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -17,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from agent._pb.worker.v1 import worker_pb2 as pb
+from agent.aio.slices import Slices
 from agent.contracts.base import Headers
 from agent.control.errors import failure_fault
 from agent.control.node import Deployed, FunctionView, InstanceView, InvokeResult
@@ -104,22 +104,15 @@ def version_to_proto(version: FunctionVersion) -> pb.FunctionVersion:
 
 
 async def function_to_proto(view: FunctionView) -> pb.Function:
-    """Return a function with its versions and instances.
-
-    A version takes a quarter of a millisecond, so the loop is let go between two of them.
-    """
-    versions = []
+    """Return a function with its versions and instances."""
+    function, slices = pb.Function(name=view.name, latest=version_to_proto(view.latest)), Slices()
     for version in view.versions:
-        versions.append(version_to_proto(version))
-        await asyncio.sleep(0)
-    return pb.Function(
-        name=view.name,
-        latest=version_to_proto(view.latest),
-        versions=versions,
-        instances=[
-            instance_to_proto(one) for one in sorted(view.instances, key=lambda one: one.id)
-        ],
-    )
+        function.versions.append(version_to_proto(version))
+        await slices.pause()
+    for one in sorted(view.instances, key=lambda one: one.id):
+        function.instances.append(instance_to_proto(one))
+        await slices.pause()
+    return function
 
 
 def deployed_to_proto(deployed: Deployed) -> pb.DeployResponse:

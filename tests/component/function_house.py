@@ -26,7 +26,7 @@ from agent.instances.fleet import Fleet
 from agent.instances.ports import InstancePorts
 from agent.instances.timer import Timer
 from agent.model.failure import Failure, FailureKind
-from agent.model.records import Exit, FunctionVersion, ImageFacts
+from agent.model.records import Exit, FunctionVersion, ImageFacts, InstanceRecord
 from agent.model.spec_parse import parse_spec
 from agent.sandbox.builder import Builder
 from agent.sandbox.order import Timings
@@ -393,7 +393,7 @@ class House:
         found = {
             "instances": list(self.fleet.admission.instances),
             "containers": list(self.builder.alive),
-            "records": [record.id for record in self.files.load()[0]],
+            "records": [one.id for one in self.files.each() if isinstance(one, InstanceRecord)],
             "memory": self.fleet.admission.use.memory_bytes,
             "cpu": self.fleet.admission.use.cpu_millis,
             "ledger": [row for row in range(self.ledger.rows) if self.ledger.row(row).inflight],
