@@ -24,6 +24,7 @@ OUT = HERE / "out"
 ALONE = Path("/run/lock/kindling-tests.lock")  # no test session beside a bench, nor another bench
 NAMES = {
     "cold": "bench.cold",
+    "control": "bench.control",
     "density": "bench.density",
     "gateway": "bench.warm_gateway",
     "pull": "bench.pull",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain, repeat
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,9 +36,9 @@ def test_every_row_is_listed_once_and_in_order(names, size):
     assert listed(forever(names), size) == sorted(names)
 
 
-@given(stay=NAMES, changes=st.lists(NAMES, min_size=60, max_size=60), size=st.integers(1, 7))
+@given(stay=NAMES, changes=st.lists(NAMES, max_size=8), size=st.integers(1, 7))
 def test_what_stays_is_listed_once_while_others_come_and_go(stay, changes, size):
-    looks = (stay | one for one in [*changes, *([set()] * 60)])
+    looks = (stay | one for one in chain(changes, repeat(set())))
     found = listed(looks, size)
     assert len(found) == len(set(found))
     assert stay <= set(found)
