@@ -26,7 +26,7 @@ from typing import Any
 
 import uvloop
 
-from agent.aio import stacks
+from agent.aio import cyclic, stacks
 from agent.aio.tasks import spawn, stop
 from agent.app_parts import Kept, Machine, Services, Serving, Telemetry
 from agent.calls.job import JobRunner
@@ -326,7 +326,10 @@ class App:
         lost = spawn("lost files", services.lost_files.run())
         engines = services.parts.containerd.lazy
         files = [spawn(f"credentials of {one.name}", one.credentials.run()) for one in engines]
-        self._undo.push_async_callback(stop, timer, cycle, collecting, lost, *files)
+        gateway = services.gateway
+        searching = cyclic.search_now_and_then(lambda: not gateway.calls_running)
+        rings = spawn("cyclic garbage", searching)
+        self._undo.push_async_callback(stop, timer, cycle, collecting, lost, rings, *files)
         return cycle, collecting
 
     async def _open_doors(
@@ -437,6 +440,7 @@ def main() -> int:
         sock.setblocking(False)
 
     async def work() -> int:
+        cyclic.search_in_parts()
         supervisor = SupervisorPipes.from_environment()
         try:
             await App(config, supervisor).run(sockets)
