@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agent.aio.slices import Slices
 from agent.telemetry.call_text import BUCKETS_S, call_text
 
 START_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3, 0.6, 1.2, 2.5, 5, 10, 30)
@@ -160,8 +161,23 @@ class AgentMetrics:
 
     async def render(self) -> bytes:
         """Return everything in prometheus' text format."""
+        slices, parts = Slices(), []
+        for family in self.registry.collect():
+            parts.append(generate_latest(_One(family)))
+            await slices.pause()
         functions = await call_text(self.calls.functions.values())
-        return generate_latest(self.registry) + functions.encode()
+        return b"".join((*parts, functions.encode()))
+
+
+class _One(CollectorRegistry):
+    """A registry of one metric as it is now."""
+
+    def __init__(self, family: Metric) -> None:
+        super().__init__()
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._family
 
 
 class _Readings(Collector):
