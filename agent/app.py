@@ -53,6 +53,7 @@ from agent.instances.capacity_queue import CapacityQueue
 from agent.instances.eviction import Eviction, Retire
 from agent.instances.fleet import Fleet
 from agent.instances.handover import hand_over, starts_have_slots, unsettled
+from agent.instances.permits import StartPermits
 from agent.instances.ports import InstancePorts
 from agent.instances.timer import Timer
 from agent.network.network import Network
@@ -302,7 +303,7 @@ class App:
         room = CapacityQueue(now)
         admission = Admission(bounds, ports, room, (watcher, catalog.image_use))
         eviction = Eviction(admission, room, self._mode, now, idle)
-        permits = asyncio.Semaphore(config.runtime.parallel_starts)
+        permits = StartPermits(config.runtime.parallel_starts)
         return Fleet(now, self._mode, admission, eviction, Timer(now), permits)
 
     async def _recover(self, machine: Machine, services: Services) -> None:

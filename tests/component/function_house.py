@@ -23,6 +23,7 @@ from agent.instances.admission import Admission, Bounds
 from agent.instances.capacity_queue import CapacityQueue
 from agent.instances.eviction import Eviction
 from agent.instances.fleet import Fleet
+from agent.instances.permits import StartPermits
 from agent.instances.ports import InstancePorts
 from agent.instances.timer import Timer
 from agent.model.failure import Failure, FailureKind
@@ -306,7 +307,7 @@ class House:
         bounds = Bounds(instances, memory_bytes)
         admission = Admission(bounds, self.ports, room, (self.told,))
         eviction = Eviction(admission, room, self.mode, self.now, self._idle)
-        permits = asyncio.Semaphore(parallel)
+        permits = StartPermits(parallel)
         return Fleet(self.now, self.mode, admission, eviction, Timer(self.now), permits)
 
     def now(self):
@@ -371,7 +372,7 @@ class House:
 
     async def start(self, instance):
         environment = instance.contract.environment(instance.id)
-        await instance.start(environment, time.monotonic(), self.fleet.permits)
+        await instance.start(environment, time.monotonic(), self.fleet.permits.of("f"))
 
     async def lease(self, target):
         """Acquire as a caller does; the lease, or the kind of failure."""
