@@ -26,7 +26,7 @@ from typing import Any
 
 import uvloop
 
-from agent.aio import stacks
+from agent.aio import cyclic, stacks
 from agent.aio.tasks import spawn, stop
 from agent.app_parts import Kept, Machine, Services, Serving, Telemetry
 from agent.calls.job import JobRunner
@@ -53,6 +53,7 @@ from agent.instances.capacity_queue import CapacityQueue
 from agent.instances.eviction import Eviction, Retire
 from agent.instances.fleet import Fleet
 from agent.instances.handover import hand_over, starts_have_slots, unsettled
+from agent.instances.permits import StartPermits
 from agent.instances.ports import InstancePorts
 from agent.instances.timer import Timer
 from agent.network.network import Network
@@ -302,7 +303,7 @@ class App:
         room = CapacityQueue(now)
         admission = Admission(bounds, ports, room, (watcher, catalog.image_use))
         eviction = Eviction(admission, room, self._mode, now, idle)
-        permits = asyncio.Semaphore(config.runtime.parallel_starts)
+        permits = StartPermits(config.runtime.parallel_starts)
         return Fleet(now, self._mode, admission, eviction, Timer(now), permits)
 
     async def _recover(self, machine: Machine, services: Services) -> None:
@@ -326,7 +327,10 @@ class App:
         lost = spawn("lost files", services.lost_files.run())
         engines = services.parts.containerd.lazy
         files = [spawn(f"credentials of {one.name}", one.credentials.run()) for one in engines]
-        self._undo.push_async_callback(stop, timer, cycle, collecting, lost, *files)
+        gateway = services.gateway
+        searching = cyclic.search_now_and_then(lambda: not gateway.calls_running)
+        rings = spawn("cyclic garbage", searching)
+        self._undo.push_async_callback(stop, timer, cycle, collecting, lost, rings, *files)
         return cycle, collecting
 
     async def _open_doors(
@@ -437,6 +441,7 @@ def main() -> int:
         sock.setblocking(False)
 
     async def work() -> int:
+        cyclic.search_in_parts()
         supervisor = SupervisorPipes.from_environment()
         try:
             await App(config, supervisor).run(sockets)

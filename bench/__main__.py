@@ -23,7 +23,9 @@ HERE = Path(__file__).resolve().parent
 OUT = HERE / "out"
 ALONE = Path("/run/lock/kindling-tests.lock")  # no test session beside a bench, nor another bench
 NAMES = {
+    "bursts": "bench.bursts",
     "cold": "bench.cold",
+    "control": "bench.control",
     "density": "bench.density",
     "gateway": "bench.warm_gateway",
     "pull": "bench.pull",

@@ -201,7 +201,7 @@ class JobRunner:
     @asynccontextmanager
     async def _permit(self, run: Run) -> AsyncIterator[None]:
         """Return the fleet's permit; a job that was stopped while it waited for it never begins."""
-        async with self._fleet.permits:
+        async with self._fleet.permits.of(run.target.version.name):
             run.may_begin()
             yield
 

@@ -92,12 +92,16 @@ class Containers:
     async def list(
         self, filters: Sequence[str] = (), *, deadline: float | None = None
     ) -> list[ContainerRecord]:
-        """Return the records that match any filter, such as 'labels."kindling.kind"==anchor'."""
+        """Return the records that match any filter, such as 'labels."kindling.kind"==anchor'.
+
+        They come one by one: a thousand with their specs are ten megabytes, too much to read at
+        once while calls wait.
+        """
         request = pb.ListContainersRequest(filters=filters)
-        reply = await self._channel.call(
-            self._rpc.List, request, "list containers", deadline=deadline
+        replies = self._channel.stream(
+            self._rpc.ListStream, request, "list containers", deadline=deadline
         )
-        return [_container(record) for record in reply.containers]
+        return [_container(reply.container) async for reply in replies]
 
     async def delete(self, id: str, *, deadline: float | None = None) -> None:
         """Remove a record; its task must be gone. Raises NotFound."""

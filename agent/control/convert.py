@@ -7,16 +7,16 @@ number: a limit that is silently ignored is worse than an error. The rest: `conv
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from agent._pb.worker.v1 import worker_pb2 as pb
+from agent.aio.slices import Slices
 from agent.contracts.base import Headers
 from agent.control.errors import failure_fault
 from agent.control.node import Deployed, FunctionView, InstanceView, InvokeResult
@@ -26,9 +26,14 @@ from agent.model.records import CallRecord, ColdStart, FunctionVersion, Meters
 from agent.model.spec import FunctionSpec, public
 from agent.model.spec_parse import parse_spec
 
+# A spec of either size takes some 5 ms to check, during which no call is served.
+SPEC_BYTES = 1 << 20
+SPEC_ENTRIES = 4096
+
 
 def spec_from_proto(message: pb.FunctionSpec) -> FunctionSpec:
     """Check what a deploy gave, return the whole spec; raises InvalidSpec, all problems at once."""
+    check_size(message)
     problems = [
         Problem(
             where, "is a field this agent does not know: deploy to a newer one, or leave it out"
@@ -44,6 +49,17 @@ def spec_from_proto(message: pb.FunctionSpec) -> FunctionSpec:
     return spec
 
 
+def check_size(message: pb.FunctionSpec) -> None:
+    """Refuse a spec that would take long to check; raises InvalidSpec."""
+    size = message.ByteSize()
+    if size > SPEC_BYTES:
+        text = f"takes {size} bytes, at most {SPEC_BYTES}: put what is large into the image"
+        raise InvalidSpec([Problem("spec", text)])
+    for field, value in message.ListFields():
+        if field.is_repeated and len(value) > SPEC_ENTRIES:
+            raise InvalidSpec([Problem(field.name, f"has over {SPEC_ENTRIES} entries")])
+
+
 def spec_values(message: pb.FunctionSpec) -> dict[str, Any]:
     """Return the fields that are set, named and shaped as in TOML."""
     values: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
@@ -54,10 +70,10 @@ def spec_values(message: pb.FunctionSpec) -> dict[str, Any]:
 
 def spec_to_proto(spec: FunctionSpec) -> pb.FunctionSpec:
     """Return the whole spec without the values of secrets and without credentials."""
-    values = public(spec)
+    values: dict[str, Any] = public(spec)
     if isinstance(values["egress"], str):
         values["egress"] = [values["egress"]]
-    return ParseDict(values, pb.FunctionSpec())
+    return pb.FunctionSpec(**values)
 
 
 def unknown_fields(message: Message, path: str = "") -> list[str]:
@@ -104,22 +120,15 @@ def version_to_proto(version: FunctionVersion) -> pb.FunctionVersion:
 
 
 async def function_to_proto(view: FunctionView) -> pb.Function:
-    """Return a function with its versions and instances.
-
-    A version takes a quarter of a millisecond, so the loop is let go between two of them.
-    """
-    versions = []
+    """Return a function with its versions and instances."""
+    function, slices = pb.Function(name=view.name, latest=version_to_proto(view.latest)), Slices()
     for version in view.versions:
-        versions.append(version_to_proto(version))
-        await asyncio.sleep(0)
-    return pb.Function(
-        name=view.name,
-        latest=version_to_proto(view.latest),
-        versions=versions,
-        instances=[
-            instance_to_proto(one) for one in sorted(view.instances, key=lambda one: one.id)
-        ],
-    )
+        function.versions.append(version_to_proto(version))
+        await slices.pause()
+    for one in sorted(view.instances, key=lambda one: one.id):
+        function.instances.append(instance_to_proto(one))
+        await slices.pause()
+    return function
 
 
 def deployed_to_proto(deployed: Deployed) -> pb.DeployResponse:

@@ -5,27 +5,32 @@ Sorting and paging are done here; deciding what a deploy changes is `agent/deplo
 
 from __future__ import annotations
 
-import asyncio
-
 from agent._pb.worker.v1 import worker_pb2 as pb
+from agent.aio.slices import Slices
 from agent.control.convert import (
     deployed_to_proto,
     function_to_proto,
     instance_to_proto,
     spec_from_proto,
-    version_to_proto,
 )
 from agent.control.credentials import given_credentials
+from agent.control.forms import VersionForms
+from agent.control.node import Node
+from agent.control.paging import names_after, page_size
 from agent.control.verbs import Verbs
 from agent.errors import InvalidSpec, Problem
 
-PAGE_SIZE = 1000
-# gRPC clients refuse answers over 4 MB by default; a page ends well before that.
-PAGE_BYTES = 2 << 20
+# gRPC clients refuse answers over 4 MB by default. A page ends well before that, also because a
+# message is serialized in one piece, a millisecond for half a megabyte.
+PAGE_BYTES = 512 << 10
 
 
 class DeployVerbs(Verbs):
     """What is deployed."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._forms = VersionForms()
 
     async def deploy(self, request: pb.DeployRequest) -> pb.DeployResponse:
         """Check the spec and deploy it."""
@@ -48,17 +53,17 @@ class DeployVerbs(Verbs):
     async def list_functions(self, request: pb.ListRequest) -> pb.ListResponse:
         """List functions by name, a page at a time; the token is the page's last name."""
         size = page_size(request.page_size)
-        views = sorted(await self.node.functions(), key=lambda view: view.name)
-        rest = [view for view in views if view.name > request.page_token]
-        page = pb.ListResponse()
-        sized = 0
-        for view in rest[:size]:
-            message = pb.Function(name=view.name, latest=version_to_proto(view.latest))
-            sized += message.ByteSize()
+        latest = {view.name: view.latest for view in await self.node.functions()}
+        self._forms.forget_all_but(latest, len(latest))
+        rest = names_after(latest, request.page_token)
+        page, sized, slices = pb.ListResponse(), 0, Slices()
+        for name in rest[:size]:
+            entry = self._forms.entry(latest[name])
+            sized += entry.ByteSize()
             if sized > PAGE_BYTES and page.functions:
                 break
-            page.functions.append(message)
-            await asyncio.sleep(0)  # a spec takes a quarter of a millisecond: let others in between
+            page.functions.append(entry)
+            await slices.pause()
         if len(page.functions) < len(rest):
             page.next_page_token = page.functions[-1].name
         return page
@@ -66,7 +71,11 @@ class DeployVerbs(Verbs):
     async def list_instances(self, request: pb.ListInstancesRequest) -> pb.ListInstancesResponse:
         """List instances by id."""
         views = sorted(await self.node.instances(request.function), key=lambda view: view.id)
-        return pb.ListInstancesResponse(instances=[instance_to_proto(view) for view in views])
+        page, slices = pb.ListInstancesResponse(), Slices()
+        for view in views:
+            page.instances.append(instance_to_proto(view))
+            await slices.pause()
+        return page
 
     async def set_scaling(self, request: pb.SetScalingRequest) -> pb.FunctionVersion:
         """Not built in this release."""
@@ -88,10 +97,3 @@ def named(name: str, field: str = "name") -> str:
     if not name:
         raise InvalidSpec([Problem(field, "is missing")])
     return name
-
-
-def page_size(asked: int) -> int:
-    """Return how many entries a page may have; raises InvalidSpec above the limit."""
-    if asked > PAGE_SIZE:
-        raise InvalidSpec([Problem("page_size", f"is {asked}; at most {PAGE_SIZE}")])
-    return asked or PAGE_SIZE

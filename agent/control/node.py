@@ -255,7 +255,7 @@ class Node(Protocol):
         """Return one function; a non-empty qualifier limits versions and instances to that one."""
 
     async def functions(self) -> Sequence[FunctionView]:
-        """Return all functions, in any order; their instances may be left out."""
+        """Return all functions with LATEST, in any order; other versions and instances are not."""
 
     async def instances(self, function: str) -> Sequence[InstanceView]:
         """Return the instances of one function, or all for an empty name, in any order."""

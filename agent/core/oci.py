@@ -299,8 +299,9 @@ _HOLES = InstancePlan(
     cgroups_path="\0cgroups_path\0",
 )
 _ENV_HOLE = '"\0env=\0"'
-# An escaped NUL, and not an escaped backslash before the four zeros of somebody's text.
-_ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+# All backslashes before a NUL's four zeros. It begins with a letter, which is looked for fast, and
+# of a row of backslashes only the first is where it may begin.
+_ESCAPED_NUL = re.compile(r"\\(?<!\\\\)\\*+u0000")
 
 
 class SpecTemplate:
@@ -311,7 +312,7 @@ class SpecTemplate:
     def __init__(self, version: VersionPlan) -> None:
         self.version = version
         text = json.dumps(oci_spec(version, _HOLES), separators=(",", ":"))
-        text = _ESCAPED_NUL.sub("\\1\0", text).replace(_ENV_HOLE, "\0env\0")
+        text = _ESCAPED_NUL.sub(_unescaped, text).replace(_ENV_HOLE, "\0env\0")
         # Pieces and hole names take turns: text, hole, text, hole, … text.
         parts = text.split("\0")
         self._pieces = [part.encode() for part in parts[0::2]]
@@ -330,6 +331,13 @@ class SpecTemplate:
         for hole, piece in zip(self._holes, self._pieces[1:], strict=True):
             out += (values[hole], piece)
         return b"".join(out)
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    """Return a NUL for an escaped one, and the zeros of somebody's text as they are."""
+    text = found[0]
+    slashes = text.count("\\")
+    return text[: slashes - 1] + "\0" if slashes % 2 else text
 
 
 def _inner(text: str, name: str) -> bytes:

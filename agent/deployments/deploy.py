@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from operator import attrgetter
 from weakref import WeakValueDictionary
 
@@ -184,7 +184,9 @@ class Deployer:
             existing, latest = {}, None
         fetched = await (self._images.fetch(spec) if wait else self._images.sight(spec))
         facts, here = fetched.facts, fetched.here
-        known = {n: _identity(v.spec, v.image) for n, v in existing.items()}
+        # Of a thousand versions only two can be what is deployed.
+        asked = (latest, spec.version)
+        known = {n: _identity(v.spec, v.image) if n in asked else "" for n, v in existing.items()}
         decision = decide(known, latest, _identity(spec, facts), spec.version)
         before = existing[latest].spec if latest is not None else None
         warnings = (
@@ -462,8 +464,12 @@ def _memory_advice(spec: FunctionSpec, image: ImageFacts) -> tuple[str, ...]:
 
 def _unused(spec: FunctionSpec) -> tuple[str, ...]:
     """Return a warning for each field that differs from its default and has no effect."""
-    silent = parse_spec(
-        {"name": spec.name, "image": spec.image, "contract": spec.contract, "kind": spec.kind}
-    )
+    silent = _silent(spec.contract, spec.kind)
     asked = [field for field in UNUSED if attrgetter(field)(spec) != attrgetter(field)(silent)]
     return tuple(f"{field} is accepted, but this version does not use it yet" for field in asked)
+
+
+@cache
+def _silent(contract: str, kind: str) -> FunctionSpec:
+    """Return what a deploy gets that asks for nothing else."""
+    return parse_spec({"name": "f", "image": "i:1", "contract": contract, "kind": kind})

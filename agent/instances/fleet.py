@@ -5,13 +5,13 @@ Built once by the composition root, in the order of the fields. Decides and does
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.core.mode import NodeMode
 from agent.instances.admission import Admission
 from agent.instances.eviction import Eviction
+from agent.instances.permits import StartPermits
 from agent.instances.timer import Timer
 
 
@@ -24,4 +24,4 @@ class Fleet:
     admission: Admission
     eviction: Eviction
     timer: Timer
-    permits: asyncio.Semaphore
+    permits: StartPermits

@@ -137,7 +137,7 @@ class Scaling(Generic[W]):
         instance, fleet = member.instance, self._fleet
         try:
             environment = self._contract.environment(instance.id)
-            await instance.start(environment, asked_at, fleet.permits)
+            await instance.start(environment, asked_at, fleet.permits.of(self.version.name))
         except asyncio.CancelledError:
             self._pool.gone(member)
             fleet.admission.ended(instance, None)

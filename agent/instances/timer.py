@@ -1,6 +1,7 @@
 """The one timer of all versions: queue deadlines and idle times.
 
-Visits only versions that have something to do soon; idle ones are looked at once a second.
+Visits only versions that have something to do soon; idle ones are looked at once a second, in
+slices: there may be a thousand.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
+
+from agent.aio.slices import Slices
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class Timer:
             else:
                 due = list(self._soon)
             self._soon.clear()
+            slices = Slices()
             for one in due:
                 try:
                     one.tick(now)
@@ -57,3 +61,4 @@ class Timer:
                     log.exception("timer of %r", one)
                 if one.waiting:
                     self._soon[one] = None
+                await slices.pause()

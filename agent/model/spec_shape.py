@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -25,6 +26,7 @@ Tree = dict[str, Any]
 Loc = tuple[int | str, ...]
 M = TypeVar("M", bound=BaseModel)
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MEANT = {
     "cpu": "cpu_millis",
     "cpus": "cpu_millis",
@@ -88,7 +90,7 @@ def _text(value: str, path: str, problems: list[Problem]) -> tuple[bool, str]:
     if "\0" in value:
         problems.append(Problem(path, "holds a NUL byte, which no program can be given"))
         return False, value
-    if any("\ud800" <= char <= "\udfff" for char in value):
+    if not value.isascii() and _SURROGATE.search(value):
         problems.append(Problem(path, "holds half a surrogate pair; send valid UTF-8"))
         return False, value
     return True, value

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.aio.slices import Slices
 from agent.core.billing import gb_s
 from agent.core.instance import State
 from agent.instances.instance import Instance
@@ -138,16 +139,20 @@ class NodeFactsView:
         """Return None when the node takes calls, else why not."""
         return None if self._parts.mode.takes_calls else "the node drains"
 
-    def state(self) -> dict[str, Any]:
+    async def state(self) -> dict[str, Any]:
         """Return the whole state for somebody who debugs at night, as JSON values."""
-        parts = self._parts
+        parts, slices = self._parts, Slices()
+        targets = []
+        for target in parts.catalog.targets():
+            targets.append(repr(target))
+            await slices.pause()
         return {
             "summary": parts.reconciler.sentence,
             "fleet": repr(parts.runners.fleet),
             "shims": repr(parts.runners.builder.shims),
             "jobs": repr(parts.runners.jobs),
             "lazy": repr(parts.lazy),
-            "targets": [repr(target) for target in parts.catalog.targets()],
+            "targets": targets,
             "layers": {kind: repr(counts) for kind, counts in parts.layers.counts().items()},
             "gateway": parts.gateway.state(),
         }

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+REST_S = 1.0
 COLLECT_S = 300.0  # removing millions of files takes a while
 SAVE_S = 5.0
 LAST_USES = "images.json"  # below the agent's data
@@ -84,7 +85,10 @@ class ImageCollector:
         use.last_ns = kept | use.last_ns
 
     async def run(self) -> None:
-        """Look every `gc_interval_s` seconds, and when a function was removed, for ever."""
+        """Look every `gc_interval_s` seconds, and when functions were removed, for ever.
+
+        A look goes through all functions and layers: a storm of removals is worth one a second.
+        """
         released = self._catalog.image_use.released
         try:
             while True:
@@ -93,6 +97,7 @@ class ImageCollector:
                         await released.wait()
                 released.clear()
                 await self._next_round()
+                await asyncio.sleep(REST_S)  # sleeps: the least between two looks
         finally:
             await finish("keep last uses", self.save(), within_s=SAVE_S)
 

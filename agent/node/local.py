@@ -12,8 +12,9 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
+from agent.calls.target import FunctionTarget
 from agent.containerd.keyring import given
 from agent.contracts.base import Call
 from agent.contracts.bind import DIALECTS
@@ -45,7 +46,7 @@ from agent.node.capacity import NodeCapacity
 from agent.node.images import IMPORTS, NodeImages
 from agent.node.parts import NodeParts
 from agent.rootless import installed, outcome
-from agent.telemetry.logs import LogLine
+from agent.telemetry.logs import LogLine, read
 
 DRAIN_STEP_S = 0.05
 
@@ -93,21 +94,23 @@ class LocalNode:
 
     async def functions(self) -> Sequence[FunctionView]:
         """See `control.node.Node.functions`."""
-        return [self._view(function) for function in self._parts.catalog.functions()]
+        latest = [function.current.version for function in self._parts.catalog.functions()]
+        return [FunctionView(one.name, one, (one,)) for one in latest]
 
     def _view(self, function: DeployedFunction) -> FunctionView:
         return FunctionView(
             name=function.name,
             latest=function.current.version,
             versions=tuple(t.version for _, t in sorted(function.versions.items())),
-            instances=tuple(self._instances(function.name)),
+            instances=tuple(self._instances(function.versions.values(), function.name)),
         )
 
-    def _instances(self, function: str) -> Sequence[InstanceView]:
+    def _instances(
+        self, targets: Iterable[FunctionTarget], function: str = ""
+    ) -> Sequence[InstanceView]:
+        """Return the instances of a function, or all; `targets` are those of its versions."""
         inflight = {
-            member.instance.id: member.inflight
-            for target in self._parts.catalog.targets()
-            for member in target.pool.members
+            member.instance.id: member.inflight for one in targets for member in one.pool.members
         }
         return [
             _instance_view(instance, inflight.get(instance.id, 0))
@@ -117,9 +120,10 @@ class LocalNode:
 
     async def instances(self, function: str) -> Sequence[InstanceView]:
         """See `control.node.Node.instances`."""
+        catalog = self._parts.catalog
         if function:
-            self._parts.catalog.get(function)
-        return self._instances(function)
+            return self._instances(catalog.get(function).versions.values(), function)
+        return self._instances(catalog.targets())
 
     # -- images
 
@@ -228,19 +232,16 @@ class LocalNode:
         self._parts.catalog.get(name)
         log = self._parts.logs.of(name)
         wanted = await self._filter(query)
-        # Lines are worded when read: no more than asked for, if all are wanted.
-        filtered = query.instance or query.call
-        kept = [line for line in log.tail(0 if filtered else query.tail or 0) if wanted(line)]
-        if query.tail is not None:
-            kept = kept[len(kept) - min(query.tail, len(kept)) :]
         if not query.follow:
-            for line in kept:
+            async for line in read(log.entries(), wanted, query.tail):
                 yield LogEntry(line)
             return
-        follower = log.follow(kept)
+        follower, kept = log.follow(), log.entries()  # together: no line is missed, none told twice
         lost = 0
         try:
             yield None
+            async for line in read(kept, wanted, query.tail):
+                yield LogEntry(line)
             async for line in follower:
                 if not wanted(line):
                     continue

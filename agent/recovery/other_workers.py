@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ REST_S = 0.5  # between two looks while no other worker is known
 
 Adopted = Callable[["InstanceRecord", "Theirs"], Coroutine[Any, Any, bool]]
 Gone = Callable[[str], Coroutine[Any, Any, None]]
-Records = Callable[[], "dict[str, InstanceRecord]"]
+Records = Callable[[Iterable[str]], "dict[str, InstanceRecord]"]
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ class OtherWorkers:
             try:
                 self._look_at_calls()
                 if self._theirs:
-                    await self._look_at_instances(records())
+                    await self._look_at_instances(records(self._theirs))
                 self.forget_dead()
             except Exception:  # the next look is another try
                 log.exception("following other workers")

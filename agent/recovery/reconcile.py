@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from agent.aio.slices import Slices
 from agent.aio.tasks import spawn, stop
 from agent.containerd.tasks import TaskStatus as Status
 from agent.core import reconcile
@@ -169,7 +170,7 @@ class Reconciler:
 
     async def run(self) -> None:
         """Look again every CYCLE_S seconds, and follow other workers as long as there are any."""
-        following = spawn("other workers", self.others.follow(self._records))
+        following = spawn("other workers", self.others.follow(self._files.some))
         try:
             while True:
                 await asyncio.sleep(CYCLE_S)
@@ -207,9 +208,14 @@ class Reconciler:
         """
         door = self._stores.containerd
         ours = frozenset(self._fleet.admission.instances)
-        listed, damaged = self._files.load()
-        for file in damaged:
-            log.warning("%s", file)
+        listed: list[InstanceRecord] = []
+        slices = Slices()
+        for one in self._files.each():
+            if isinstance(one, InstanceRecord):
+                listed.append(one)
+            else:
+                log.warning("%s", one)
+            await slices.pause()
         containers = await door.containers.list([f'labels."{KIND_LABEL}"==instance'])
         statuses = {task.id: STATUS.get(task.status, "none") for task in await door.tasks.list()}
         instances = self._fleet.admission.instances.values()
@@ -235,9 +241,6 @@ class Reconciler:
             starting=Counter(i.version.key for i in instances if i.state in BEFORE_READY),
         )
         return Found(world, {record.id: record for record in listed})
-
-    def _records(self) -> dict[str, InstanceRecord]:
-        return {record.id: record for record in self._files.load()[0]}
 
     async def _adopt(self, record: InstanceRecord, theirs: Theirs | None = None) -> bool:
         """Take one instance over, or remove it; never fails, for the others must be taken too."""

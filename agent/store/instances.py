@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,18 +56,29 @@ class InstanceFiles:
         with contextlib.suppress(FileNotFoundError):
             self._path(id).unlink()
 
-    def load(self) -> tuple[list[InstanceRecord], list[DamagedRecord]]:
-        """Return all records by id, and the files that are none; half-written ones do not count."""
-        records: list[InstanceRecord] = []
-        damaged: list[DamagedRecord] = []
-        for path in sorted(self._directory.glob("*")) if self._directory.is_dir() else ():
+    def each(self) -> Iterator[InstanceRecord | DamagedRecord]:
+        """Yield all records by id, and the files that are none; half-written ones do not count.
+
+        Each file is read when it is its turn: what was removed by then is left out.
+        """
+        for name in sorted(os.listdir(self._directory)) if self._directory.is_dir() else ():
+            path = self._directory / name
             if path.suffix == DRAFT:
                 continue
             try:
-                records.append(_read(path))
+                yield _read(path)
+            except FileNotFoundError:
+                continue
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-                damaged.append(DamagedRecord(path, f"{type(error).__name__}: {error}"))
-        return records, damaged
+                yield DamagedRecord(path, f"{type(error).__name__}: {error}")
+
+    def some(self, ids: Iterable[str]) -> dict[str, InstanceRecord]:
+        """Return those records of some instances that are there and can be read."""
+        found = {}
+        for id in ids:
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+                found[id] = _read(self._path(id))
+        return found
 
     def remove_drafts(self) -> None:
         """Remove what was half-written; only while no other worker lives, who may be writing it."""

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from agent.aio.slices import Slices
+
 if TYPE_CHECKING:
     from agent.telemetry.metrics import AgentMetrics
 
@@ -72,6 +74,30 @@ def rfc3339_ns(at_ns: int) -> str:
     """Return wall time in nanoseconds since the epoch as RFC 3339 with nine decimals."""
     seconds, nanos = divmod(at_ns, 1_000_000_000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanos:09d}Z"
+
+
+async def read(
+    entries: Sequence[Entry], wanted: Callable[[LogLine], bool], tail: int | None
+) -> AsyncIterator[LogLine]:
+    """Yield the wanted lines of a log, oldest first; the last `tail` of them unless that is None.
+
+    Lines are worded on the way, and others come in between.
+    """
+    slices = Slices()
+    if tail is None:
+        for entry in entries:
+            for line in filter(wanted, _lines(entry)):
+                yield line
+            await slices.pause()
+        return
+    found: list[LogLine] = []
+    for entry in reversed(entries):
+        if len(found) >= tail:
+            break
+        found += filter(wanted, reversed(_lines(entry)))
+        await slices.pause()
+    for line in reversed(found[:tail]):
+        yield line
 
 
 class Follower:
@@ -209,11 +235,18 @@ class FunctionLog:
     def cut_to(self, most_bytes: int, *, keep: int = 0) -> int:
         """Drop the oldest lines, but for the last `keep`, until the rest fits; return how many."""
         lines, held, before = self._lines, self.size_bytes, len(self._lines)
+        if most_bytes <= 0 and not keep:
+            lines.clear()
+            held = 0
         while held > most_bytes and len(lines) > keep:
             held -= _size(lines.popleft())
         self._budget.held -= self.size_bytes - held
         self.size_bytes = held
         return before - len(lines)
+
+    def entries(self) -> list[Entry]:
+        """Return what is kept as it is, oldest first, for `read`."""
+        return list(self._lines)
 
     def tail(self, lines: int) -> list[LogLine]:
         """Return the last `lines` lines, oldest first; 0 means all that is kept."""

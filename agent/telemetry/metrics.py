@@ -1,8 +1,9 @@
 """The agent's metrics: a prometheus registry of its own, and plain counters for the warm path.
 
-A call increments plain integers (`CallCounters`); a custom collector turns them into samples when
-somebody asks. Other rooms hand in functions that read a value at that moment. Nothing here knows
-what a call is made of, and nothing is sampled in the background but the loop's lag.
+A call increments plain integers (`CallCounters`), which become text when somebody asks: those of
+functions, of which there may be many, in `call_text.py`. Other rooms hand in functions that read a
+value at that moment. Nothing here knows what a call is made of, and nothing is sampled in the
+background but the loop's lag.
 """
 
 from __future__ import annotations
@@ -15,15 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+from agent.aio.slices import Slices
+from agent.telemetry.call_text import BUCKETS_S, call_text
+
 START_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3, 0.6, 1.2, 2.5, 5, 10, 30)
 LAG_PERIOD_S: Final = 0.1  # a loop that is held up for less may go unseen
 MINUTE_S: Final = 60.0
@@ -136,7 +134,7 @@ class AgentMetrics:
         self.registry = CollectorRegistry()
         self.calls = CallCounters()
         self.lag = LoopLag()
-        self.registry.register(_Calls(self.calls))
+        self.registry.register(_Door(self.calls))
         self.gauge(
             "kindling_loop_lag_seconds",
             "Worst lateness of the event loop lately.",
@@ -161,9 +159,25 @@ class AgentMetrics:
         """Return a histogram for cold paths (starts, pulls), seconds."""
         return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
 
-    def render(self) -> bytes:
+    async def render(self) -> bytes:
         """Return everything in prometheus' text format."""
-        return generate_latest(self.registry)
+        slices, parts = Slices(), []
+        for family in self.registry.collect():
+            parts.append(generate_latest(_One(family)))
+            await slices.pause()
+        functions = await call_text(self.calls.functions.values())
+        return b"".join((*parts, functions.encode()))
+
+
+class _One(CollectorRegistry):
+    """A registry of one metric as it is now."""
+
+    def __init__(self, family: Metric) -> None:
+        super().__init__()
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._family
 
 
 class _Readings(Collector):
@@ -192,7 +206,7 @@ class _Readings(Collector):
         yield family
 
 
-class _Calls(Collector):
+class _Door(Collector):
     def __init__(self, calls: CallCounters) -> None:
         self._calls = calls
 
@@ -200,10 +214,6 @@ class _Calls(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._door()
-        yield from self._functions()
-
-    def _door(self) -> Iterator[Metric]:
         calls = self._calls
         yield GaugeMetricFamily(
             "kindling_connections", "Open connections of callers.", calls.connections
@@ -225,40 +235,3 @@ class _Calls(Collector):
         for status, count in calls.requests_refused.items():
             refused.add_metric([str(status)], count)
         yield refused
-
-    def _functions(self) -> Iterator[Metric]:
-        replies = CounterMetricFamily(
-            "kindling_calls", "Calls by function and class of reply.", labels=["function", "class"]
-        )
-        failures = CounterMetricFamily(
-            "kindling_call_failures", "Failed calls by kind.", labels=["function", "kind"]
-        )
-        cold = CounterMetricFamily(
-            "kindling_cold_starts", "Calls that caused a start.", labels=["function"]
-        )
-        inflight = GaugeMetricFamily(
-            "kindling_calls_inflight", "Calls waiting or running.", labels=["function"]
-        )
-        seconds = HistogramMetricFamily(
-            "kindling_call_duration_seconds", "Request read to reply sent.", labels=["function"]
-        )
-        for counters in self._calls.functions.values():
-            name = counters.name
-            for digit, count in enumerate(counters.classes):
-                if count:
-                    replies.add_metric([name, f"{digit}xx" if digit else "gone"], count)
-            for kind, count in counters.failures.items():
-                failures.add_metric([name, kind], count)
-            cold.add_metric([name], counters.cold_starts)
-            inflight.add_metric([name], counters.inflight)
-            seconds.add_metric([name], _cumulative(counters.buckets), counters.seconds)
-        yield from (replies, failures, cold, inflight, seconds)
-
-
-def _cumulative(counts: Sequence[int]) -> list[tuple[str, float]]:
-    total = 0
-    buckets = []
-    for bound, count in zip([*map(str, BUCKETS_S), "+Inf"], counts, strict=True):
-        total += count
-        buckets.append((bound, float(total)))
-    return buckets

@@ -23,10 +23,11 @@ from agent.instances.admission import Admission, Bounds
 from agent.instances.capacity_queue import CapacityQueue
 from agent.instances.eviction import Eviction
 from agent.instances.fleet import Fleet
+from agent.instances.permits import StartPermits
 from agent.instances.ports import InstancePorts
 from agent.instances.timer import Timer
 from agent.model.failure import Failure, FailureKind
-from agent.model.records import Exit, FunctionVersion, ImageFacts
+from agent.model.records import Exit, FunctionVersion, ImageFacts, InstanceRecord
 from agent.model.spec_parse import parse_spec
 from agent.sandbox.builder import Builder
 from agent.sandbox.order import Timings
@@ -306,7 +307,7 @@ class House:
         bounds = Bounds(instances, memory_bytes)
         admission = Admission(bounds, self.ports, room, (self.told,))
         eviction = Eviction(admission, room, self.mode, self.now, self._idle)
-        permits = asyncio.Semaphore(parallel)
+        permits = StartPermits(parallel)
         return Fleet(self.now, self.mode, admission, eviction, Timer(self.now), permits)
 
     def now(self):
@@ -371,7 +372,7 @@ class House:
 
     async def start(self, instance):
         environment = instance.contract.environment(instance.id)
-        await instance.start(environment, time.monotonic(), self.fleet.permits)
+        await instance.start(environment, time.monotonic(), self.fleet.permits.of("f"))
 
     async def lease(self, target):
         """Acquire as a caller does; the lease, or the kind of failure."""
@@ -393,7 +394,7 @@ class House:
         found = {
             "instances": list(self.fleet.admission.instances),
             "containers": list(self.builder.alive),
-            "records": [record.id for record in self.files.load()[0]],
+            "records": [one.id for one in self.files.each() if isinstance(one, InstanceRecord)],
             "memory": self.fleet.admission.use.memory_bytes,
             "cpu": self.fleet.admission.use.cpu_millis,
             "ledger": [row for row in range(self.ledger.rows) if self.ledger.row(row).inflight],

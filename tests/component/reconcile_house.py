@@ -105,7 +105,7 @@ class Node(House):
         return record
 
     def records(self):
-        return [record.id for record in self.files.load()[0]]
+        return [record.id for record in self.files.each() if isinstance(record, InstanceRecord)]
 
 
 async def settled(node):

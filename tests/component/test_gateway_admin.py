@@ -31,7 +31,7 @@ class Facts:
     def unready(self):
         return self.why
 
-    def state(self):
+    async def state(self):
         return {"calls": [], "odd": {1, 2}.__class__}
 
     def status(self):
@@ -93,7 +93,7 @@ async def test_calls_are_counted():
         for path in (b"/http/f/", b"/http/f/", b"/nowhere"):
             writer.write(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % path)
             await read_reply(reader)
-        text = door.metrics.render().decode()
+        text = (await door.metrics.render()).decode()
         for line in (
             'kindling_calls_total{class="2xx",function="f"} 2.0',
             'kindling_call_duration_seconds_count{function="f"} 2.0',
@@ -110,32 +110,34 @@ async def test_gauges_counters_and_histograms_of_other_rooms():
     metrics.gauge("a_gauge", "text", lambda: 2.5)
     metrics.counter("a_count", "text", lambda: {("x",): 1.0, ("y",): 2.0}, labels=["kind"])
     metrics.histogram("a_time", "text", ["kind"]).labels("x").observe(0.01)
-    text = metrics.render().decode()
+    text = (await metrics.render()).decode()
     assert "a_gauge 2.5" in text
     assert 'a_count_total{kind="y"} 2.0' in text
     assert 'a_time_count{kind="x"} 1.0' in text
 
 
-def lag_in(metrics):
+async def lag_in(metrics):
     """The loop's lag as a scrape shows it."""
-    (line,) = re.findall(rb"^kindling_loop_lag_seconds (.*)$", metrics.render(), re.MULTILINE)
+    (line,) = re.findall(
+        rb"^kindling_loop_lag_seconds (.*)$", (await metrics.render()), re.MULTILINE
+    )
     return float(line)
 
 
 async def test_a_blocked_loop_does_not_show_in_the_metrics():
     metrics = AgentMetrics()
-    assert lag_in(metrics) == 0.0
+    assert await lag_in(metrics) == 0.0
     metrics.lag.start()
     blocked_s = 3 * LAG_PERIOD_S
     time.sleep(blocked_s)  # sleeps: this is what a blocked loop is
     # A timer was due within one period; until the loop has run it, it is as late as it is by now.
-    assert lag_in(metrics) >= blocked_s - LAG_PERIOD_S
+    assert await lag_in(metrics) >= blocked_s - LAG_PERIOD_S
     ticked = asyncio.Event()
     asyncio.get_running_loop().call_later(LAG_PERIOD_S, ticked.set)
     await ticked.wait()
     metrics.lag.stop()
     for _ in range(2):  # a reader takes nothing away from the next one
-        assert lag_in(metrics) >= blocked_s - LAG_PERIOD_S
+        assert await lag_in(metrics) >= blocked_s - LAG_PERIOD_S
 
 
 async def test_an_old_lag_is_forgotten_in_the_end(monkeypatch):

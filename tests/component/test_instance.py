@@ -54,7 +54,7 @@ async def test_a_start_is_itemised_and_the_items_add_up(house):
     assert sum(cold.phases().values()) == pytest.approx(cold.total_ms, rel=0.02, abs=0.5)
     assert cold.cached == ("image",)
     assert len(instance.endpoint.idle) == 1
-    assert [record.state for record in house.files.load()[0]] == ["ready"]
+    assert [record.state for record in list(house.files.each())] == ["ready"]
     assert house.left_states == ["creating", "starting", "initializing"]
     await instance.stop(grace_s=0.0)
     assert over(house, instance) == {}
@@ -336,10 +336,10 @@ async def test_a_successor_sees_that_it_is_being_stopped(house):
     house.points.hang["signal"] = gate = asyncio.Event()
     stop = spawn("stop", instance.stop())
     await house.points.reached("signal")
-    assert [record.state for record in house.files.load()[0]] == ["stopping"]
+    assert [record.state for record in list(house.files.each())] == ["stopping"]
     gate.set()
     await stop
-    assert house.files.load()[0] == []
+    assert list(house.files.each()) == []
 
 
 async def test_a_record_that_cannot_be_written_holds_no_end_up(house, monkeypatch):

@@ -389,7 +389,7 @@ async def test_a_job_whose_caller_waits_here_ends_here_also_after_a_hand_over(ho
     waiting = spawn("caller", run.wait(to_the_end=True))
     await turns()
     hand_over(house.fleet, house.jobs.kept())
-    [record] = house.files.load()[0]
+    [record] = list(house.files.each())
     assert (record.kept, record.owner) == (True, house.ledger.generation)
     assert not container.detached
     assert unsettled(house.fleet) == 1
@@ -405,12 +405,12 @@ async def test_a_job_that_starts_across_a_hand_over_is_left_to_the_next_worker(h
     run = await begun(house, job(house))
     await until(lambda: house.builder.alive)
     hand_over(house.fleet, house.jobs.kept())
-    [record] = house.files.load()[0]
+    [record] = list(house.files.each())
     assert (record.state, record.kept) == ("creating", False)
     gate.set()
     async with asyncio.timeout(5):
         await run.started
-    [record] = house.files.load()[0]
+    [record] = list(house.files.each())
     assert record.state == "ready"
     assert house.saved["j-1"].state == "Running"
     assert unsettled(house.fleet) == 0

@@ -76,7 +76,7 @@ async def test_of_all_logs_the_largest_gives_way():
     assert logs.dropped() == {("log_bytes",): 0, ("logs_bytes",): dropped}
     metrics = AgentMetrics()
     logs.report_to(metrics)
-    text = metrics.render().decode()
+    text = (await metrics.render()).decode()
     assert f'kindling_log_lines_dropped_total{{limit="logs_bytes"}} {dropped}.0' in text
     assert f"kindling_log_bytes {logs.budget.held}.0" in text
 

@@ -59,7 +59,7 @@ async def following(node, before):
     begun = []
 
     def begin():
-        records = node.reconciler._records
+        records = node.reconciler._files.some
         begun.append(spawn("follow", node.reconciler.others.follow(records)))
 
     yield begin

@@ -27,27 +27,34 @@ RECORD = InstanceRecord(
 )
 
 
+def loaded(files):
+    """All records and all damaged files, in order."""
+    found = list(files.each())
+    records = [one for one in found if isinstance(one, InstanceRecord)]
+    return records, [one for one in found if not isinstance(one, InstanceRecord)]
+
+
 def test_records_come_back_as_they_were(tmp_path):
     files = InstanceFiles(tmp_path / "instances")
     cold = replace(RECORD, id="g-1", cold_start=ColdStart(12.5, create_ms=3.0, cached=("image",)))
     for record in (RECORD, cold):
         files.save(record)
-    assert InstanceFiles(tmp_path / "instances").load() == ([RECORD, cold], [])
+    assert loaded(InstanceFiles(tmp_path / "instances")) == ([RECORD, cold], [])
 
 
 def test_a_record_is_replaced_whole_and_removed_twice(tmp_path):
     files = InstanceFiles(tmp_path)
     files.save(RECORD)
     files.save(replace(RECORD, state="draining"))
-    assert [r.state for r in files.load()[0]] == ["draining"]
+    assert [r.state for r in loaded(files)[0]] == ["draining"]
     files.remove(RECORD.id)
     files.remove(RECORD.id)
-    assert files.load() == ([], [])
+    assert loaded(files) == ([], [])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_directory_is_no_records(tmp_path):
-    assert InstanceFiles(tmp_path / "none").load() == ([], [])
+    assert loaded(InstanceFiles(tmp_path / "none")) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -69,7 +76,7 @@ def test_a_file_that_is_no_record_is_told_and_left(tmp_path, junk):
     files = InstanceFiles(tmp_path)
     files.save(RECORD)
     (tmp_path / "x.json").write_bytes(junk)
-    records, damaged = files.load()
+    records, damaged = loaded(files)
     assert records == [RECORD]
     assert [d.path.name for d in damaged] == ["x.json"]
     assert damaged[0].reason
@@ -79,7 +86,7 @@ def test_a_file_that_is_no_record_is_told_and_left(tmp_path, junk):
 def test_a_half_written_record_does_not_count_and_is_removed_on_demand_only(tmp_path):
     files = InstanceFiles(tmp_path)
     (tmp_path / "x.tmp").write_bytes(b'{"id"')
-    assert files.load() == ([], [])
+    assert loaded(files) == ([], [])
     assert (tmp_path / "x.tmp").exists(), "another worker may be writing it"
     files.remove_drafts()
     assert not (tmp_path / "x.tmp").exists()

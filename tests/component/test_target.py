@@ -382,7 +382,7 @@ async def test_starts_that_waited_for_a_pull_count_their_own_wait_and_its_bytes_
         meters = target.report(caller.lease).meters
         assert meters.pull_s == caller.lease.cold_start.pull_ms / 1000
         assert meters.pull_gb_s == pytest.approx(meters.pull_s / 2)
-    kept = [record.cold_start.bytes_pulled for record in house.files.load()[0]]
+    kept = [record.cold_start.bytes_pulled for record in house.files.each()]
     assert sorted(kept) == [0, 600]
     await gone(house, target)
 

@@ -314,12 +314,12 @@ async def test_a_start_under_way_at_a_hand_over_goes_on_and_serves_who_waits_her
     caller = house.wait(target)
     assert await starts_have_slots(house.fleet, 5)
     hand_over(house.fleet, kept=())
-    [record] = house.files.load()[0]
+    [record] = list(house.files.each())
     assert (record.state, record.owner) == ("creating", house.ledger.generation)
     assert unsettled(house.fleet) == 1
     gate.set()
     lease = await caller.answer()
-    await until(lambda: house.files.load()[0][0].state == "ready")
+    await until(lambda: next(house.files.each()).state == "ready")
     assert container_of(house, lease).detached
     assert house.ledger.row(1).inflight == 1, "before the next worker could see it as free"
     assert unsettled(house.fleet) == 0
@@ -384,7 +384,7 @@ async def test_a_draining_instance_is_its_workers_own_by_its_record(house):
     lease = await house.lease(target)
     [member] = target.pool.members
     target.scaling.retire(member)
-    [record] = house.files.load()[0]
+    [record] = list(house.files.each())
     assert (record.state, record.owner) == ("draining", house.ledger.generation)
     hand_over(house.fleet, kept=())
     assert unsettled(house.fleet) == 1

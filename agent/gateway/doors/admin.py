@@ -32,7 +32,7 @@ class AdminFacts(Protocol):
     def unready(self) -> str | None:
         """Return None when calls are served, else why not, in one sentence."""
 
-    def state(self) -> dict[str, Any]:
+    async def state(self) -> dict[str, Any]:
         """Return what /debug/state shows; anything unknown to JSON is shown as text."""
 
     def status(self) -> list[tuple[str, str]]:
@@ -83,10 +83,11 @@ class AdminDoor:
         return web.Response(text=f"{unready or 'ready'}\n", status=503 if unready else 200)
 
     async def _render(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.render(), headers={"Content-Type": _METRICS_TYPE})
+        text = await self._metrics.render()
+        return web.Response(body=text, headers={"Content-Type": _METRICS_TYPE})
 
     async def _state(self, _: web.Request) -> web.Response:
-        text = json.dumps(self._facts.state(), indent=2, default=str)
+        text = json.dumps(await self._facts.state(), indent=2, default=str)
         return web.Response(text=text + "\n", content_type="application/json")
 
     async def _page(self, _: web.Request) -> web.Response:
