@@ -136,7 +136,11 @@ def appended(module: str, text: str) -> Change:
 
 
 def without(module: str) -> Change:
-    return lambda package: (package / module).unlink()
+    def change(package: Path) -> None:
+        for form in package.glob(f"{module}.*"):  # the source, and what was compiled of it
+            form.unlink()
+
+    return change
 
 
 BROKEN: dict[str, tuple[Change, str]] = {
@@ -145,7 +149,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
         "the new worker: RuntimeError: this release is broken",
     ),
     "lacks a module": (
-        without("gateway/doors/server.py"),
+        without("gateway/doors/server"),
         "No module named 'agent.gateway.doors.server'",
     ),
     "is no Python where the worker begins": (
