@@ -26,7 +26,8 @@ from typing import Any
 
 import uvloop
 
-from agent.aio import cyclic, stacks
+from agent.aio import stacks
+from agent.aio.cyclic import Searches
 from agent.aio.tasks import spawn, stop
 from agent.app_parts import Kept, Machine, Services, Serving, Telemetry
 from agent.calls.job import JobRunner
@@ -108,6 +109,8 @@ class App:
         self._asked = asyncio.Event()
         self._mode = NodeMode()
         self._stopping: int | None = None
+        self._searches = Searches()
+        self._searches.begin()
 
     async def run(self, sockets: Mapping[str, socket.socket]) -> None:
         """Prepare, take over when told, serve until a signal or the next worker, stop."""
@@ -328,7 +331,7 @@ class App:
         engines = services.parts.containerd.lazy
         files = [spawn(f"credentials of {one.name}", one.credentials.run()) for one in engines]
         gateway = services.gateway
-        searching = cyclic.search_now_and_then(lambda: not gateway.calls_running)
+        searching = self._searches.now_and_then(lambda: not gateway.calls_running)
         rings = spawn("cyclic garbage", searching)
         self._undo.push_async_callback(stop, timer, cycle, collecting, lost, rings, *files)
         return cycle, collecting
@@ -441,7 +444,6 @@ def main() -> int:
         sock.setblocking(False)
 
     async def work() -> int:
-        cyclic.search_in_parts()
         supervisor = SupervisorPipes.from_environment()
         try:
             await App(config, supervisor).run(sockets)

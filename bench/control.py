@@ -282,10 +282,11 @@ def report(
     quiet_hold = _hold(probed[QUIET])
     holds = {name: _hold(probed[name]) for name in asked}
     longest = max(holds, key=lambda name: holds[name])
+    beyond = max(0.0, holds[longest] - quiet_hold)
     goals = [
         Goal(f"warm p99 under {worst} / quiet", ratios[worst].of_medians, WORSE),
         Goal(f"warm p99 under {worst} / quiet (final)", ratios[worst].of_medians, AIM),
-        Goal(f"longest hold of the loop, ms: {longest}", holds[longest], HOLD_MS),
+        Goal(f"longest hold beyond a quiet one, ms: {longest}", beyond, HOLD_MS),
     ]
     figures = {
         "functions": count,

@@ -354,3 +354,4 @@ class FunctionTarget:
         why = Failure(FailureKind.DRAINING, "the function is being removed")
         self._refuse(self.pool.close(), why)
         await self.scaling.stop(grace_s=grace_s)
+        self.scaling.forget_answers()

@@ -304,6 +304,10 @@ class Scaling(Generic[W]):
         if tasks:
             await asyncio.wait(tasks)
 
+    def forget_answers(self) -> None:
+        """Tell nobody anything any more, once stopped: else both would hold each other for ever."""
+        self._served = self._refused = _nobody
+
     def _hasten(self, end: End, grace_s: float | None) -> None:
         if grace_s is None:
             return
@@ -312,6 +316,10 @@ class Scaling(Generic[W]):
         instance = end.member.instance
         if instance.state is State.STOPPING:
             launch(f"hasten {instance.id}", instance.stop(grace_s=grace_s))
+
+
+def _nobody(*_: object) -> None:
+    """Hear what a version says that is gone."""
 
 
 def _why(error: AgentError) -> Failure:

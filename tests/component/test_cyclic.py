@@ -9,14 +9,15 @@ import pytest
 
 BEFORE = """
 import gc, weakref
-from agent.aio import cyclic
+from agent.aio.cyclic import Searches
 
 class Ring:
     def __init__(self):
         self.me = self
 
-cyclic.search_in_parts()
-cyclic.search_in_parts()
+searches = Searches()
+searches.begin()
+searches.begin()
 held = [[n] for n in range(200_000)]
 """
 CASES = {
@@ -37,8 +38,9 @@ seen = weakref.ref(old)
 del old
 gc.collect()
 assert seen() is not None, "it was not set aside: this shows nothing"
-assert cyclic.search_everything() > 0
+assert searches.everything() > 0
 assert seen() is None
+assert searches.whole == 0
 assert gc.get_freeze_count() > 250_000
 """,
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
+from agent.calls.target import FunctionTarget
 from agent.core.instance import State
 from agent.errors import FunctionFailed, RuntimeUnavailable
 from agent.instances.handover import hand_over, starts_have_slots, unsettled
@@ -464,3 +466,21 @@ async def test_an_end_that_cannot_be_noted_is_still_an_orderly_one(house):
     id = lease.endpoint.id
     assert house.did == [("hook", "/pre-stop"), ("signal 15", id), ("destroy", id)]
     assert house.held() == {}
+
+
+async def test_a_version_that_was_removed_goes_without_a_search_for_garbage(house):
+    gc.collect()
+    gc.disable()
+    try:
+        target = house.target("gone", scaling={"min": 1})
+        target.tick(house.now())
+        pool = target.pool
+        await until(lambda: pool.ready_count == 1)
+        await target.stop(grace_s=0.0)
+        house.logs.drop("gone")
+        del target
+        await turns()
+        left = [one for one in gc.get_objects() if type(one) is FunctionTarget]
+        assert not [one for one in left if one.version.name == "gone"]
+    finally:
+        gc.enable()
