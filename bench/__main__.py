@@ -25,6 +25,7 @@ ALONE = Path("/run/lock/kindling-tests.lock")  # no test session beside a bench,
 NAMES = {
     "cold": "bench.cold",
     "density": "bench.density",
+    "frozen": "bench.frozen",
     "gateway": "bench.warm_gateway",
     "pull": "bench.pull",
     "warm": "bench.warm_agent",
