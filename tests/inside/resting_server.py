@@ -7,8 +7,8 @@ a connection that nobody used for IDLE_S, and does what the path says.
 import base64
 import hashlib
 import json
+import os
 import signal
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,9 +68,10 @@ class Function(BaseHTTPRequestHandler):
 
     def do_POST(self):
         """Count one."""
-        self.rfile.read(int(self.headers["Content-Length"]))
-        seen["posts"] += 1
-        self.answer()
+        length = int(self.headers["Content-Length"])
+        if len(self.rfile.read(length)) == length:
+            seen["posts"] += 1
+            self.answer()
 
     def answer(self):
         """Tell everything."""
@@ -112,7 +113,7 @@ def main():
 
     def terminated(*_):
         print("terminated", flush=True)
-        sys.exit(0)
+        os._exit(0)  # beside threads that write, an orderly exit may abort
 
     signal.signal(signal.SIGTERM, terminated)
     threading.Thread(target=tick, daemon=True).start()
