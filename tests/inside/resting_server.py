@@ -24,7 +24,7 @@ def tick():
     """Count, and note how late a timer ever was."""
     before = time.monotonic()
     while True:
-        time.sleep(TICK_S)
+        time.sleep(TICK_S)  # sleeps: the tick
         now = time.monotonic()
         seen["longest_gap_s"] = max(seen["longest_gap_s"], now - before)
         seen["ticks"] += 1
@@ -59,7 +59,7 @@ class Function(BaseHTTPRequestHandler):
             return
         if url.path == "/pre-freeze":
             seen["hooks"] += 1
-            time.sleep(seen["hook_s"])
+            time.sleep(seen["hook_s"])  # sleeps: a slow hook
         elif url.path == "/slow-hook":
             seen["hook_s"] = float(asked["s"])
         elif url.path == "/flood":
@@ -90,7 +90,7 @@ class Function(BaseHTTPRequestHandler):
         while time.monotonic() < end:
             piece = f"{seen['ticks']}\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-            time.sleep(TICK_S)
+            time.sleep(TICK_S)  # sleeps: a stream that takes its time
         self.wfile.write(b"0\r\n\r\n")
 
     def socket(self):
