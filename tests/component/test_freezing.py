@@ -8,8 +8,11 @@ import pytest
 
 from agent.core.instance import State
 from agent.instances.handover import hand_over
+from agent.node.facts import Watcher
 from agent.node.local import _instance_view
 from agent.store.ledger import Ledger
+from agent.telemetry.events import Events
+from agent.telemetry.metrics import AgentMetrics
 from tests.component.function_house import Caller, House, call, container_of, gone, turns, until
 from tests.component.reconcile_house import Node
 
@@ -366,3 +369,23 @@ async def test_none_is_frozen_while_a_call_of_another_worker_is_on_it(house):
     assert container_of(house, lease).id == instance.id
     assert member.instance is not instance
     await gone(house, successor)
+
+
+async def test_metrics_count_what_stands_still_and_how_often_that_began(house):
+    metrics, events = AgentMetrics(), Events()
+    watcher = Watcher(metrics, events)
+    watcher.count_frozen(house.fleet)
+    target = house.target(scaling=COLD)
+    instance = await used(house, target)
+    rest(house)
+    await used(house, target)
+    rest(house)
+    page = metrics.render().decode()
+    assert "kindling_instances_frozen 1.0" in page
+    assert "kindling_instance_freezes_total 2.0" in page
+    watcher.instance_frozen(instance)
+    happening = events.watch("", frozenset())
+    watcher.instance_frozen(instance)
+    event = await anext(happening)
+    assert (event.type, event.subject.instance) == ("InstanceFrozen", instance.id)
+    await gone(house, target)
