@@ -298,7 +298,7 @@ class FunctionTarget:
         for waiter in waiters:
             cold = member.instance.cold_start if waiter is cause else None
             waiter.granted(self._lease(member, now, waiter, cold))
-        if not member.inflight and member.instance.freeze_after_s is not None:
+        if not member.inflight and member.instance.freeze_after_s:  # 0: after a call only
             self._fleet.freezing.rests(member)
 
     def _refuse(self, waiters: list[Waiter], failure: Failure) -> None:

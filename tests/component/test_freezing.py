@@ -84,12 +84,15 @@ async def test_after_each_call_freezes_by_itself(house):
     await gone(house, target)
 
 
-async def test_an_instance_that_nobody_has_called_yet_is_frozen_as_well(house):
-    target = house.target(scaling={**COLD, "min": 1})
+@pytest.mark.parametrize(("after_ms", "frozen"), [(0, 0), (1, 1), (REST_S * 1000, 1)])
+async def test_one_that_nobody_has_called_yet_is_frozen_unless_it_is_after_each_call(
+    house, after_ms, frozen
+):
+    target = house.target(scaling={"freeze_after_ms": after_ms, "min": 1})
     target.scaling.scale(house.fleet.now())
     await until(lambda: target.pool.ready_count)
     rest(house)
-    assert len(house.cold) == 1
+    assert len(house.cold) == frozen
     await gone(house, target)
 
 
