@@ -66,7 +66,7 @@ class Freezing:
         """Freeze nobody any more, and break hooks off."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer, self._wakes_at = None, -inf
+        self._timer, self._wakes_at = None, -inf  # nobody wakes it again
         await stop(*self._hooked.values())
 
     def _wake_at(self, at: float) -> None:
