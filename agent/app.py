@@ -53,6 +53,7 @@ from agent.instances.admission import Admission, Bounds
 from agent.instances.capacity_queue import CapacityQueue
 from agent.instances.eviction import Eviction, Retire
 from agent.instances.fleet import Fleet
+from agent.instances.freezing import Freezing
 from agent.instances.handover import hand_over, starts_have_slots, unsettled
 from agent.instances.permits import StartPermits
 from agent.instances.ports import InstancePorts
@@ -307,7 +308,11 @@ class App:
         admission = Admission(bounds, ports, room, (watcher, catalog.image_use))
         eviction = Eviction(admission, room, self._mode, now, idle)
         permits = StartPermits(config.runtime.parallel_starts)
-        return Fleet(now, self._mode, admission, eviction, Timer(now), permits)
+        freezing = Freezing(now, self._mode, watcher.instance_frozen)
+        self._undo.push_async_callback(freezing.close)
+        fleet = Fleet(now, self._mode, admission, eviction, Timer(now), freezing, permits)
+        watcher.count_frozen(fleet)
+        return fleet
 
     async def _recover(self, machine: Machine, services: Services) -> None:
         reconciler, builder = services.reconciler, machine.builder

@@ -27,6 +27,7 @@ NAMES = {
     "cold": "bench.cold",
     "control": "bench.control",
     "density": "bench.density",
+    "frozen": "bench.frozen",
     "gateway": "bench.warm_gateway",
     "pull": "bench.pull",
     "warm": "bench.warm_agent",

@@ -43,7 +43,11 @@ def run(options: Options) -> Report:
         before, free_before = weigh(node.NODE), available_kb()
         mark = time.perf_counter()
         kindling.deploy(
-            NAME, wait=True, memory_mb=128, concurrency=100, scaling={"min": count, "max": count}
+            NAME,
+            wait=True,
+            memory_mb=128,
+            concurrency=100,
+            scaling={"min": count, "max": count, "freeze_after_ms": -1},
         )
         start_s = time.perf_counter() - mark
         ready = Counter(kindling.states().values())["READY"]

@@ -131,6 +131,8 @@ class FunctionTarget:
         self, member: Member[Instance], now: float, waiter: Waiter, cold: ColdStart | None = None
     ) -> Lease:
         instance = member.instance
+        if instance.frozen:
+            instance.thaw()
         instance.calls.begin()
         lease = PoolLease(member, now, cold)
         instance.meter.begin(lease, now)
@@ -183,6 +185,8 @@ class FunctionTarget:
         if waiter is None:
             if member.stage is not Stage.READY:
                 self.scaling.left(member)
+            elif not member.inflight and member.instance.freeze_after_s is not None:
+                self._fleet.freezing.rests(member)
             return None
         self._causing.pop(waiter, None)
         return waiter, self._lease(member, now, waiter)
@@ -294,6 +298,8 @@ class FunctionTarget:
         for waiter in waiters:
             cold = member.instance.cold_start if waiter is cause else None
             waiter.granted(self._lease(member, now, waiter, cold))
+        if not member.inflight and member.instance.freeze_after_s:  # 0: after a call only
+            self._fleet.freezing.rests(member)
 
     def _refuse(self, waiters: list[Waiter], failure: Failure) -> None:
         for waiter in waiters:

@@ -18,6 +18,7 @@ from agent.rootless.cgroup import CgroupLayout, processes
 _READ_BYTES = 4096
 # A file of one number: 20 digits and a newline.
 _NUMBER_BYTES = 32
+_V1_COLD = (b"FROZEN", b"FREEZING")
 
 
 class InstanceCgroup:
@@ -66,7 +67,11 @@ class InstanceCgroup:
         if self._layout.version == 2:
             return b"frozen 1" in self._read("", "cgroup.events")
         # Reading moves v1 on from FREEZING to FROZEN (freezer-subsystem.rst).
-        return self._read("freezer", "freezer.state").strip() == b"FROZEN"
+        return self._freezer_says() == b"FROZEN"
+
+    def is_told_to_freeze(self) -> bool:
+        """Return whether it was told to stand still, by whichever worker, and not thawed since."""
+        return self._freezer_says() in ((b"1",) if self._layout.version == 2 else _V1_COLD)
 
     def kill(self) -> int:
         """Thaw it and kill every process in it; return how many were signalled."""
@@ -114,17 +119,23 @@ class InstanceCgroup:
         self._descriptors[file] = descriptor
         return descriptor
 
-    def _write_freezer(self, *, frozen: bool) -> bool:
-        if self._layout.version == 2:
-            controller, file, content = "", "cgroup.freeze", b"1" if frozen else b"0"
-        else:
-            controller, file = "freezer", "freezer.state"
-            content = b"FROZEN" if frozen else b"THAWED"
+    def _freezer(self) -> int:
+        """Return the freezer file's descriptor, kept, because a call may wait for the thaw."""
+        v2 = self._layout.version == 2
+        controller, file = ("", "cgroup.freeze") if v2 else ("freezer", "freezer.state")
+        descriptor = self._descriptors.get(file)
+        return self._open(controller, file, os.O_RDWR) if descriptor is None else descriptor
+
+    def _freezer_says(self) -> bytes:
         try:
-            descriptor = self._descriptors.get(file)
-            if descriptor is None:
-                descriptor = self._open(controller, file, os.O_RDWR)
-            os.pwrite(descriptor, content, 0)
+            return os.pread(self._freezer(), _NUMBER_BYTES, 0).strip()
+        except (OSError, KeyError):
+            return b""
+
+    def _write_freezer(self, *, frozen: bool) -> bool:
+        words = (b"0", b"1") if self._layout.version == 2 else (b"THAWED", b"FROZEN")
+        try:
+            os.pwrite(self._freezer(), words[frozen], 0)
         except (OSError, KeyError):
             return False
         return True

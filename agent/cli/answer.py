@@ -116,10 +116,9 @@ def spec(message: pb.FunctionSpec) -> Json:
     """Return a spec as its TOML would have it."""
     from google.protobuf.json_format import MessageToDict
 
-    values: Json = MessageToDict(message, preserving_proto_field_name=True)
-    if values.get("egress") in (["all"], ["none"]):
-        values["egress"] = values["egress"][0]
-    return values
+    from agent.model.spec_wire import from_wire
+
+    return from_wire(MessageToDict(message, preserving_proto_field_name=True))
 
 
 def instance(message: pb.Instance) -> Json:

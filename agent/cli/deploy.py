@@ -104,11 +104,10 @@ def spec_message(values: Mapping[str, Any]) -> pb.FunctionSpec:
 
     from agent._pb.worker.v1 import worker_pb2
     from agent.model.spec_parse import parse_spec
+    from agent.model.spec_wire import for_wire
 
     parse_spec(values)
-    sent = dict(values)
-    if isinstance(sent.get("egress"), str):
-        sent["egress"] = [sent["egress"]]
+    sent = for_wire(dict(values))
     if isinstance(sent.get("init"), bool):
         sent["init"] = str(sent["init"]).lower()
     for field in ("env", "labels"):

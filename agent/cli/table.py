@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import click
 
-GREEN = frozenset({"READY", "Ready", "Succeeded"})
+GREEN = frozenset({"FROZEN", "READY", "Ready", "Succeeded"})
 RED = frozenset({"FAILED", "Failed"})
 _BAR_WIDTH = 40
 

@@ -25,6 +25,7 @@ from agent.model.failure import Failure
 from agent.model.records import CallRecord, ColdStart, FunctionVersion, Meters
 from agent.model.spec import FunctionSpec, public
 from agent.model.spec_parse import parse_spec
+from agent.model.spec_wire import for_wire, from_wire
 
 # A spec of either size takes some 5 ms to check, during which no call is served.
 SPEC_BYTES = 1 << 20
@@ -62,18 +63,12 @@ def check_size(message: pb.FunctionSpec) -> None:
 
 def spec_values(message: pb.FunctionSpec) -> dict[str, Any]:
     """Return the fields that are set, named and shaped as in TOML."""
-    values: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
-    if values.get("egress") in (["all"], ["none"]):
-        values["egress"] = values["egress"][0]
-    return values
+    return from_wire(MessageToDict(message, preserving_proto_field_name=True))
 
 
 def spec_to_proto(spec: FunctionSpec) -> pb.FunctionSpec:
     """Return the whole spec without the values of secrets and without credentials."""
-    values: dict[str, Any] = public(spec)
-    if isinstance(values["egress"], str):
-        values["egress"] = [values["egress"]]
-    return pb.FunctionSpec(**values)
+    return pb.FunctionSpec(**for_wire(public(spec)))
 
 
 def unknown_fields(message: Message, path: str = "") -> list[str]:

@@ -25,7 +25,7 @@ from agent.telemetry.logs import LogLine
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """One instance. `state` is a name of the table in core/instance.py, such as READY."""
+    """One instance. `state` is a name of the table in core/instance.py, or FROZEN for READY."""
 
     id: str
     function: str

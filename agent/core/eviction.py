@@ -1,7 +1,8 @@
 """Which idle instances give way when one of another function finds no room on the node.
 
-As few as are enough, the longest idle first, and nobody in vain. Who is idle beyond its function's
-minimum is `agent/core/pool.py`'s to say; ending them is `agent/instances/eviction.py`'s.
+As few as are enough, frozen ones first, then the longest idle, and nobody in vain. Who is idle
+beyond its function's minimum is `agent/core/pool.py`'s to say; ending them is
+`agent/instances/eviction.py`'s.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Idle(Generic[T]):
     since: float
     memory_bytes: int
     disk_mb: int
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def choose_victims(need: Need, idle: Iterable[Idle[T]]) -> list[T]:
         fitting = list(idle)
     else:
         return []
-    fitting.sort(key=lambda one: one.since)
+    fitting.sort(key=lambda one: (not one.frozen, one.since))
     short_bytes = need.short_bytes if need.reason == "memory" else 0
     chosen: list[T] = []
     for one in fitting:

@@ -63,9 +63,7 @@ MB = 1 << 20
 UNUSED = (
     "health_check",
     "scaling.standby",
-    "scaling.freeze_after_ms",
     "async_calls",
-    "hooks.pre_freeze",
 )
 
 

@@ -38,11 +38,15 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What is taken of the node: instances that hold slots, and their memory limits' sum."""
+    """What is taken of the node: instances that hold slots, and their limits' sums.
+
+    The frozen among them take memory and no CPU.
+    """
 
     instances: int
     memory_bytes: int
     cpu_millis: int
+    frozen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,9 @@ class Admission:
     @property
     def use(self) -> Use:
         """What is taken now."""
-        return Use(len(self.instances), self._memory_taken, self._cpu_taken)
+        frozen = [one for one in self.instances.values() if one.frozen]
+        cpu_millis = self._cpu_taken - sum(one.version.spec.cpu_millis for one in frozen)
+        return Use(len(self.instances), self._memory_taken, cpu_millis, len(frozen))
 
     def new_instance(
         self, version: FunctionVersion, contract: Contract, out: FunctionLog

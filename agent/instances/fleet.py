@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from agent.core.mode import NodeMode
 from agent.instances.admission import Admission
 from agent.instances.eviction import Eviction
+from agent.instances.freezing import Freezing
 from agent.instances.permits import StartPermits
 from agent.instances.timer import Timer
 
@@ -24,4 +25,5 @@ class Fleet:
     admission: Admission
     eviction: Eviction
     timer: Timer
+    freezing: Freezing
     permits: StartPermits

@@ -18,8 +18,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.aio.deadline import ShrinkingDeadline
-from agent.aio.tasks import finish, spawn
-from agent.contracts.base import Contract
+from agent.aio.tasks import finish, spawn, stop
+from agent.contracts.base import Contract, Hook
 from agent.core.instance import BEFORE_READY, Lifecycle, LifecycleEvent, State
 from agent.core.logtail import OutputLine
 from agent.core.metering import InstanceMeter
@@ -33,7 +33,7 @@ from agent.instances.ports import InstancePorts
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord
 from agent.sandbox.order import Laps, Order
-from agent.store.ledger import no_row
+from agent.store.ledger import Row, no_row
 from agent.telemetry.logs import FunctionLog, LogLine, Stream
 
 if TYPE_CHECKING:
@@ -75,6 +75,13 @@ class Instance:
         self._cutoff = ShrinkingDeadline()
         self.handed_over = False
         """Whether another worker has it: it started it, or was left it."""
+        after_ms = version.spec.scaling.freeze_after_ms
+        self.freeze_after_s = after_ms / 1000 if after_ms >= 0 else None
+        """How long it rests before it is frozen; None: never."""
+        self.frozen = False
+        """Whether it was told to stand still; a kind of READY (DECISIONS 75)."""
+        self.was_frozen = False
+        self._hooking: asyncio.Task[None] | None = None
         self._kept = False
         self._end: asyncio.Task[None] | None = None
 
@@ -219,6 +226,39 @@ class Instance:
         self.endpoint.address = container.address
         self.calls = self._ports.row(container.slot.number)
 
+    # -- at rest
+
+    def before_freeze(self, hook: Hook) -> asyncio.Task[None]:
+        """Make the pre-freeze hook's request, in a task that ends with it or with the instance.
+
+        It counts as a call in the ledger: another worker neither freezes nor calls into it.
+        """
+        self._hooking = spawn(f"pre-freeze hook of {self.id}", self._run_hook(hook, self.calls))
+        return self._hooking
+
+    async def _run_hook(self, hook: Hook, calls: Row) -> None:
+        calls.begin()
+        try:
+            await self._hooks.run(hook)
+        finally:
+            if self.calls is calls:  # else it is another instance's by now
+                calls.end()
+
+    def freeze(self) -> bool:
+        """Let its processes stand still, while no call is on it; False where that cannot be."""
+        if self.state is not State.READY or self.handed_over or self.container is None:
+            return False
+        if not self.container.exited and not self.frozen:
+            self.frozen = self.container.cgroup.freeze()
+        return self.frozen
+
+    def thaw(self) -> None:
+        """Let them go on, before anything is asked of it: one write on a kept descriptor."""
+        self.frozen = False
+        self.endpoint.keeping.thawed_at = asyncio.get_running_loop().time()
+        if self.container is not None and not self.container.cgroup.thaw():
+            log.warning("%s cannot be thawed: its control group is gone", self.id)
+
     # -- down
 
     async def stop(
@@ -241,6 +281,9 @@ class Instance:
     async def _run_end(self, grace_s: float | None, event: LifecycleEvent) -> None:
         hooked = self.state in (State.READY, State.DRAINING)
         self._happened(event)
+        if self.frozen:  # it hears neither the hook nor TERM, and on v1 not even KILL
+            self.thaw()
+        await stop(self._hooking)
         try:
             self._disown()
             if self.container is not None and self.container.pid and not self.container.exited:
@@ -291,6 +334,8 @@ class Instance:
         if self.state is State.READY:
             self._happened(LifecycleEvent.DRAIN_BEGAN)
             if not self.handed_over:
+                if self.frozen:
+                    self.thaw()
                 self._disown()
 
     def hand_over(self) -> None:
@@ -337,6 +382,7 @@ class Instance:
         self.cold_start = record.cold_start
         self.created_ns = record.created_ns
         self._life = Lifecycle(asyncio.get_running_loop().time(), State.READY)
+        self.frozen = container.cgroup.is_told_to_freeze()  # the file knows, whoever wrote it
 
     async def explain_exit(self, kind: FailureKind, waited_s: float) -> Failure:
         """Say how the process ended; it has, or is about to. `waited_s` is the call's so far."""

@@ -28,7 +28,15 @@ LONGER: Final = 10
 class Keeping:
     """What is known of one instance."""
 
-    __slots__ = ("_announced_s", "_closed_s", "_found_open", "_kept_s", "_longest_s", "hot_s")
+    __slots__ = (
+        "_announced_s",
+        "_closed_s",
+        "_found_open",
+        "_kept_s",
+        "_longest_s",
+        "hot_s",
+        "thawed_at",
+    )
 
     def __init__(self) -> None:
         self._announced_s = 0.0
@@ -41,6 +49,8 @@ class Keeping:
         """How many were found open since."""
         self.hot_s = HOT_S
         """Up to here nothing needs to be asked."""
+        self.thawed_at = -math.inf
+        """When it could close again what it would have closed while it was frozen; loop time."""
 
     def __repr__(self) -> str:
         return f"<Keeping {self._kept_s:.3f} s, closes after {self._closed_s:.3f} s>"

@@ -213,7 +213,11 @@ class Scaling(Generic[W]):
         spec = self.version.spec
         return [
             Idle(
-                partial(self._give_way, member), member.idle_since, spec.memory_bytes, spec.disk_mb
+                partial(self._give_way, member),
+                member.idle_since,
+                spec.memory_bytes,
+                spec.disk_mb,
+                member.instance.frozen,
             )
             for member in self._pool.idle(now, 0.0)
         ]

@@ -67,8 +67,8 @@ class ContractLimits:
     stop_grace_s: float = 30.0
     idle_s: float = 300.0  # ours
     idle_preview_s: float = 300.0
-    freeze_after_ms: int | None = None
-    """None: instances are not frozen when idle."""
+    freeze_after_ms: int = -1
+    """-1: instances are not frozen when idle."""
     memory_advice: tuple[tuple[int, int], ...] = ()
     """(image below so many MB, memory above so many MB): a warning at deploy, first match."""
 
@@ -165,7 +165,7 @@ RANGES: dict[str, Range] = {
     "scaling.max": Range(1, 1023, 100),
     "scaling.standby": Range(0, 1023, 0),
     "scaling.idle_s": Range(0.1, 7 * 86400, 300),
-    "scaling.freeze_after_ms": Range(0, 86_400_000, 0),
+    "scaling.freeze_after_ms": Range(-1, 86_400_000, -1),
     "health_check.initial_delay_s": Range(0, 120, 0),
     "health_check.period_s": Range(1, 120, 3),
     "health_check.timeout_s": Range(0.1, 30, 1),

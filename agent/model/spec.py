@@ -40,13 +40,13 @@ class MountSpec(_Table):
 
 
 class ScalingSpec(_Table):
-    """How many instances there are. `freeze_after_ms` None: idle instances are not frozen."""
+    """How many instances there are. `freeze_after_ms` -1: idle ones are not frozen."""
 
     min: int
     max: int
     standby: int
     idle_s: float
-    freeze_after_ms: int | None
+    freeze_after_ms: int
 
 
 class HookSpec(_Table):

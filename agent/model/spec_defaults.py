@@ -58,7 +58,7 @@ def with_defaults(raw: Tree) -> Tree:
         filled["init"] = str(filled["init"]).lower()
     filled["env"] = _texts(raw.get("env", {}))
     filled["labels"] = _texts(raw.get("labels", {}))
-    filled["scaling"] = _scaling(raw.get("scaling", {}), limits, filled["environment"])
+    filled["scaling"] = _scaling(raw.get("scaling", {}), limits, filled)
     filled["hooks"] = _hooks(raw.get("hooks", {}))
     filled["async_calls"] = _ranged("async_calls", raw.get("async_calls", {}))
     if "health_check" in raw:
@@ -115,12 +115,13 @@ def _whole(path: str, value: float) -> float:
     return float(value) if path.endswith("_s") else int(value)
 
 
-def _scaling(table: Any, limits: ContractLimits, environment: object) -> Any:
+def _scaling(table: Any, limits: ContractLimits, spec: Tree) -> Any:
     filled = _ranged("scaling", table)
     if isinstance(filled, dict):
-        idle_s = limits.idle_preview_s if environment == "preview" else limits.idle_s
+        idle_s = limits.idle_preview_s if spec["environment"] == "preview" else limits.idle_s
         filled["idle_s"] = table.get("idle_s", idle_s)
-        filled["freeze_after_ms"] = table.get("freeze_after_ms", limits.freeze_after_ms)
+        freeze_after_ms = -1 if spec["kind"] == "job" else limits.freeze_after_ms
+        filled["freeze_after_ms"] = table.get("freeze_after_ms", freeze_after_ms)
     return filled
 
 

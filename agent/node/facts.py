@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from agent.aio.slices import Slices
 from agent.core.billing import gb_s
 from agent.core.instance import State
+from agent.instances.fleet import Fleet
 from agent.instances.instance import Instance
 from agent.model.failure import Failure
 from agent.model.records import Exit
@@ -83,6 +84,14 @@ class Watcher:
             lambda: self._pull_gb_s,
         )
 
+    def count_frozen(self, fleet: Fleet) -> None:
+        """Show how many instances stand still, and how often that began."""
+        admission, freezing = fleet.admission, fleet.freezing
+        text = "READY instances that stand still: they take memory and no CPU."
+        self._metrics.gauge("kindling_instances_frozen", text, lambda: admission.use.frozen)
+        text = "How often an instance was frozen."
+        self._metrics.counter("kindling_instance_freezes", text, lambda: freezing.count)
+
     def state_left(self, state: State, spent_s: float) -> None:
         """Note how long an instance was in the state it has left."""
         self._spent.labels(state.value).observe(spent_s)
@@ -100,6 +109,10 @@ class Watcher:
             self._phases.labels("total").observe(cold.total_ms / 1000)
         total_ms = cold.total_ms if cold is not None else 0.0
         self._events.add("InstanceReady", _subject(instance), f"ready after {total_ms:.1f} ms")
+
+    def instance_frozen(self, instance: Instance) -> None:
+        """Note that an instance was frozen for the first time; every time would fill the ring."""
+        self._events.add("InstanceFrozen", _subject(instance), "frozen until its next call")
 
     def instance_ended(self, instance: Instance, failure: Failure | None) -> None:
         """Note that an instance is gone."""
@@ -166,7 +179,7 @@ class NodeFactsView:
             ("node", parts.config.node.name),
             ("summary", parts.reconciler.sentence),
             ("functions", str(len(parts.catalog.functions()))),
-            ("instances", str(use.instances)),
+            ("instances", f"{use.instances}, {use.frozen} of them frozen"),
             ("memory", f"{use.memory_bytes // MB} of {most // MB} MB"),
             *(("completing", line) for line in parts.lazy.progress()),
         ]

@@ -354,7 +354,7 @@ def _instance_view(instance: Instance, inflight: int) -> InstanceView:
         id=instance.id,
         function=instance.version.name,
         version=instance.version.version,
-        state=instance.state.name,
+        state="FROZEN" if instance.frozen else instance.state.name,
         inflight=inflight,
         created_ns=instance.created_ns,
         cold_start=instance.cold_start,

@@ -23,6 +23,7 @@ from agent.instances.admission import Admission, Bounds
 from agent.instances.capacity_queue import CapacityQueue
 from agent.instances.eviction import Eviction
 from agent.instances.fleet import Fleet
+from agent.instances.freezing import Freezing
 from agent.instances.permits import StartPermits
 from agent.instances.ports import InstancePorts
 from agent.instances.timer import Timer
@@ -62,6 +63,33 @@ async def at_rest(figure, *, for_s=0.2):
     return now
 
 
+class FakeCgroup:
+    """Its freezer is the house's, as the kernel's outlives a worker."""
+
+    def __init__(self, house, id):
+        self.house = house
+        self.id = id
+
+    def cpu_ns(self):
+        return 3_000_000
+
+    def peak_bytes(self):
+        return 5 * MB
+
+    def freeze(self):
+        self.house.did.append(("freeze", self.id))
+        self.house.cold.add(self.id)
+        return True
+
+    def thaw(self):
+        self.house.did.append(("thaw", self.id))
+        self.house.cold.discard(self.id)
+        return True
+
+    def is_told_to_freeze(self):
+        return self.id in self.house.cold
+
+
 class FakeContainer:
     def __init__(self, house, id, number):
         self.house = house
@@ -74,7 +102,7 @@ class FakeContainer:
         self.exit = asyncio.get_running_loop().create_future()
         self.unread = asyncio.get_running_loop().create_future()
         self.output = SimpleNamespace(drain=lambda: None)
-        self.cgroup = SimpleNamespace(cpu_ns=lambda: 3_000_000, peak_bytes=lambda: 5 * MB)
+        self.cgroup = FakeCgroup(house, id)
         self.detached = False
         self.gone = False
 
@@ -210,9 +238,13 @@ class Told:
     def __init__(self):
         self.ready = []
         self.ended = []
+        self.frozen = []
 
     def instance_ready(self, instance):
         self.ready.append(instance.id)
+
+    def instance_frozen(self, instance):
+        self.frozen.append(instance.id)
 
     def instance_ended(self, instance, failure):
         self.ended.append((instance.id, failure.kind if failure else None))
@@ -261,6 +293,8 @@ class House:
         self.points = Points()
         self.path = path
         self.did = []
+        self.cold = set()
+        """The ids of what stands still."""
         self.sinks = {}
         self.answers = {}
         self.obeys_term = True
@@ -308,7 +342,9 @@ class House:
         admission = Admission(bounds, self.ports, room, (self.told,))
         eviction = Eviction(admission, room, self.mode, self.now, self._idle)
         permits = StartPermits(parallel)
-        return Fleet(self.now, self.mode, admission, eviction, Timer(self.now), permits)
+        self.freezing = Freezing(self.now, self.mode, self.told.instance_frozen)
+        timer = Timer(self.now)
+        return Fleet(self.now, self.mode, admission, eviction, timer, self.freezing, permits)
 
     def now(self):
         return time.monotonic() + self.skipped_s
@@ -320,6 +356,7 @@ class House:
         return self
 
     async def __aexit__(self, *_):
+        await self.freezing.close()
         for connection in self.connections:
             connection.close()
         self.server.close()

@@ -82,6 +82,26 @@ def test_freezing_writes_the_freezer_file(tree, tmp_path):
     instance.close()
 
 
+def test_who_looked_at_the_freezer_first_can_still_freeze_and_thaw(tree):
+    instance = tree.instance("hello-1")
+    assert not instance.is_frozen()
+    assert not instance.is_told_to_freeze()
+    assert instance.freeze()
+    assert instance.is_told_to_freeze()
+    assert instance.thaw()
+    assert not instance.is_told_to_freeze()
+    instance.close()
+
+
+def test_a_successor_finds_what_is_still_on_its_way_to_stand_still(tree, tmp_path):
+    (file,) = tmp_path.rglob({1: "freezer.state", 2: "cgroup.freeze"}[tree.version])
+    file.write_text({1: "FREEZING\n", 2: "1\n"}[tree.version])
+    instance = tree.instance("hello-1")
+    assert not instance.is_frozen()
+    assert instance.is_told_to_freeze()
+    instance.close()
+
+
 def test_a_group_that_does_not_exist_reads_as_nothing(tree):
     instance = tree.instance("gone-1")
     assert instance.peak_bytes() == instance.oom_kills() == instance.cpu_ns() == 0
@@ -89,6 +109,7 @@ def test_a_group_that_does_not_exist_reads_as_nothing(tree):
     assert not instance.exists()
     assert not instance.freeze()
     assert not instance.thaw()
+    assert not instance.is_told_to_freeze()
     instance.close()
 
 

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from agent._pb.worker.v1 import worker_pb2 as pb
+from agent.cli import answer
+from agent.cli.deploy import spec_message
 from agent.control.convert import spec_from_proto, spec_to_proto, spec_values, timestamp
 from agent.control.errors import DETAILS_KEY, MESSAGE_BYTES, Refusal, clipped, refusal, told
 from agent.errors import Bug, FunctionFailed, InvalidSpec, Problem
@@ -102,11 +104,12 @@ def test_egress_words_are_a_list_of_one_on_the_wire(name: str) -> None:
     assert values["egress"] == name
 
 
-NOT_IN_THE_MODEL_YET: set[str] = set()
+ONLY_ON_THE_WIRE = {"never_freeze"}
+"""What TOML says by the value of another field (`agent/model/spec_wire.py`)."""
 
 
 def _names(message: Descriptor) -> set[str]:
-    return {field.name for field in message.fields} - NOT_IN_THE_MODEL_YET
+    return {field.name for field in message.fields} - ONLY_ON_THE_WIRE
 
 
 @pytest.mark.parametrize(
@@ -125,6 +128,18 @@ def _names(message: Descriptor) -> set[str]:
 )
 def test_the_model_and_the_proto_have_the_same_fields(table: type[BaseModel], message: Any) -> None:
     assert set(table.model_fields) == _names(message.DESCRIPTOR)
+
+
+@pytest.mark.parametrize("after_ms", [-1, 0, 250])
+def test_when_an_instance_is_frozen_comes_back_as_it_was_given(after_ms: int) -> None:
+    given = {"name": "a", "image": "x/a:1", "contract": "fc"}
+    values = given | {"scaling": {"min": 1, "freeze_after_ms": after_ms}}
+    sent = spec_message(values)
+    assert sent.scaling.never_freeze == (after_ms == -1)
+    spec = spec_from_proto(sent)
+    assert (spec.scaling.min, spec.scaling.freeze_after_ms) == (1, after_ms)
+    assert spec_from_proto(spec_to_proto(spec)) == spec
+    assert answer.spec(spec_to_proto(spec))["scaling"]["freeze_after_ms"] == after_ms
 
 
 def test_secrets_and_credentials_never_come_back() -> None:

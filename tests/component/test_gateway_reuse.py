@@ -396,6 +396,22 @@ async def test_a_call_that_is_made_once_goes_where_the_function_surely_waits(
             assert len(door.target.endpoint.idle) == 1
 
 
+@pytest.mark.parametrize(("thawed_after_it_rested", "trusted"), [(False, True), (True, False)])
+async def test_a_connection_found_open_after_a_freeze_says_nothing(thawed_after_it_rested, trusted):
+    with Server(closes_when_idle(None)) as one:
+        async with house(FakeTarget(one.port)) as door:
+            reader, writer = await door.connect()
+            keeping: Keeping = door.target.endpoint.keeping
+            for _ in range(3):
+                writer.write(GET)
+                await read_reply(reader)
+                (conn,) = door.target.endpoint.idle
+                conn.rested_at -= 5  # as if it were at rest for so long
+                if thawed_after_it_rested:
+                    keeping.thawed_at = conn.rested_at + 4
+            assert keeping.trusts(3.0) is trusted
+
+
 async def test_a_connection_that_talks_at_rest_carries_no_call():
     with Server(closes_when_idle(None)) as one:
         async with house(FakeTarget(one.port)) as door:

@@ -139,9 +139,13 @@ class Functions:
         kind: str = "http",
         **fields: Any,
     ) -> pb.DeployResponse:
-        """Deploy a sample image, or another, and wait; `fields` are those of a spec's TOML."""
+        """Deploy a sample image, or another, and wait; `fields` are those of a spec's TOML.
+
+        It is not frozen unless they say so: much of what is looked at happens between two calls.
+        """
         image = image if "/" in image else self.bring(image)
         spec = {"name": name, "image": image, "contract": contract, "kind": kind, **fields}
+        spec["scaling"] = {"freeze_after_ms": -1, **fields.get("scaling", {})}
         request = pb.DeployRequest(spec=spec_message(spec), wait=True)
         self._deployed.add(name)
         return self.client.ask("Deploy", request, pb.DeployResponse, within_s=ASK_S)

@@ -43,7 +43,7 @@ def told(agent: RunningAgent, schema: str, *arguments: str | Path) -> Any:
 def test_every_verb_tells_json_as_its_schema_says(own):
     deployed = told(
         own, "deploy", *DEPLOY, "--name", "web", "--image", f"{HOST}/hello-http:1",
-        "--set", "scaling.min=1",
+        "--set", "scaling.min=1", "--set", "scaling.freeze_after_ms=-1",
     )  # fmt: skip
     assert (deployed["created"], deployed["version"], deployed["state"]) == (True, 1, "Ready")
     invoked = told(own, "invoke", "invoke", "web", "--path", "/x")

@@ -11,8 +11,8 @@ from agent.core.eviction import Idle, Need, choose_victims
 MB = 1 << 20
 
 
-def idle(who, since, memory_mb=128, disk_mb=512):
-    return Idle(who, float(since), memory_mb * MB, disk_mb)
+def idle(who, since, memory_mb=128, disk_mb=512, *, frozen=False):
+    return Idle(who, float(since), memory_mb * MB, disk_mb, frozen)
 
 
 def test_the_longest_idle_gives_its_slot():
@@ -30,6 +30,12 @@ def test_a_slot_of_another_size_is_of_no_use():
 def test_as_many_go_as_make_up_the_memory():
     found = [idle("a", 1), idle("b", 2), idle("c", 3)]
     assert choose_victims(Need("memory", 129 * MB, 512), found) == ["a", "b"]
+
+
+def test_frozen_ones_go_before_those_idle_for_longer():
+    found = [idle("a", 1), idle("c", 3, frozen=True), idle("b", 2, frozen=True)]
+    assert choose_victims(Need("memory", 300 * MB, 512), found) == ["b", "c", "a"]
+    assert choose_victims(Need("slots", 0, 512), found) == ["b"]
 
 
 def test_nobody_goes_in_vain():

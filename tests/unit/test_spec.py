@@ -68,6 +68,28 @@ def test_a_preview_of_vercel_is_released_sooner():
     assert spec(contract="vercel", environment="preview").scaling.idle_s == 30
 
 
+@pytest.mark.parametrize(
+    ("fields", "after_ms"),
+    [
+        ({"contract": "fc"}, 0),
+        ({"contract": "fc2", "kind": "http"}, 0),
+        ({"contract": "fc2", "kind": "job"}, -1),
+        ({"contract": "scf-web"}, -1),
+        ({"contract": "scf-job"}, -1),
+        ({"contract": "vercel"}, -1),
+        ({"contract": "vercel", "scaling": {"freeze_after_ms": 5}}, 5),
+        ({"contract": "fc", "scaling": {"freeze_after_ms": -1}}, -1),
+        ({"contract": "scf-web", "scaling": {"freeze_after_ms": None}}, -1),
+    ],
+)
+def test_when_an_idle_instance_is_frozen_is_the_contracts_unless_the_spec_says(fields, after_ms):
+    assert spec(**fields).scaling.freeze_after_ms == after_ms
+
+
+def test_less_than_never_is_refused():
+    assert "scaling.freeze_after_ms" in problems(scaling={"freeze_after_ms": -2})
+
+
 def test_a_call_waits_longer_in_the_queue_than_a_start_may_take():
     assert spec().queue_timeout_s > 120
     assert spec(startup_timeout_s=5).queue_timeout_s == 35

@@ -53,7 +53,8 @@ def rested(
             rested_s = now - conn.rested_at
             used = conn.keeping is keeping  # else it waits for its first request, by other limits
             if conn.found_open():
-                if used:
+                # What rested on a frozen instance could not be closed: that proves nothing.
+                if used and conn.rested_at >= keeping.thawed_at:
                     keeping.kept(rested_s)
                 if call.safe or (used and keeping.trusts(rested_s)):
                     return conn

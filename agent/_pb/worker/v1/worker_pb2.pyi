@@ -195,18 +195,20 @@ class VolumeMount(_message.Message):
     def __init__(self, volume: _Optional[str] = ..., target: _Optional[str] = ..., read_only: _Optional[bool] = ...) -> None: ...
 
 class Scaling(_message.Message):
-    __slots__ = ("min", "max", "standby", "idle_s", "freeze_after_ms")
+    __slots__ = ("min", "max", "standby", "idle_s", "freeze_after_ms", "never_freeze")
     MIN_FIELD_NUMBER: _ClassVar[int]
     MAX_FIELD_NUMBER: _ClassVar[int]
     STANDBY_FIELD_NUMBER: _ClassVar[int]
     IDLE_S_FIELD_NUMBER: _ClassVar[int]
     FREEZE_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    NEVER_FREEZE_FIELD_NUMBER: _ClassVar[int]
     min: int
     max: int
     standby: int
     idle_s: float
     freeze_after_ms: int
-    def __init__(self, min: _Optional[int] = ..., max: _Optional[int] = ..., standby: _Optional[int] = ..., idle_s: _Optional[float] = ..., freeze_after_ms: _Optional[int] = ...) -> None: ...
+    never_freeze: bool
+    def __init__(self, min: _Optional[int] = ..., max: _Optional[int] = ..., standby: _Optional[int] = ..., idle_s: _Optional[float] = ..., freeze_after_ms: _Optional[int] = ..., never_freeze: _Optional[bool] = ...) -> None: ...
 
 class Hooks(_message.Message):
     __slots__ = ("initialize", "pre_stop", "pre_freeze")
