@@ -311,6 +311,8 @@ class App:
         await services.parts.collector.load()
         with builder.outputs_held():
             await machine.shims.start()
+            probing = spawn("probe of exec.fifo", builder.exec_fifo.probe(machine.shims))
+            self._undo.push_async_callback(stop, probing)
             await reconciler.adopt()
             await reconciler.clear()
         await machine.rootfs.sweep(builder.known(services.fleet.admission.instances))
@@ -318,6 +320,7 @@ class App:
         await machine.layers.ready()
         await asyncio.to_thread(scratch.sweep, self._config.paths.data / IMPORTS)
         await asyncio.to_thread(machine.containerd.hosts.sweep)
+        await probing
 
     def _begin(self, services: Services) -> tuple[asyncio.Task[None], ...]:
         timer = spawn("timer", services.fleet.timer.run(services.catalog.targets))

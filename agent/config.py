@@ -152,11 +152,15 @@ class ImagesSettings(_Section):
 
 
 class RuntimeSettings(_Section):
-    """How containers are made. `shims` 0 means two anchored shims per core."""
+    """How containers are made. `shims` 0 means two anchored shims per core.
+
+    `fifo` starts them without asking their shim, where the runtime was seen to take that.
+    """
 
     binary: Literal["auto", "crun", "runc"] = "auto"
     shims: int = Field(default=0, ge=0, le=64)
     anchored: bool = True
+    fifo: bool = True
     create_timeout_s: float = Field(default=20.0, gt=0)
     max_instances: int = Field(default=512, ge=1, le=1023)
     parallel_starts: int = Field(default=8, ge=1, le=64)

@@ -34,6 +34,7 @@ from agent.sandbox.backends import Backends
 from agent.sandbox.blueprint import Blueprint, blueprint_of
 from agent.sandbox.container import Container
 from agent.sandbox.diagnosis import why_not
+from agent.sandbox.exec_fifo import ExecFifo
 from agent.sandbox.furniture import HOSTNAME, HOSTS, RESOLV_CONF
 from agent.sandbox.image_files import ImageFiles
 from agent.sandbox.order import Order, Timings
@@ -68,7 +69,9 @@ class Builder:
         self._rooms = rooms
         self._options = options
         self._fifos = config.paths.run / "fifo"
-        self._teardown = Teardown(rooms, self._fifos, options.root / NAMESPACE)
+        state = options.root / NAMESPACE
+        self._teardown = Teardown(rooms, self._fifos, state)
+        self.exec_fifo = ExecFifo(rooms.containerd, state, wanted=config.runtime.fifo)
         self._blueprints: dict[tuple[str, int, int], Blueprint] = {}
 
     def __repr__(self) -> str:
@@ -264,6 +267,8 @@ class Builder:
 
     async def start(self, container: Container) -> None:
         """Let a created container run. Raises RuntimeUnavailable; `destroy` it then."""
+        if self.exec_fifo.start(container.id):
+            return
         deadline = asyncio.get_running_loop().time() + self._config.runtime.create_timeout_s
         await self._rooms.containerd.tasks.start(container.id, deadline=deadline)
 

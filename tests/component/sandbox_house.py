@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from agent.cgroups.tree import CgroupTree
-from agent.config import NodeConfig, PathsSettings
+from agent.config import NodeConfig, PathsSettings, RuntimeSettings
 from agent.containerd.client import NAMESPACE
 from agent.containerd.containers import ContainerRecord, RuntimeOptions
 from agent.containerd.tasks import Task, TaskExit, TaskStatus
@@ -313,7 +313,7 @@ class FakeImages:
 class House:
     """A builder over fake rooms."""
 
-    def __init__(self, run, *, shims=2):
+    def __init__(self, run, *, shims=2, fifo=True):
         self.points = points = Points()
         options = RuntimeOptions(binary="/usr/bin/true", root=run / "runtime")
         self.run = run
@@ -343,7 +343,7 @@ class House:
             self.shims,
             self.forgotten.append,
         )
-        config = NodeConfig(paths=PathsSettings(run=run))
+        config = NodeConfig(paths=PathsSettings(run=run), runtime=RuntimeSettings(fifo=fifo))
         self.builder = Builder(config, self.rooms, options)
         self.lines = []
         self.leased = []
