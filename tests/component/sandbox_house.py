@@ -135,6 +135,9 @@ class FakeRootfs:
         (self.root / "bin").mkdir(parents=True)
         (self.root / "bin" / "app").touch(mode=0o755)
 
+    def path(self, id):
+        return self.root
+
     async def prepare(self, id, layers, layer, furnish=None):
         await self.points.at("rootfs.prepare")
         self.mounted.add(id)
