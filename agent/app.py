@@ -54,6 +54,7 @@ from agent.instances.eviction import Eviction, Retire
 from agent.instances.fleet import Fleet
 from agent.instances.handover import hand_over, starts_have_slots, unsettled
 from agent.instances.ports import InstancePorts
+from agent.instances.standby_share import StandbyShare
 from agent.instances.timer import Timer
 from agent.network.network import Network
 from agent.node.facts import NodeFactsView, Watcher, components, memory_for_functions
@@ -303,7 +304,9 @@ class App:
         admission = Admission(bounds, ports, room, (watcher, catalog.image_use))
         eviction = Eviction(admission, room, self._mode, now, idle)
         permits = asyncio.Semaphore(config.runtime.parallel_starts)
-        return Fleet(now, self._mode, admission, eviction, Timer(now), permits)
+        return Fleet(
+            now, self._mode, admission, eviction, Timer(now), permits, StandbyShare(config.standby)
+        )
 
     async def _recover(self, machine: Machine, services: Services) -> None:
         reconciler, builder = services.reconciler, machine.builder
@@ -384,6 +387,8 @@ class App:
         await services.deployer.leave()
         serving.control.leave()
         services.gateway.hand_over(passing)
+        for target in services.catalog.targets():
+            await target.scaling.standbys.leave()
         if not await starts_have_slots(services.fleet, SLOTS_S):
             for target in services.catalog.targets():
                 await target.scaling.give_up_starts()

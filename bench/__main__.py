@@ -27,6 +27,7 @@ NAMES = {
     "density": "bench.density",
     "gateway": "bench.warm_gateway",
     "pull": "bench.pull",
+    "standby": "bench.standby",
     "warm": "bench.warm_agent",
 }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from agent.core.mode import NodeMode
 from agent.instances.admission import Admission
 from agent.instances.eviction import Eviction
+from agent.instances.standby_share import StandbyShare
 from agent.instances.timer import Timer
 
 
@@ -25,3 +26,4 @@ class Fleet:
     eviction: Eviction
     timer: Timer
     permits: asyncio.Semaphore
+    standby: StandbyShare

@@ -28,6 +28,7 @@ from agent.instances.end import KILL_S
 from agent.instances.eviction import Retire
 from agent.instances.fleet import Fleet
 from agent.instances.instance import Instance
+from agent.instances.standby import Standbys
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion
 from agent.telemetry.logs import FunctionLog
@@ -79,6 +80,7 @@ class Scaling(Generic[W]):
         self._out = out
         self._starts: dict[Member[Instance], asyncio.Task[None]] = {}
         self._ends: dict[Member[Instance], End] = {}
+        self.standbys = Standbys(contract, fleet, out)
         self._look_again = 0.0
         self._served = answers.served
         self._refused = answers.refused
@@ -94,6 +96,10 @@ class Scaling(Generic[W]):
             while self._start_one(now):
                 pass
 
+    def maintain(self, now: float) -> None:
+        """Keep as many standbys as are wanted, after the starts that are wanted now."""
+        self.standbys.maintain(self.version, self._pool, now)
+
     def try_again(self, now: float) -> bool:
         """Try for one instance more, as somebody's end has made room; say whether it starts."""
         self._look_again = now
@@ -102,8 +108,12 @@ class Scaling(Generic[W]):
     def _start_one(self, now: float) -> bool:
         if not self._pool.starts_wanted(now):
             return False
+        if self._pool.waiting:
+            self.standbys.demanded(now)
         try:
-            instance = self._fleet.admission.new_instance(self.version, self._contract, self._out)
+            instance = self.standbys.take() or self._fleet.admission.new_instance(
+                self.version, self._contract, self._out
+            )
         except Overloaded as error:
             self._no_capacity(error, now)
             return False
@@ -209,14 +219,13 @@ class Scaling(Generic[W]):
     # -- down
 
     def idle(self, now: float) -> list[Idle[Retire]]:
-        """Return the instances that could give their room to another version."""
+        """Return the instances that could give their room to another version, standbys first."""
         spec = self.version.spec
-        return [
-            Idle(
-                partial(self._give_way, member), member.idle_since, spec.memory_bytes, spec.disk_mb
-            )
-            for member in self._pool.idle(now, 0.0)
-        ]
+        found = self.standbys.idle(spec.disk_mb)
+        for member in self._pool.idle(now, 0.0):
+            retire = partial(self._give_way, member)
+            found.append(Idle(retire, member.idle_since, spec.memory_bytes, spec.disk_mb))
+        return found
 
     def _give_way(self, member: Member[Instance]) -> str:
         self.retire(member)
@@ -296,6 +305,7 @@ class Scaling(Generic[W]):
         """
         self._fleet.eviction.queue.leave(self)
         await self._cancel(list(self._starts))
+        await self.standbys.leave()
         for member in self._pool.members:
             self.retire(member, grace_s=grace_s)
         for end in list(self._ends.values()):
@@ -303,6 +313,7 @@ class Scaling(Generic[W]):
         tasks = [end.task for end in self._ends.values() if end.task is not None]
         if tasks:
             await asyncio.wait(tasks)
+        await self.standbys.stop()
 
     def _hasten(self, end: End, grace_s: float | None) -> None:
         if grace_s is None:

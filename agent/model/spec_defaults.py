@@ -119,6 +119,7 @@ def _scaling(table: Any, limits: ContractLimits, environment: object) -> Any:
     filled = _ranged("scaling", table)
     if isinstance(filled, dict):
         idle_s = limits.idle_preview_s if environment == "preview" else limits.idle_s
+        filled["standby"] = table.get("standby")
         filled["idle_s"] = table.get("idle_s", idle_s)
         filled["freeze_after_ms"] = table.get("freeze_after_ms", limits.freeze_after_ms)
     return filled

@@ -14,7 +14,7 @@ from typing import cast
 
 from agent.calls.job import JobRunner
 from agent.calls.target import FunctionTarget
-from agent.config import LimitsSettings, NodeConfig, PathsSettings, RuntimeSettings
+from agent.config import LimitsSettings, NodeConfig, PathsSettings, RuntimeSettings, StandbySettings
 from agent.contracts.base import Call, NodeFacts
 from agent.contracts.bind import bind
 from agent.core.mode import NodeMode
@@ -24,6 +24,7 @@ from agent.instances.capacity_queue import CapacityQueue
 from agent.instances.eviction import Eviction
 from agent.instances.fleet import Fleet
 from agent.instances.ports import InstancePorts
+from agent.instances.standby_share import StandbyShare
 from agent.instances.timer import Timer
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Exit, FunctionVersion, ImageFacts
@@ -80,6 +81,8 @@ class FakeContainer:
     @property
     def exited(self):
         return self.exit.done()
+
+    has_exited = exited
 
     def leave(self, wanted):
         self.detached = True
@@ -290,6 +293,7 @@ class House:
             row=lambda row: self.ledger.row(row),
             observe=lambda state, spent_s: self.left_states.append(state.value),
         )
+        self.share = StandbyShare(StandbySettings(auto=False))
         self.fleet = self._fleet(instances, memory_mb * MB, parallel)
         self.saved = {}
         self.save_fails = []
@@ -307,7 +311,7 @@ class House:
         admission = Admission(bounds, self.ports, room, (self.told,))
         eviction = Eviction(admission, room, self.mode, self.now, self._idle)
         permits = asyncio.Semaphore(parallel)
-        return Fleet(self.now, self.mode, admission, eviction, Timer(self.now), permits)
+        return Fleet(self.now, self.mode, admission, eviction, Timer(self.now), permits, self.share)
 
     def now(self):
         return time.monotonic() + self.skipped_s
