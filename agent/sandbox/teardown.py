@@ -164,7 +164,11 @@ class Teardown:
                 await tasks.wait(id, deadline=deadline)
                 await tasks.delete(id, deadline=deadline)
             except RuntimeUnavailable:
-                # containerd forgets a task whose shim is dead, but only reports the dead shim.
+                # containerd forgets a task whose shim is dead, but only reports the dead shim. One
+                # let go by its FIFO it believes created, and passes on at once what the runtime
+                # refuses as long as the shim has not collected its process.
+                with contextlib.suppress(RuntimeUnavailable):
+                    await tasks.wait(id, deadline=deadline)
                 await tasks.delete(id, deadline=deadline)
 
     async def _delete_record(self, id: str) -> None:

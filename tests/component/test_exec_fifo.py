@@ -135,3 +135,36 @@ async def test_what_is_turned_off_is_not_probed(tmp_path):
     await house.builder.exec_fifo.probe(house.shims)
     assert house.points.passed == []
     assert not house.builder.exec_fifo.works
+
+
+# What containerd believes created, and runs
+
+
+class NotCollected:
+    """Tasks that run though containerd believes them created, until their shim has the exit."""
+
+    def __init__(self, house):
+        self.collected = False
+        self._tasks = house.tasks
+        self._wait, self._delete = house.tasks.wait, house.tasks.delete
+        house.tasks.wait, house.tasks.delete = self.wait, self.delete
+
+    async def wait(self, id, *, deadline):
+        self.collected = True
+        return await self._wait(id, deadline=deadline)
+
+    async def delete(self, id, *, deadline=None):
+        if not self.collected:
+            raise unavailable(f"the container `{id}` is not in `created` or `stopped` state")
+        return await self._delete(id, deadline=deadline)
+
+
+async def test_a_leftover_let_go_by_fifo_is_removed_though_its_exit_is_not_collected_yet(house):
+    Init(house)
+    container, _ = await house.builder.build(house.order())
+    await house.builder.start(container)
+    container.close()
+    tasks = NotCollected(house)
+    await house.builder.remove_leftover(ID)
+    assert tasks.collected
+    assert ID not in house.tasks.status
