@@ -242,6 +242,7 @@ class App:
         catalog = Catalog()
         telemetry.watcher.count_pulls(catalog.image_use)
         fleet = self._make_fleet(catalog, self._ports(telemetry, kept, machine), telemetry.watcher)
+        telemetry.watcher.count_standbys(lambda: fleet.admission.standbys)
         jobs = JobRunner(fleet, kept.calls.save)
         runners = Runners(fleet, jobs, machine.builder)
         use = catalog.image_use

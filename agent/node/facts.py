@@ -6,6 +6,7 @@ Read-only towards everything: it turns states into metrics, events and pages.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,11 @@ class Watcher:
             "Memory size times the time that starts waited for a pull.",
             lambda: self._pull_gb_s,
         )
+
+    def count_standbys(self, read: Callable[[], float]) -> None:
+        """Show how many containers are created and not started."""
+        text = "Containers created for a start to come, not started."
+        self._metrics.gauge("kindling_standbys", text, read)
 
     def state_left(self, state: State, spent_s: float) -> None:
         """Note how long an instance was in the state it has left."""
