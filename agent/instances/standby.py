@@ -53,6 +53,7 @@ class Standbys:
         self._ends: set[asyncio.Task[None]] = set()
         self._retry_at = 0.0
         self._busy_until = 0.0
+        self._over = False
         self.kept = True
         """Whether this version is LATEST, as with `scaling.min`."""
 
@@ -85,7 +86,7 @@ class Standbys:
     def maintain(self, version: FunctionVersion, pool: Pool[Instance, Any], now: float) -> None:
         """Drop what is too old, lost or too many, and begin to make one that lacks."""
         fleet = self._fleet
-        if not fleet.mode.owns_instances:
+        if self._over or not fleet.mode.owns_instances:
             return
         demand = Demand(
             asked=version.spec.scaling.standby,
@@ -186,6 +187,7 @@ class Standbys:
 
     async def leave(self) -> None:
         """Make none any more, and begin to end them all: a worker leaves none behind."""
+        self._over = True
         await stop(self._making)
         for instance in list(self._waiting):
             self._drop(instance)
