@@ -23,7 +23,13 @@ from agent.contracts.failures import from_error
 from agent.core.eviction import Idle
 from agent.core.instance import LifecycleEvent, State
 from agent.core.pool import Member, Pool
-from agent.errors import AgentError, FunctionFailed, InvalidSpec, Overloaded
+from agent.errors import (
+    AgentError,
+    FunctionFailed,
+    InvalidSpec,
+    Overloaded,
+    RuntimeUnavailable,
+)
 from agent.instances.end import KILL_S
 from agent.instances.eviction import Retire
 from agent.instances.fleet import Fleet
@@ -144,27 +150,40 @@ class Scaling(Generic[W]):
             self._refused(self._pool.expired(float("inf")), self.last_failure)
 
     async def _start(self, member: Member[Instance], asked_at: float) -> None:
-        instance, fleet = member.instance, self._fleet
+        admission = self._fleet.admission
         try:
-            environment = self._contract.environment(instance.id)
-            await instance.start(environment, asked_at, fleet.permits)
+            await self._begin(member, asked_at)
         except asyncio.CancelledError:
             self._pool.gone(member)
-            fleet.admission.ended(instance, None)
+            admission.ended(member.instance, None)
             raise
         except Overloaded as error:
             self._pool.gone(member)
-            fleet.admission.ended(instance, from_error(error), frees_capacity=False)
-            self._no_capacity(error, fleet.now())
+            admission.ended(member.instance, from_error(error), frees_capacity=False)
+            self._no_capacity(error, self._fleet.now())
         except AgentError as error:
             self._failed(member, _why(error))
         except Exception as error:
-            log.exception("start of %s", instance.id)
+            log.exception("start of %s", member.instance.id)
             self._failed(member, Failure(FailureKind.INTERNAL, f"start failed: {error}"))
         else:
             self._serve(member)
         finally:
             self._starts.pop(member, None)
+
+    async def _begin(self, member: Member[Instance], asked_at: float) -> None:
+        """Start a member's instance; a standby that cannot be started any more is built anew."""
+        instance, permits = member.instance, self._fleet.permits
+        is_standby = instance.state is State.STANDBY
+        environment = self._contract.environment(instance.id)
+        try:
+            await instance.start(environment, asked_at, permits)
+        except RuntimeUnavailable as error:
+            if not is_standby:
+                raise
+            log.warning("standby %s was lost as a call came: %s", instance.id, error)
+            member.instance = self._fleet.admission.again(instance, self._out)
+            await member.instance.start(environment, asked_at, permits)
 
     def _failed(self, member: Member[Instance], failure: Failure) -> None:
         self.last_failure = failure

@@ -243,14 +243,19 @@ async def test_its_record_says_what_it_is_until_it_runs(house):
     assert record.state == "ready"
 
 
-async def test_a_failed_start_of_one_is_the_callers_as_any_other(house):
+async def test_one_that_dies_as_a_call_comes_is_built_anew_for_that_call(house):
     target = deployed(house)
-    await waiting(house, target)
-    house.points.fail["start"] = RuntimeUnavailable("the shim hangs")
+    (kept,) = await waiting(house, target)
+    house.points.fail["start"] = RuntimeUnavailable("the container is not running")
     caller = Caller()
     target.acquire(caller)
-    assert str(await caller.answer()).endswith("INTERNAL")
-    await until(lambda: house.builder.alive == {})
+    lease = await caller.answer()
+    assert (lease.endpoint.id, len(house.builder.built)) == (kept.id, 2)
+    (served,) = house.fleet.admission.instances.values()
+    assert served is not kept
+    assert served.cold_start.cached == ("image",)
+    await target.stop(grace_s=0.0)
+    assert (house.fleet.admission.use.memory_bytes, house.builder.alive) == (0, {})
 
 
 async def test_the_budget_is_told_in_the_refusal(house):
