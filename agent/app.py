@@ -57,6 +57,7 @@ from agent.instances.freezing import Freezing
 from agent.instances.handover import hand_over, starts_have_slots, unsettled
 from agent.instances.permits import StartPermits
 from agent.instances.ports import InstancePorts
+from agent.instances.standby_share import StandbyShare
 from agent.instances.timer import Timer
 from agent.network.network import Network
 from agent.node.facts import NodeFactsView, Watcher, components, memory_for_functions
@@ -246,6 +247,7 @@ class App:
         catalog = Catalog()
         telemetry.watcher.count_pulls(catalog.image_use)
         fleet = self._make_fleet(catalog, self._ports(telemetry, kept, machine), telemetry.watcher)
+        telemetry.watcher.count_standbys(lambda: fleet.admission.standbys)
         jobs = JobRunner(fleet, kept.calls.save)
         runners = Runners(fleet, jobs, machine.builder)
         use = catalog.image_use
@@ -310,7 +312,8 @@ class App:
         permits = StartPermits(config.runtime.parallel_starts)
         freezing = Freezing(now, self._mode, watcher.instance_frozen)
         self._undo.push_async_callback(freezing.close)
-        fleet = Fleet(now, self._mode, admission, eviction, Timer(now), freezing, permits)
+        share = StandbyShare(config.standby)
+        fleet = Fleet(now, self._mode, admission, eviction, Timer(now), freezing, permits, share)
         watcher.count_frozen(fleet)
         return fleet
 
@@ -320,6 +323,8 @@ class App:
         await services.parts.collector.load()
         with builder.outputs_held():
             await machine.shims.start()
+            probing = spawn("probe of exec.fifo", builder.exec_fifo.probe(machine.shims))
+            self._undo.push_async_callback(stop, probing)
             await reconciler.adopt()
             await reconciler.clear()
         await machine.rootfs.sweep(builder.known(services.fleet.admission.instances))
@@ -327,6 +332,7 @@ class App:
         await machine.layers.ready()
         await asyncio.to_thread(scratch.sweep, self._config.paths.data / IMPORTS)
         await asyncio.to_thread(machine.containerd.hosts.sweep)
+        await probing
 
     def _begin(self, services: Services) -> tuple[asyncio.Task[None], ...]:
         timer = spawn("timer", services.fleet.timer.run(services.catalog.targets))
@@ -393,6 +399,8 @@ class App:
         await services.deployer.leave()
         serving.control.leave()
         services.gateway.hand_over(passing)
+        for target in services.catalog.targets():
+            await target.scaling.standbys.leave()
         if not await starts_have_slots(services.fleet, SLOTS_S):
             for target in services.catalog.targets():
                 await target.scaling.give_up_starts()

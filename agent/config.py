@@ -152,14 +152,32 @@ class ImagesSettings(_Section):
 
 
 class RuntimeSettings(_Section):
-    """How containers are made. `shims` 0 means two anchored shims per core."""
+    """How containers are made. `shims` 0 means two anchored shims per core.
+
+    `fifo` starts them without asking their shim, where the runtime was seen to take that.
+    """
 
     binary: Literal["auto", "crun", "runc"] = "auto"
     shims: int = Field(default=0, ge=0, le=64)
     anchored: bool = True
+    fifo: bool = True
     create_timeout_s: float = Field(default=20.0, gt=0)
     max_instances: int = Field(default=512, ge=1, le=1023)
     parallel_starts: int = Field(default=8, ge=1, le=64)
+
+
+class StandbySettings(_Section):
+    """Containers kept created and not started, a megabyte each, within `memory_mb` on the node.
+
+    `auto` keeps one for a busy function whose spec does not say: until `busy_s` after a call had to
+    wait for a start, and as long as something of it serves. One is replaced when it is `max_age_s`
+    old, for its environment, credentials too, is that of its making.
+    """
+
+    memory_mb: int = Field(default=64, ge=0)
+    auto: bool = True
+    busy_s: float = Field(default=600.0, gt=0)
+    max_age_s: float = Field(default=3600.0, ge=1)
 
 
 # How soci-snapshotter is told to work here. Completing an image is the agent's, by an ordinary pull
@@ -268,6 +286,7 @@ class NodeConfig(_Section):
     storage: StorageSettings = StorageSettings()
     images: ImagesSettings = ImagesSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    standby: StandbySettings = StandbySettings()
     lazy: LazySettings = LazySettings()
     registries: RegistriesSettings = RegistriesSettings()
     limits: LimitsSettings = LimitsSettings()

@@ -1,4 +1,4 @@
-"""`python -m bench [NAME …] [--quick] [--rounds N]`: run benches, print tables, write JSON.
+"""`python -m bench [NAME …] [--quick] [--rounds N] [--without=LEVER]`: print tables, write JSON.
 
 Needs root and a host set up with `setup/host.sh --dev`; installs the working tree first, so that
 what is measured is what stands here. Writes bench/out/<name>.json. Ends with 1 when a goal of this
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from bench import machine
-from bench.options import Options
+from bench.options import LEVERS, Options
 from tests.integration.running import install, open_lock
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +30,7 @@ NAMES = {
     "frozen": "bench.frozen",
     "gateway": "bench.warm_gateway",
     "pull": "bench.pull",
+    "standby": "bench.standby",
     "warm": "bench.warm_agent",
 }
 
@@ -40,6 +41,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--quick", action="store_true", help="the smallest useful run")
     parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument(
+        "--without", default="", metavar="LEVER,…", help=f"cold: switch off {', '.join(LEVERS)}"
+    )
     parser.add_argument("--no-install", action="store_true", help="measure what is installed")
     parser.add_argument(
         "--without", choices=("compiled",), help="install without it, to show what it brings"
@@ -48,9 +52,12 @@ def main() -> int:
     unknown = [name for name in given.names if name not in NAMES]
     if unknown:
         parser.error(f"no bench {', '.join(unknown)}: there are {', '.join(NAMES)}")
+    without = tuple(filter(None, given.without.split(",")))
+    if foreign := [lever for lever in without if lever not in LEVERS]:
+        parser.error(f"no lever {', '.join(foreign)}: there are {', '.join(LEVERS)}")
     if os.geteuid() != 0:
         parser.error("needs root: it starts agents as the user kindling and pins processes")
-    options = Options(quick=given.quick, rounds=given.rounds)
+    options = Options(quick=given.quick, rounds=given.rounds, without=without)
     with open_lock(ALONE) as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)
         if given.without == "compiled":

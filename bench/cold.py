@@ -16,11 +16,11 @@ from bench import house, node
 from bench.figures import Goal, ratio, summary, table
 from bench.options import Options
 from bench.report import Report
-from tests.integration.running import Sections, free_ports
+from tests.integration.running import free_ports
 
 PAUSE_S = 0.2
 PEERS = ("crun", "ctr")
-AS_SHIPPED: Sections = {"storage": {"writable": "slots"}}
+AS_SHIPPED = {"writable": "slots"}
 """Starts pay for what a node has by default: a quota slot, not a tmpfs."""
 PHASES = ("queue", "image", "slots", "create", "start", "listen", "init")
 
@@ -30,7 +30,7 @@ def run(options: Options) -> Report:
     rounds = options.rounds or (7 if options.quick else 25)
     samples: dict[str, list[float]] = defaultdict(list)
     phases: dict[str, list[float]] = defaultdict(list)
-    with node.running(AS_SHIPPED) as kindling, house.opened() as peers:
+    with node.running(options.sections(storage=AS_SHIPPED)) as kindling, house.opened() as peers:
         # One of each first, uncounted: caches of files and of the agent's own code.
         for number in range(-1, rounds):
             order = ["kindling", *PEERS]
@@ -50,7 +50,7 @@ def run(options: Options) -> Report:
             time.sleep(PAUSE_S)
             answer = peers.ask("plain_end", id=f"gone{number + 1}")
             kept["delete, plain containerd"].append(answer["ms"])
-    return report(dict(samples), dict(phases))
+    return report(dict(samples), dict(phases), options.without)
 
 
 def one_of_kindling(
@@ -69,7 +69,9 @@ def one_of_kindling(
     return found
 
 
-def report(samples: dict[str, list[float]], phases: dict[str, list[float]]) -> Report:
+def report(
+    samples: dict[str, list[float]], phases: dict[str, list[float]], without: tuple[str, ...]
+) -> Report:
     """Put the figures of a run together."""
     starts = {name: samples[name] for name in ("kindling", "crun run", "ctr run")}
     deletes = {name: found for name, found in samples.items() if name.startswith("delete")}
@@ -96,7 +98,8 @@ def report(samples: dict[str, list[float]], phases: dict[str, list[float]]) -> R
     )
     figures: dict[str, Any] = {name: summary(found) for name, found in (starts | deletes).items()}
     return Report(
-        title="cold start of a local image, nothing prepared (L1)",
+        title="cold start of a local image, nothing prepared (L1)"
+        + "".join(f", without {lever}" for lever in without),
         lines=[
             *table(starts, "ms to the first byte"),
             "",

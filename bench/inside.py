@@ -29,6 +29,7 @@ SOCKET = WORK / "containerd.sock"
 IMAGE = "kindling.local/static:1"
 NAMESPACE = "bench"
 REPLY_S = 30.0
+CREATED_S = 0.2  # a container that waits for its start waits for longer than a moment
 PULL_S = 300.0
 CTR = ("ctr", "--address", str(SOCKET), "--namespace", NAMESPACE)
 RUNTIME_ROOT = WORK / "crun"
@@ -68,16 +69,42 @@ def http(port: int, path: str) -> dict[str, Any]:
 def crun(id: str, port: int) -> dict[str, Any]:
     """Measure `crun run` of the static server to its first reply."""
     bundle = WORK / "bundle"
-    spec = json.loads((bundle / "config.json").read_text())
-    spec["process"]["env"] = [f"FC_CUSTOM_LISTEN_PORT={port}"]
-    spec["linux"]["cgroupsPath"] = f"{GROUP}/{id}"
-    (bundle / "config.json").write_text(json.dumps(spec))
+    write_crun_spec(id, port)
     root = ("crun", "--root", str(RUNTIME_ROOT))
     return measured(
         port,
         [*root, "run", "--bundle", str(bundle), id],
         lambda: run(*root, "kill", id, "KILL", check=False),
     )
+
+
+def crun_start(id: str, port: int) -> dict[str, Any]:
+    """Measure `crun start` of a created container of the static server to its first reply."""
+    bundle = WORK / "bundle"
+    write_crun_spec(id, port)
+    root = ("crun", "--root", str(RUNTIME_ROOT))
+    nowhere = os.open("/dev/null", os.O_RDWR)  # it inherits them: a pipe of ours would stay open
+    try:
+        create = [*root, "create", "--bundle", str(bundle), id]
+        subprocess.run(create, stdin=nowhere, stdout=nowhere, stderr=nowhere, check=True)
+    finally:
+        os.close(nowhere)
+    time.sleep(CREATED_S)
+    try:
+        return measured(
+            port, [*root, "start", id], lambda: run(*root, "kill", id, "KILL", check=False)
+        )
+    finally:
+        run(*root, "delete", "--force", id, check=False)
+
+
+def write_crun_spec(id: str, port: int) -> None:
+    """Write the bundle's spec for one container."""
+    bundle = WORK / "bundle"
+    spec = json.loads((bundle / "config.json").read_text())
+    spec["process"]["env"] = [f"FC_CUSTOM_LISTEN_PORT={port}"]
+    spec["linux"]["cgroupsPath"] = f"{GROUP}/{id}"
+    (bundle / "config.json").write_text(json.dumps(spec))
 
 
 def ctr(id: str, port: int) -> dict[str, Any]:
@@ -192,7 +219,7 @@ def run(*command: str, check: bool = True) -> int:
 
 MEASUREMENTS: dict[str, Callable[..., Any]] = {
     one.__name__: one
-    for one in (ready, http, crun, ctr, ctr_pull, plain_start, plain_end, plain_burst)
+    for one in (ready, http, crun, crun_start, ctr, ctr_pull, plain_start, plain_end, plain_burst)
 }
 
 

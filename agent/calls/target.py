@@ -321,10 +321,12 @@ class FunctionTarget:
     def keep_minimum(self) -> None:
         """Keep instances as the spec says: this version is LATEST now."""
         self.pool.policy = replace(self.pool.policy, min=self._minimum)
+        self.scaling.standbys.kept = True
 
     def keep_no_minimum(self) -> None:
         """Let idle instances go: LATEST is another version."""
         self.pool.policy = replace(self.pool.policy, min=0)
+        self.scaling.standbys.kept = False
 
     @property
     def waiting(self) -> bool:
@@ -354,6 +356,7 @@ class FunctionTarget:
             for member in self.pool.idle(now):
                 self.scaling.retire(member)
             self.scaling.scale(now)
+            self.scaling.maintain(now)
 
     async def stop(self, *, grace_s: float | None) -> None:
         """Take no more calls, refuse those that wait, drain and stop every instance."""

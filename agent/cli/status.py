@@ -46,11 +46,13 @@ def _read(client: Client) -> Json:
 def _show(found: Json) -> None:
     node = found["node"]
     capacity = node["capacity"]
+    standby = sum(one["state"] == "STANDBY" for one in found["instances"])
+    waiting = f" ({standby} standby)" if standby else ""
     state = "draining" if node["draining"] else "serving"
     version = f"kindling {node['version']} ({node['form']})"
     click.echo(f"{node['name']} in {node['region']}, {version}, {state}")
     click.echo(
-        f"instances {capacity['instances_used']} of {capacity['instances']}, "
+        f"instances {capacity['instances_used']} of {capacity['instances']}{waiting}, "
         f"memory {_share(capacity, 'memory')}, "
         f"calls {capacity['inflight']} running, {capacity['queued']} waiting"
     )

@@ -1,6 +1,7 @@
 """Which idle instances give way when one of another function finds no room on the node.
 
-As few as are enough, frozen ones first, then the longest idle, and nobody in vain. Who is idle
+As few as are enough and nobody in vain: standbys first, which never ran (`since` is minus
+infinity), then frozen ones, then the longest idle. Who is idle
 beyond its function's minimum is `agent/core/pool.py`'s to say; ending them is
 `agent/instances/eviction.py`'s.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -46,7 +48,7 @@ def choose_victims(need: Need, idle: Iterable[Idle[T]]) -> list[T]:
         fitting = list(idle)
     else:
         return []
-    fitting.sort(key=lambda one: (not one.frozen, one.since))
+    fitting.sort(key=lambda one: (one.since != -inf, not one.frozen, one.since))
     short_bytes = need.short_bytes if need.reason == "memory" else 0
     chosen: list[T] = []
     for one in fitting:

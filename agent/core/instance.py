@@ -1,10 +1,10 @@
 """The states of an instance: one table, everything else is read from it.
 
-An instance is built (CREATING), runs its program (STARTING), proves that it serves (INITIALIZING),
-serves (READY), finishes its calls (DRAINING), is taken apart (STOPPING) and ends STOPPED, or FAILED
-when nobody wanted its end. An exit may arrive in any live state; it leads to STOPPING like every
-other end, so that slots are given back in one place, once. A job that exits by itself has
-`Completed`.
+An instance is built (CREATING), may wait for a call so (STANDBY), runs its program (STARTING),
+proves that it serves (INITIALIZING), serves (READY), finishes its calls (DRAINING), is taken apart
+(STOPPING) and ends STOPPED, or FAILED when nobody wanted its end. An exit may arrive in any live
+state; it leads to STOPPING like every other end, so that slots are given back in one place, once.
+A job that exits by itself has `Completed`.
 
 An event that the table does not know raises IllegalTransition and changes nothing. What is done
 about a transition is `agent/instances/instance.py`'s business. `python -m agent.core.instance`
@@ -22,6 +22,7 @@ class State(Enum):
     """Where an instance stands; the value is its name in records, metrics and answers."""
 
     CREATING = "creating"
+    STANDBY = "standby"
     STARTING = "starting"
     INITIALIZING = "initializing"
     READY = "ready"
@@ -35,6 +36,8 @@ class LifecycleEvent(Enum):
     """What happened to an instance."""
 
     CREATED = "Created"
+    PARKED = "Parked"
+    TAKEN = "Taken"
     STARTED = "Started"
     INITIALIZED = "Initialized"
     DRAIN_BEGAN = "DrainBegan"
@@ -53,6 +56,12 @@ TABLE: dict[tuple[State, LifecycleEvent], State] = {
     (S.CREATING, E.STOP_BEGAN): S.STOPPING,
     (S.CREATING, E.EXITED): S.STOPPING,
     (S.CREATING, E.BROKE): S.STOPPING,
+    (S.CREATING, E.PARKED): S.STANDBY,
+    (S.STANDBY, E.TAKEN): S.STARTING,
+    (S.STANDBY, E.DRAIN_BEGAN): S.DRAINING,
+    (S.STANDBY, E.STOP_BEGAN): S.STOPPING,
+    (S.STANDBY, E.EXITED): S.STOPPING,
+    (S.STANDBY, E.BROKE): S.STOPPING,
     (S.STARTING, E.STARTED): S.INITIALIZING,
     (S.STARTING, E.STOP_BEGAN): S.STOPPING,
     (S.STARTING, E.EXITED): S.STOPPING,

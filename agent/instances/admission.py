@@ -1,8 +1,8 @@
 """Which instances there are, and whether one more fits: one sum over the whole node.
 
 The memory of every instance that holds slots must fit into what the node gives to functions, and
-their number into `runtime.max_instances`. Who gives way when it does not is `eviction.py`'s, how
-many a version wants is `scaling.py`'s.
+their number into `runtime.max_instances`. A standby is one of them, with a megabyte until it runs.
+Who gives way when one does not fit is `eviction.py`'s, how many a version wants `scaling.py`'s.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 
 from agent.contracts.base import Contract
 from agent.core.instance import State
+from agent.core.standby import EACH_BYTES
 from agent.errors import Overloaded
 from agent.instances.capacity_queue import CapacityQueue
 from agent.instances.instance import Instance
@@ -72,6 +73,7 @@ class Admission:
         self._ports = ports
         self._room = room
         self._observers = observers
+        self._standbys: set[str] = set()
         self._memory_taken = 0
         self._cpu_taken = 0
 
@@ -89,13 +91,47 @@ class Admission:
         self, version: FunctionVersion, contract: Contract, out: FunctionLog
     ) -> Instance:
         """Admit one more instance of a version. Raises Overloaded when it does not fit."""
+        self._check_number()
+        self._check_memory(version, self.short_bytes(version))
+        instance = self._new(version, contract, out)
+        self.adopt(instance)
+        return instance
+
+    def new_standby(
+        self, version: FunctionVersion, contract: Contract, out: FunctionLog, most: int
+    ) -> Instance:
+        """Admit one more standby, of `most` on the node. Raises Overloaded when it does not fit."""
+        self._check_number()
+        if len(self._standbys) >= most:
+            raise Overloaded(f"the node has {most} standbys (standby.memory_mb)", reason="memory")
+        self._check_memory(version, self._memory_taken + EACH_BYTES - self.bounds.memory_bytes)
+        instance = self._new(version, contract, out)
+        self.instances[instance.id] = instance
+        self._standbys.add(instance.id)
+        self._memory_taken += EACH_BYTES
+        return instance
+
+    def runs(self, instance: Instance) -> None:
+        """Count a standby as an instance that runs. Raises Overloaded when it does not fit."""
+        self._check_memory(instance.version, self.short_bytes(instance.version) - EACH_BYTES)
+        self._standbys.discard(instance.id)
+        self._memory_taken -= EACH_BYTES
+        self.adopt(instance)
+
+    @property
+    def standbys(self) -> int:
+        """How many standbys there are, those being made included."""
+        return len(self._standbys)
+
+    def _check_number(self) -> None:
         most = self.bounds.instances
         if len(self.instances) >= most:
             raise Overloaded(
                 f"the node runs {most} instances already (runtime.max_instances)",
                 reason="instances",
             )
-        short_bytes = self.short_bytes(version)
+
+    def _check_memory(self, version: FunctionVersion, short_bytes: int) -> None:
         if short_bytes > 0:
             wanted = version.spec.memory_bytes
             raise Overloaded(
@@ -103,10 +139,10 @@ class Admission:
                 f"{(wanted - short_bytes) // MB} MB are free on this node",
                 reason="memory",
             )
+
+    def _new(self, version: FunctionVersion, contract: Contract, out: FunctionLog) -> Instance:
         id = f"{version.name.replace('_', '-').strip('-')[:40]}-{secrets.token_hex(ID_BYTES)}"
-        instance = Instance(id.lstrip("-"), version, contract, self._ports, out)
-        self.adopt(instance)
-        return instance
+        return Instance(id.lstrip("-"), version, contract, self._ports, out)
 
     def short_bytes(self, version: FunctionVersion) -> int:
         """Return the memory that is missing for one more instance of a version."""
@@ -144,8 +180,12 @@ class Admission:
         """
         if self.instances.pop(instance.id, None) is None:
             return
-        self._memory_taken -= instance.version.spec.memory_bytes
-        self._cpu_taken -= instance.version.spec.cpu_millis
+        if instance.id in self._standbys:
+            self._standbys.discard(instance.id)
+            self._memory_taken -= EACH_BYTES
+        else:
+            self._memory_taken -= instance.version.spec.memory_bytes
+            self._cpu_taken -= instance.version.spec.cpu_millis
         if frees_capacity:
             self._room.freed()
         for observer in self._observers:

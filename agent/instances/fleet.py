@@ -13,6 +13,7 @@ from agent.instances.admission import Admission
 from agent.instances.eviction import Eviction
 from agent.instances.freezing import Freezing
 from agent.instances.permits import StartPermits
+from agent.instances.standby_share import StandbyShare
 from agent.instances.timer import Timer
 
 
@@ -27,3 +28,4 @@ class Fleet:
     timer: Timer
     freezing: Freezing
     permits: StartPermits
+    standby: StandbyShare

@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from agent.aio.deadline import ShrinkingDeadline
 from agent.aio.tasks import finish, spawn, stop
@@ -32,7 +32,7 @@ from agent.instances.hooks import NO_ANSWER, Hooks
 from agent.instances.ports import InstancePorts
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord
-from agent.sandbox.order import Laps, Order
+from agent.sandbox.order import Laps, Order, Timings
 from agent.store.ledger import Row, no_row
 from agent.telemetry.logs import FunctionLog, LogLine, Stream
 
@@ -44,7 +44,10 @@ log = logging.getLogger(__name__)
 QUOTED_LINES = 20  # how much of its log a failed start quotes
 BROKEN_S = 60.0  # more than a kill and a teardown take
 STREAMS: Mapping[str, Stream] = {"stderr": "stderr", "platform": "platform"}
+STANDBY = "standby"  # in a cold start's `cached`: the container was there, created
 EXIT_S = 0.5  # how long after its connection broke a process may take to be seen as ended
+
+T = TypeVar("T")
 
 
 class Instance:
@@ -115,6 +118,8 @@ class Instance:
     ) -> None:
         """Build, start and initialise; returns when READY (a job: when its process runs).
 
+        A standby is built, in the environment it was given then: it needs no permit.
+
         `asked_at` is the monotonic time of the decision to start; `permit` is held while the
         runtime works, not while the function gets ready. Raises FunctionFailed when the function
         would not start, Overloaded or RuntimeUnavailable when the node could not.
@@ -130,6 +135,23 @@ class Instance:
             await finish(f"end {self.id}", broken, within_s=BROKEN_S)
             raise
 
+    async def prepare(
+        self, environment: dict[str, str], permit: AbstractAsyncContextManager[None]
+    ) -> None:
+        """Build it and leave it created, for `start` to let it run; returns when STANDBY.
+
+        Raises as `start` does, and leaves nothing then.
+        """
+        try:
+            async with permit:
+                await self._build(environment, Laps())
+            self._happened(LifecycleEvent.PARKED)
+            self._remember()
+        except BaseException:
+            broken = self.stop(grace_s=0.0, event=LifecycleEvent.BROKE)
+            await finish(f"end {self.id}", broken, within_s=BROKEN_S)
+            raise
+
     async def _start(
         self,
         environment: dict[str, str],
@@ -138,21 +160,17 @@ class Instance:
     ) -> ColdStart:
         """Go through the phases and return what each took; the total is the caller's."""
         listen_ms = init_ms = 0.0
-        async with permit:
-            queue_ms = laps.ms()
-            try:
-                container, timings = await self._ports.builder.build(
-                    Order(self.id, self.version, environment, self.sink, self._leased, laps)
-                )
+        if self.state is State.STANDBY:
+            queue_ms, timings = laps.ms(), Timings(cached=[STANDBY])
+            self._happened(LifecycleEvent.TAKEN)
+            container = await self._run()
+        else:
+            async with permit:
+                queue_ms = laps.ms()
+                timings = await self._build(environment, laps)
                 self._happened(LifecycleEvent.CREATED)
-                await self._ports.builder.start(container)
-            except RuntimeUnavailable as error:
-                why = await self._ports.builder.why_not_executed(self.version)
-                if why is None:
-                    raise
-                raise FunctionFailed(why) from error
+                container = await self._run()
         self._happened(LifecycleEvent.STARTED)
-        self._remember()
         start_ms = laps.ms()
         if self.contract.port:
             await self._listen(container)
@@ -171,6 +189,28 @@ class Instance:
             cached=tuple(timings.cached),
             bytes_cached=self.version.image.compressed_bytes if self.version.image else 0,
         )
+
+    async def _build(self, environment: dict[str, str], laps: Laps) -> Timings:
+        """Have the container created; its leasing notes it here."""
+        order = Order(self.id, self.version, environment, self.sink, self._leased, laps)
+        with_why = self._executed(self._ports.builder.build(order))
+        return (await with_why)[1]
+
+    async def _run(self) -> Container:
+        """Let the created container run."""
+        assert self.container is not None
+        await self._executed(self._ports.builder.start(self.container))
+        return self.container
+
+    async def _executed(self, step: Awaitable[T]) -> T:
+        """Return what a step of the builder's does; say why, when its program cannot be run."""
+        try:
+            return await step
+        except RuntimeUnavailable as error:
+            why = await self._ports.builder.why_not_executed(self.version)
+            if why is None:
+                raise
+            raise FunctionFailed(why) from error
 
     async def _listen(self, container: Container) -> None:
         began = asyncio.get_running_loop().time()
@@ -331,7 +371,7 @@ class Instance:
 
     def drain_began(self) -> None:
         """Note that it gets no more calls."""
-        if self.state is State.READY:
+        if self.state in (State.READY, State.STANDBY):
             self._happened(LifecycleEvent.DRAIN_BEGAN)
             if not self.handed_over:
                 if self.frozen:

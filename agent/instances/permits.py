@@ -26,6 +26,11 @@ class StartPermits:
             f"<StartPermits {self._free} free, {waiting} waiting of {len(self._lines)} functions>"
         )
 
+    @property
+    def all_taken(self) -> bool:
+        """Whether a start would have to wait for its turn."""
+        return not self._free
+
     @asynccontextmanager
     async def of(self, function: str) -> AsyncIterator[None]:
         """Hold a permit for a start of a function."""

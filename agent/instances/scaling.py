@@ -23,11 +23,18 @@ from agent.contracts.failures import from_error
 from agent.core.eviction import Idle
 from agent.core.instance import LifecycleEvent, State
 from agent.core.pool import Member, Pool
-from agent.errors import AgentError, FunctionFailed, InvalidSpec, Overloaded
+from agent.errors import (
+    AgentError,
+    FunctionFailed,
+    InvalidSpec,
+    Overloaded,
+    RuntimeUnavailable,
+)
 from agent.instances.end import KILL_S
 from agent.instances.eviction import Retire
 from agent.instances.fleet import Fleet
 from agent.instances.instance import Instance
+from agent.instances.standby import Standbys
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion
 from agent.telemetry.logs import FunctionLog
@@ -79,6 +86,7 @@ class Scaling(Generic[W]):
         self._out = out
         self._starts: dict[Member[Instance], asyncio.Task[None]] = {}
         self._ends: dict[Member[Instance], End] = {}
+        self.standbys = Standbys(contract, fleet, out)
         self._look_again = 0.0
         self._served = answers.served
         self._refused = answers.refused
@@ -94,6 +102,10 @@ class Scaling(Generic[W]):
             while self._start_one(now):
                 pass
 
+    def maintain(self, now: float) -> None:
+        """Keep as many standbys as are wanted, after the starts that are wanted now."""
+        self.standbys.maintain(self.version, self._pool, now)
+
     def try_again(self, now: float) -> bool:
         """Try for one instance more, as somebody's end has made room; say whether it starts."""
         self._look_again = now
@@ -102,8 +114,12 @@ class Scaling(Generic[W]):
     def _start_one(self, now: float) -> bool:
         if not self._pool.starts_wanted(now):
             return False
+        if self._pool.waiting:
+            self.standbys.demanded(now)
         try:
-            instance = self._fleet.admission.new_instance(self.version, self._contract, self._out)
+            instance = self.standbys.take() or self._fleet.admission.new_instance(
+                self.version, self._contract, self._out
+            )
         except Overloaded as error:
             self._no_capacity(error, now)
             return False
@@ -134,27 +150,41 @@ class Scaling(Generic[W]):
             self._refused(self._pool.expired(float("inf")), self.last_failure)
 
     async def _start(self, member: Member[Instance], asked_at: float) -> None:
-        instance, fleet = member.instance, self._fleet
+        admission = self._fleet.admission
         try:
-            environment = self._contract.environment(instance.id)
-            await instance.start(environment, asked_at, fleet.permits.of(self.version.name))
+            await self._begin(member, asked_at)
         except asyncio.CancelledError:
             self._pool.gone(member)
-            fleet.admission.ended(instance, None)
+            admission.ended(member.instance, None)
             raise
         except Overloaded as error:
             self._pool.gone(member)
-            fleet.admission.ended(instance, from_error(error), frees_capacity=False)
-            self._no_capacity(error, fleet.now())
+            admission.ended(member.instance, from_error(error), frees_capacity=False)
+            self._no_capacity(error, self._fleet.now())
         except AgentError as error:
             self._failed(member, _why(error))
         except Exception as error:
-            log.exception("start of %s", instance.id)
+            log.exception("start of %s", member.instance.id)
             self._failed(member, Failure(FailureKind.INTERNAL, f"start failed: {error}"))
         else:
             self._serve(member)
         finally:
             self._starts.pop(member, None)
+
+    async def _begin(self, member: Member[Instance], asked_at: float) -> None:
+        """Start a member's instance; a standby that cannot be started any more is built anew."""
+        instance, permits = member.instance, self._fleet.permits
+        name = self.version.name
+        is_standby = instance.state is State.STANDBY
+        environment = self._contract.environment(instance.id)
+        try:
+            await instance.start(environment, asked_at, permits.of(name))
+        except RuntimeUnavailable as error:
+            if not is_standby:
+                raise
+            log.warning("standby %s was lost as a call came: %s", instance.id, error)
+            member.instance = self._fleet.admission.again(instance, self._out)
+            await member.instance.start(environment, asked_at, permits.of(name))
 
     def _failed(self, member: Member[Instance], failure: Failure) -> None:
         self.last_failure = failure
@@ -209,18 +239,14 @@ class Scaling(Generic[W]):
     # -- down
 
     def idle(self, now: float) -> list[Idle[Retire]]:
-        """Return the instances that could give their room to another version."""
+        """Return the instances that could give their room to another version, standbys first."""
         spec = self.version.spec
-        return [
-            Idle(
-                partial(self._give_way, member),
-                member.idle_since,
-                spec.memory_bytes,
-                spec.disk_mb,
-                member.instance.frozen,
-            )
-            for member in self._pool.idle(now, 0.0)
-        ]
+        found = self.standbys.idle(spec.disk_mb)
+        for member in self._pool.idle(now, 0.0):
+            retire = partial(self._give_way, member)
+            took = (spec.memory_bytes, spec.disk_mb, member.instance.frozen)
+            found.append(Idle(retire, member.idle_since, *took))
+        return found
 
     def _give_way(self, member: Member[Instance]) -> str:
         self.retire(member)
@@ -300,6 +326,7 @@ class Scaling(Generic[W]):
         """
         self._fleet.eviction.queue.leave(self)
         await self._cancel(list(self._starts))
+        await self.standbys.leave()
         for member in self._pool.members:
             self.retire(member, grace_s=grace_s)
         for end in list(self._ends.values()):
@@ -307,6 +334,7 @@ class Scaling(Generic[W]):
         tasks = [end.task for end in self._ends.values() if end.task is not None]
         if tasks:
             await asyncio.wait(tasks)
+        await self.standbys.stop()
 
     def forget_answers(self) -> None:
         """Tell nobody anything any more, once stopped: else both would hold each other for ever."""

@@ -40,11 +40,14 @@ class MountSpec(_Table):
 
 
 class ScalingSpec(_Table):
-    """How many instances there are. `freeze_after_ms` -1: idle ones are not frozen."""
+    """How many instances there are. `standby` None: as the node sees fit.
+
+    `freeze_after_ms` -1: idle instances are not frozen.
+    """
 
     min: int
     max: int
-    standby: int
+    standby: int | None
     idle_s: float
     freeze_after_ms: int
 

@@ -119,6 +119,7 @@ def _scaling(table: Any, limits: ContractLimits, spec: Tree) -> Any:
     filled = _ranged("scaling", table)
     if isinstance(filled, dict):
         idle_s = limits.idle_preview_s if spec["environment"] == "preview" else limits.idle_s
+        filled["standby"] = table.get("standby")
         filled["idle_s"] = table.get("idle_s", idle_s)
         freeze_after_ms = -1 if spec["kind"] == "job" else limits.freeze_after_ms
         filled["freeze_after_ms"] = table.get("freeze_after_ms", freeze_after_ms)

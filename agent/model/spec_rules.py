@@ -163,7 +163,7 @@ def _scaling(spec: FunctionSpec) -> Found:
     scaling = spec.scaling
     for field in ("min", "standby"):
         value = getattr(scaling, field)
-        if value > scaling.max:
+        if value is not None and value > scaling.max:
             yield Problem(
                 f"scaling.{field}", f"is {value}, more than scaling.max ({scaling.max}); raise max"
             )

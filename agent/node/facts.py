@@ -6,6 +6,7 @@ Read-only towards everything: it turns states into metrics, events and pages.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,11 @@ class Watcher:
         self._metrics.gauge("kindling_instances_frozen", text, lambda: admission.use.frozen)
         text = "How often an instance was frozen."
         self._metrics.counter("kindling_instance_freezes", text, lambda: freezing.count)
+
+    def count_standbys(self, read: Callable[[], float]) -> None:
+        """Show how many containers are created and not started."""
+        text = "Containers created for a start to come, not started."
+        self._metrics.gauge("kindling_standbys", text, read)
 
     def state_left(self, state: State, spent_s: float) -> None:
         """Note how long an instance was in the state it has left."""

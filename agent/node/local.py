@@ -363,7 +363,9 @@ def _instance_view(instance: Instance, inflight: int) -> InstanceView:
 
 def _features(parts: NodeParts) -> tuple[str, ...]:
     """Return what this host makes possible."""
-    found = ["anchored_shims"] if parts.runners.builder.shims.anchored else []
+    builder = parts.runners.builder
+    found = ["anchored_shims"] if builder.shims.anchored else []
+    found += ["fifo_start"] if builder.exec_fifo.works else []
     found += ["lazy_images"] if parts.containerd.lazy else []
     slots = parts.config.storage.writable == "slots"
     return (*found, "quota_slots" if slots else "tmpfs_layers")

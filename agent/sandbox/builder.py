@@ -34,6 +34,7 @@ from agent.sandbox.backends import Backends
 from agent.sandbox.blueprint import Blueprint, blueprint_of
 from agent.sandbox.container import Container
 from agent.sandbox.diagnosis import why_not
+from agent.sandbox.exec_fifo import ExecFifo
 from agent.sandbox.furniture import HOSTNAME, HOSTS, RESOLV_CONF
 from agent.sandbox.image_files import ImageFiles
 from agent.sandbox.order import Order, Timings
@@ -68,7 +69,9 @@ class Builder:
         self._rooms = rooms
         self._options = options
         self._fifos = config.paths.run / "fifo"
-        self._teardown = Teardown(rooms, self._fifos, options.root / NAMESPACE)
+        state = options.root / NAMESPACE
+        self._teardown = Teardown(rooms, self._fifos, state)
+        self.exec_fifo = ExecFifo(rooms.containerd, state, wanted=config.runtime.fifo)
         self._blueprints: dict[tuple[str, int, int], Blueprint] = {}
 
     def __repr__(self) -> str:
@@ -168,24 +171,10 @@ class Builder:
             # From here on these mounts are known to be in use.
             container.source = blueprint.image.source
             order.leased(container)
-            rootfs = await self._furnish(container, blueprint)
+            record = await self._record(order, container, blueprint)
+            await self._furnish_and_record(container, blueprint, record, deadline)
             timings.slots_ms = lap.ms()
-            spec = blueprint.template.encode(
-                InstancePlan(
-                    hostname=order.id,
-                    rootfs=str(rootfs),
-                    netns=container.slot.netns_path,
-                    cgroups_path=self._rooms.cgroups.path(order.id),
-                    # Under everybody's own, as Docker has it; shells alone would set it themselves.
-                    env={"HOSTNAME": order.id}
-                    | merged_env(
-                        blueprint.env,
-                        order.environment,
-                        await own_environment(order.version),
-                    ),
-                )
-            )
-            await self._create(container, order.version, spec, deadline)
+            await self._create(container, deadline)
             timings.create_ms = lap.ms()
         except BaseException:
             await self.destroy(container)
@@ -204,17 +193,53 @@ class Builder:
         output = Output(self._fifos / id, order.sink)
         return Container(id, rooms.containerd, rooms.cgroups.instance(id), output, slot, layer)
 
-    async def _furnish(self, container: Container, blueprint: Blueprint) -> Path:
+    async def _record(
+        self, order: Order, container: Container, blueprint: Blueprint
+    ) -> ContainerRecord:
+        """Return the record of a container and choose the shim it is made through."""
+        own = await own_environment(order.version)
+        # Under everybody's own, as Docker has it; shells alone would set it themselves.
+        env = {"HOSTNAME": order.id} | merged_env(blueprint.env, order.environment, own)
+        spec = blueprint.template.encode(
+            InstancePlan(
+                hostname=order.id,
+                rootfs=str(self._rooms.rootfs.path(order.id)),
+                netns=container.slot.netns_path,
+                cgroups_path=self._rooms.cgroups.path(order.id),
+                env=env,
+            )
+        )
+        labels = {
+            KIND_LABEL: INSTANCE_KIND,
+            FUNCTION_LABEL: order.version.name,
+            VERSION_LABEL: str(order.version.version),
+        }
+        anchor = self._rooms.shims.pick(order.id, container.shim_died)
+        return ContainerRecord(id=order.id, spec=spec, labels=labels, sandbox=anchor)
+
+    async def _furnish_and_record(
+        self, container: Container, blueprint: Blueprint, record: ContainerRecord, deadline: float
+    ) -> None:
+        """Furnish the root while containerd writes the record; returns when both have ended."""
+        ends = await asyncio.gather(
+            self._furnish(container, blueprint),
+            self._rooms.containerd.containers.create(record, self._options, deadline=deadline),
+            return_exceptions=True,
+        )
+        for end in ends:
+            if end is not None:
+                raise end
+
+    async def _furnish(self, container: Container, blueprint: Blueprint) -> None:
         """Mount the root with its own files, open the FIFOs."""
         await self._rooms.images.reachable(blueprint.image)
-        rootfs = await self._rooms.rootfs.prepare(
+        await self._rooms.rootfs.prepare(
             container.id,
             blueprint.image.layers,
             container.layer,
             lambda upper: blueprint.furniture.place(upper, self._files(container)),
         )
         container.output.open()
-        return rootfs
 
     def _files(self, container: Container) -> dict[str, str]:
         """Return the texts of the files of /etc that are the instance's own. Blocks."""
@@ -224,20 +249,9 @@ class Builder:
             RESOLV_CONF: self._rooms.network.resolv_conf.read_text(),
         }
 
-    async def _create(
-        self, container: Container, version: FunctionVersion, spec: bytes, deadline: float
-    ) -> None:
-        shims, id = self._rooms.shims, container.id
-        labels = {
-            KIND_LABEL: INSTANCE_KIND,
-            FUNCTION_LABEL: version.name,
-            VERSION_LABEL: str(version.version),
-        }
-        anchor = shims.pick(id, container.shim_died)
-        record = ContainerRecord(id=id, spec=spec, labels=labels, sandbox=anchor)
-        output = container.output
+    async def _create(self, container: Container, deadline: float) -> None:
+        shims, id, output = self._rooms.shims, container.id, container.output
         try:
-            await self._rooms.containerd.containers.create(record, self._options, deadline=deadline)
             pid = await self._create_task(
                 id, TaskOutput(output.path("stdout"), output.path("stderr")), deadline
             )
@@ -264,6 +278,8 @@ class Builder:
 
     async def start(self, container: Container) -> None:
         """Let a created container run. Raises RuntimeUnavailable; `destroy` it then."""
+        if self.exec_fifo.start(container.id):
+            return
         deadline = asyncio.get_running_loop().time() + self._config.runtime.create_timeout_s
         await self._rooms.containerd.tasks.start(container.id, deadline=deadline)
 

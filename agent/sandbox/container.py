@@ -88,6 +88,11 @@ class Container:
         """Whether its first process has ended."""
         return self.exit.done()
 
+    @property
+    def has_exited(self) -> bool:
+        """Whether its process has ended, asked of the kernel: `exit` tells how a moment later."""
+        return self._process is not None and self._process.exited
+
     def watch(self, pid: int, *, adopted: bool = False) -> None:
         """Begin to watch the first process; a process already gone counts as an exit now.
 
@@ -172,7 +177,7 @@ class Container:
         """
         if self.exit.done():
             return
-        self._killed = self._killed or (number == SIGKILL and not self._has_exited())
+        self._killed = self._killed or (number == SIGKILL and not self.has_exited)
         why: AgentError | None = None
         try:
             if await self._containerd.tasks.kill(self.id, number, deadline=deadline):
@@ -189,15 +194,11 @@ class Container:
         By its cgroup, not by its shim: hundreds at once would stand in line for a few shims, and
         the runtime's own kill of all freezes the cgroup first. The shim is asked where that fails.
         """
-        self._killed = self._killed or not self._has_exited()
+        self._killed = self._killed or not self.has_exited
         if not self.exit.done() and not self.cgroup.kill():
             await self._containerd.tasks.kill(self.id, 9, everyone=True, deadline=deadline)
         left_s = deadline - asyncio.get_running_loop().time()
         await asyncio.wait({self.exit}, timeout=max(0.0, left_s))
-
-    def _has_exited(self) -> bool:
-        """Say whether its process has ended, which is before `exit` tells how."""
-        return self._process is not None and self._process.exited
 
     def close(self) -> None:
         """Let go of its process, its output and its figures; they end with the container.

@@ -138,15 +138,7 @@ class Shims:
         self._numbers += 1
         id = f"{ANCHOR_PREFIX}{self._numbers}"
         deadline = asyncio.get_running_loop().time() + CREATE_S
-        data = anchor_spec(
-            str(self._rootfs),
-            str(self._init),
-            self._cgroups.path(id),
-            seccomp=seccomp.PROFILE,
-            annotations=self.annotations,
-        )
-        spec = json.dumps(data).encode()
-        record = ContainerRecord(id=id, spec=spec, labels={KIND_LABEL: "anchor"})
+        record = self._record(id)
         ours = False
         try:
             await self._containerd.containers.create(record, self._options, deadline=deadline)
@@ -159,6 +151,36 @@ class Shims:
                 await finish(f"remove {id}", self._remove(id), within_s=REMOVE_S * 2)
             raise
         self._add(id, pid)
+
+    def _record(self, id: str, sandbox: str = "") -> ContainerRecord:
+        data = anchor_spec(
+            str(self._rootfs),
+            str(self._init),
+            self._cgroups.path(id),
+            seccomp=seccomp.PROFILE,
+            annotations=self.annotations,
+        )
+        spec = json.dumps(data).encode()
+        return ContainerRecord(id=id, spec=spec, labels={KIND_LABEL: "anchor"}, sandbox=sandbox)
+
+    async def spare(self, deadline: float) -> str:
+        """Create one more container like an anchor's, through one of them, and return its id.
+
+        `remove_spare` it. What a worker leaves by its death the next one's start removes.
+        """
+        id = f"{ANCHOR_PREFIX}spare"
+        record = self._record(id, next(iter(self._anchors), ""))
+        await self._containerd.containers.create(record, self._options, deadline=deadline)
+        try:
+            await self._containerd.tasks.create(id, deadline=deadline)
+        except (AgentError, asyncio.CancelledError):
+            await finish(f"remove {id}", self._remove(id), within_s=REMOVE_S * 2)
+            raise
+        return id
+
+    async def remove_spare(self, id: str) -> None:
+        """Remove what `spare` has made, to the end."""
+        await finish(f"remove {id}", self._remove(id), within_s=REMOVE_S * 2)
 
     def _add(self, id: str, pid: int) -> None:
         """Take an anchor into use and watch the shim above its process."""

@@ -71,9 +71,11 @@ class Teardown:
             if container.gone:
                 return
             await self._tried(id, "task", lambda: self._delete_task(id, exited=container.exited))
-            await self._tried(id, "record", lambda: self._delete_record(id))
-            scrub = await self._tried(id, "cgroup", lambda: asyncio.to_thread(self._scrub, id))
-            if not scrub or not await self._tried(id, "rootfs", lambda: rooms.rootfs.teardown(id)):
+            # The record's end is a commit on disk, which the mount does not wait for.
+            _, unmounted = await asyncio.gather(
+                self._tried(id, "record", lambda: self._delete_record(id)), self._unmount(id)
+            )
+            if not unmounted:
                 return
             del self._unfinished[id]
             container.gone = True
@@ -85,6 +87,13 @@ class Teardown:
             network, layer = container.slot, container.layer
             await self._tried(id, "network slot", lambda: rooms.network.release(network))
             await self._tried(id, "writable layer", lambda: rooms.layers.release(layer))
+
+    async def _unmount(self, id: str) -> bool:
+        """End what still runs in there, then unmount its root; say whether both are done."""
+        rootfs = self._rooms.rootfs
+        if not await self._tried(id, "cgroup", lambda: asyncio.to_thread(self._scrub, id)):
+            return False
+        return await self._tried(id, "rootfs", lambda: rootfs.teardown(id))
 
     async def retry(self) -> None:
         """Try again what could not be ended before, all within the time of one."""
@@ -164,7 +173,11 @@ class Teardown:
                 await tasks.wait(id, deadline=deadline)
                 await tasks.delete(id, deadline=deadline)
             except RuntimeUnavailable:
-                # containerd forgets a task whose shim is dead, but only reports the dead shim.
+                # containerd forgets a task whose shim is dead, but only reports the dead shim. One
+                # let go by its FIFO it believes created, and passes on at once what the runtime
+                # refuses as long as the shim has not collected its process.
+                with contextlib.suppress(RuntimeUnavailable):
+                    await tasks.wait(id, deadline=deadline)
                 await tasks.delete(id, deadline=deadline)
 
     async def _delete_record(self, id: str) -> None:

@@ -14,7 +14,7 @@ from typing import cast
 
 from agent.calls.job import JobRunner
 from agent.calls.target import FunctionTarget
-from agent.config import LimitsSettings, NodeConfig, PathsSettings, RuntimeSettings
+from agent.config import LimitsSettings, NodeConfig, PathsSettings, RuntimeSettings, StandbySettings
 from agent.contracts.base import Call, NodeFacts
 from agent.contracts.bind import bind
 from agent.core.mode import NodeMode
@@ -26,6 +26,7 @@ from agent.instances.fleet import Fleet
 from agent.instances.freezing import Freezing
 from agent.instances.permits import StartPermits
 from agent.instances.ports import InstancePorts
+from agent.instances.standby_share import StandbyShare
 from agent.instances.timer import Timer
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import Exit, FunctionVersion, ImageFacts, InstanceRecord
@@ -109,6 +110,8 @@ class FakeContainer:
     @property
     def exited(self):
         return self.exit.done()
+
+    has_exited = exited
 
     def leave(self, wanted):
         self.detached = True
@@ -325,6 +328,7 @@ class House:
             row=lambda row: self.ledger.row(row),
             observe=lambda state, spent_s: self.left_states.append(state.value),
         )
+        self.share = StandbyShare(StandbySettings(auto=False))
         self.fleet = self._fleet(instances, memory_mb * MB, parallel)
         self.saved = {}
         self.save_fails = []
@@ -344,7 +348,8 @@ class House:
         permits = StartPermits(parallel)
         self.freezing = Freezing(self.now, self.mode, self.told.instance_frozen)
         timer = Timer(self.now)
-        return Fleet(self.now, self.mode, admission, eviction, timer, self.freezing, permits)
+        parts = (timer, self.freezing, permits, self.share)
+        return Fleet(self.now, self.mode, admission, eviction, *parts)
 
     def now(self):
         return time.monotonic() + self.skipped_s

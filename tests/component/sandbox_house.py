@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from agent.cgroups.tree import CgroupTree
-from agent.config import NodeConfig, PathsSettings
+from agent.config import NodeConfig, PathsSettings, RuntimeSettings
 from agent.containerd.client import NAMESPACE
 from agent.containerd.containers import ContainerRecord, RuntimeOptions
 from agent.containerd.tasks import Task, TaskExit, TaskStatus
@@ -134,6 +134,9 @@ class FakeRootfs:
         self.root = run / "rootfs"
         (self.root / "bin").mkdir(parents=True)
         (self.root / "bin" / "app").touch(mode=0o755)
+
+    def path(self, id):
+        return self.root
 
     async def prepare(self, id, layers, layer, furnish=None):
         await self.points.at("rootfs.prepare")
@@ -313,7 +316,7 @@ class FakeImages:
 class House:
     """A builder over fake rooms."""
 
-    def __init__(self, run, *, shims=2):
+    def __init__(self, run, *, shims=2, fifo=True):
         self.points = points = Points()
         options = RuntimeOptions(binary="/usr/bin/true", root=run / "runtime")
         self.run = run
@@ -343,7 +346,7 @@ class House:
             self.shims,
             self.forgotten.append,
         )
-        config = NodeConfig(paths=PathsSettings(run=run))
+        config = NodeConfig(paths=PathsSettings(run=run), runtime=RuntimeSettings(fifo=fifo))
         self.builder = Builder(config, self.rooms, options)
         self.lines = []
         self.leased = []

@@ -107,7 +107,6 @@ async def test_too_many_functions_are_refused(town):
     ("field", "given"),
     [
         ("health_check", {"health_check": {"path": "/health"}}),
-        ("scaling.standby", {"scaling": {"standby": 1}}),
         ("async_calls", {"async_calls": {"max_retries": 2}}),
         ("async_calls", {"async_calls": {"on_failure": "http://192.0.2.1/failed"}}),
     ],
@@ -121,9 +120,10 @@ async def test_a_field_that_is_not_used_yet_is_named_in_a_warning(town, field, g
 
 
 async def test_all_unused_fields_are_told_at_once(town):
-    outcome = await town.deploy(scaling={"standby": 1}, async_calls={"max_retries": 2})
+    given = {"health_check": {"path": "/health"}, "async_calls": {"max_retries": 2}}
+    outcome = await town.deploy(**given)
     assert [warning.split()[0] for warning in outcome.warnings] == [
-        "scaling.standby",
+        "health_check",
         "async_calls",
     ]
 

@@ -95,6 +95,8 @@ class RunningAgent:
             "node": {"name": node},
             "invoke": {"listen": f"127.0.0.1:{self.invoke_port}"},
             "admin": {"listen": f"127.0.0.1:{self.admin_port}"},
+            # Tests count what they have started; those of standbys ask for them.
+            "standby": {"auto": False},
         }
         self.configure(sections or {})
 
