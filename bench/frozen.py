@@ -46,6 +46,7 @@ class Line:
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         (id,) = (one for one in kindling.states() if one.startswith(self.name))
         self.group = CgroupTree.load(kindling.agent.run, node.NODE).instance(id)
+        self.call()  # before its first call none is frozen
 
     def close(self) -> None:
         """Let go of connection and group."""

@@ -15,6 +15,7 @@ from agent.contracts.base import Contract, Hook
 from agent.errors import AgentError
 from agent.instances.endpoint import Connection, Endpoint
 from agent.instances.ports import InstancePorts
+from agent.store.ledger import Row
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,16 @@ class Hooks:
         finally:
             if lines is not None:
                 self._note(lines[1])
+
+    async def run_as_call(self, hook: Hook, row: Callable[[], Row]) -> None:
+        """Make a hook's request, counted in the instance's row of the ledger."""
+        calls = row()
+        calls.begin()
+        try:
+            await self.run(hook)
+        finally:
+            if row() is calls:  # else it is another instance's by now
+                calls.end()
 
     async def _request(self, hook: Hook, request_id: str) -> int:
         deadline = asyncio.get_running_loop().time() + hook.timeout_s

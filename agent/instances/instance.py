@@ -33,7 +33,7 @@ from agent.instances.ports import InstancePorts
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import ColdStart, Exit, FunctionVersion, InstanceRecord
 from agent.sandbox.order import Laps, Order, Timings
-from agent.store.ledger import Row, no_row
+from agent.store.ledger import no_row
 from agent.telemetry.logs import FunctionLog, LogLine, Stream
 
 if TYPE_CHECKING:
@@ -273,16 +273,9 @@ class Instance:
 
         It counts as a call in the ledger: another worker neither freezes nor calls into it.
         """
-        self._hooking = spawn(f"pre-freeze hook of {self.id}", self._run_hook(hook, self.calls))
+        run = self._hooks.run_as_call(hook, lambda: self.calls)
+        self._hooking = spawn(f"pre-freeze hook of {self.id}", run)
         return self._hooking
-
-    async def _run_hook(self, hook: Hook, calls: Row) -> None:
-        calls.begin()
-        try:
-            await self._hooks.run(hook)
-        finally:
-            if self.calls is calls:  # else it is another instance's by now
-                calls.end()
 
     def freeze(self) -> bool:
         """Let its processes stand still, while no call is on it; False where that cannot be."""
