@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from signal import SIGKILL
 from typing import Generic, TypeVar
 
 from agent.aio.deadline import ShrinkingDeadline
@@ -179,8 +180,8 @@ class Scaling(Generic[W]):
         environment = self._contract.environment(instance.id)
         try:
             await instance.start(environment, asked_at, permits.of(name))
-        except RuntimeUnavailable as error:
-            if not is_standby:
+        except (RuntimeUnavailable, FunctionFailed) as error:
+            if not (is_standby and _was_lost(error)):
                 raise
             log.warning("standby %s was lost as a call came: %s", instance.id, error)
             member.instance = self._fleet.admission.again(instance, self._out)
@@ -352,6 +353,18 @@ class Scaling(Generic[W]):
 
 def _nobody(*_: object) -> None:
     """Hear what a version says that is gone."""
+
+
+def _was_lost(error: RuntimeUnavailable | FunctionFailed) -> bool:
+    """Say whether a standby that did not start was gone before: refused, or killed from outside.
+
+    The byte reaches also an init that is being killed; its program has not run then.
+    """
+    if isinstance(error, RuntimeUnavailable):
+        return True
+    failure = error.failure
+    killed = failure.signal == SIGKILL and not failure.out_of_memory
+    return failure.kind is FailureKind.EXITED_AT_START and killed
 
 
 def _why(error: AgentError) -> Failure:

@@ -243,10 +243,23 @@ async def test_its_record_says_what_it_is_until_it_runs(house):
     assert record.state == "ready"
 
 
-async def test_one_that_dies_as_a_call_comes_is_built_anew_for_that_call(house):
+def refuse(house):
+    house.points.fail["start"] = RuntimeUnavailable("the container is not running")
+
+
+def kill(house):
+    def once(container):
+        house.on_start = lambda container: None
+        container.die(137, signal=9)
+
+    house.on_start = once
+
+
+@pytest.mark.parametrize("lose", [refuse, kill])
+async def test_one_that_dies_as_a_call_comes_is_built_anew_for_that_call(house, lose):
     target = deployed(house)
     (kept,) = await waiting(house, target)
-    house.points.fail["start"] = RuntimeUnavailable("the container is not running")
+    lose(house)
     caller = Caller()
     target.acquire(caller)
     lease = await caller.answer()
