@@ -8,6 +8,7 @@ container gets are the caller's bytes. The gateway asks the catalog for the func
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -29,7 +30,8 @@ _MAX_NAME_BYTES = 256
 """Longer ones are cut: no function has such a name, and error messages quote it."""
 
 
-class Route(NamedTuple):
+@dataclass(slots=True, init=False)
+class Route:
     """Where a request goes. `name` is not checked: the catalog knows which exist.
 
     `target` is path and query for the container of an HTTP call, byte for byte as the caller wrote
@@ -39,9 +41,23 @@ class Route(NamedTuple):
 
     door: Door
     name: str
-    qualifier: str = "LATEST"
-    target: bytes = b""
-    needs_body: bool = False
+    qualifier: str
+    target: bytes
+    needs_body: bool
+
+    def __init__(  # made for every call, as `Call` is
+        self,
+        door: Door,
+        name: str,
+        qualifier: str = "LATEST",
+        target: bytes = b"",
+        needs_body: bool = False,
+    ) -> None:
+        self.door = door
+        self.name = name
+        self.qualifier = qualifier
+        self.target = target
+        self.needs_body = needs_body
 
 
 class CallOptions(NamedTuple):

@@ -15,7 +15,7 @@ from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion
 
 _PREFIXES = (*h.CONTROL_PREFIXES, b"x-vercel-", b"x-forwarded-")
-_SPECIAL = h.REQUEST_SPECIAL | {b"x-real-ip", b"forwarded"}
+_SPECIAL = h.REQUEST_SPECIAL | h.ORIGIN
 _DROPPED = h.HOP_BY_HOP | {b"x-vercel-id"}
 _DROPPED_WHOLE = _DROPPED | {b"content-length"}
 _HERE = b"127.0.0.1"
