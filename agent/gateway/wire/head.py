@@ -80,7 +80,7 @@ class RequestHead:
         if not self.raw:
             return self.looked_at
         pairs = [line.partition(b": ") for line in self.raw.split(b"\r\n")[1:-2]]
-        return [(name, value) for name, _, value in pairs]
+        return [(name, value.lstrip(b" ")) for name, _, value in pairs]
 
 
 class ReplyHead:
