@@ -16,8 +16,20 @@ from agent.gateway.wire.plain import HOSTS, NAME_BYTES, NAMES, PlainHeads
 from agent.model.records import FunctionVersion
 from tests.component.gateway_house import spec
 
-SAYS = ("method", "target", "host", "host_text", "length", "size", "old", "keep_alive", "upgrade")
-SAYS += ("traced", "expects", "headers")
+SAYS = (
+    "method",
+    "target",
+    "host",
+    "host_text",
+    "length",
+    "size",
+    "old",
+    "keep_alive",
+    "upgrade",
+    "traced",
+    "expects",
+    "headers",
+)
 
 GOOD = b"GET /a?b=%20c HTTP/1.1\r\nHost: h:80\r\nAccept: */*\r\n\r\n"
 LINES = [
@@ -178,8 +190,19 @@ def test_what_is_known_of_names_and_hosts_is_bounded():
 # -- the contracts
 
 DIALECTS = ["fc", "fc2", "scf-web", "vercel"]
-ODD = (b"X-Fc-Forged", b"x_scf_forged", b"X-Vercel-Id", b"X-Forwarded-For", b"X-Real-IP", b"TE")
-ODD += (b"Forwarded", b"Keep-Alive", b"HTTP2-Settings", b"traceparent", b"Proxy-Authorization")
+ODD = (
+    b"X-Fc-Forged",
+    b"x_scf_forged",
+    b"X-Vercel-Id",
+    b"X-Forwarded-For",
+    b"X-Real-IP",
+    b"TE",
+    b"Forwarded",
+    b"Keep-Alive",
+    b"HTTP2-Settings",
+    b"traceparent",
+    b"Proxy-Authorization",
+)
 
 
 def dialect(contract, kind):
