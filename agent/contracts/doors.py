@@ -9,7 +9,7 @@ container gets are the caller's bytes. The gateway asks the catalog for the func
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from agent.contracts import headers as h
@@ -21,12 +21,12 @@ from agent.model.failure import Failure, FailureKind
 
 Door = Literal["fc_api", "tencent_api", "invoke", "http", "host"]
 
-FC_PREFIX = b"/2023-03-30/functions/"
-FC_SUFFIX = b"/invocations"
-INVOKE_PREFIX = b"/invoke/"
-HTTP_PREFIX = b"/http/"
+FC_PREFIX: Final = b"/2023-03-30/functions/"
+FC_SUFFIX: Final = b"/invocations"
+INVOKE_PREFIX: Final = b"/invoke/"
+HTTP_PREFIX: Final = b"/http/"
 
-_MAX_NAME_BYTES = 256
+_MAX_NAME_BYTES: Final = 256
 """Longer ones are cut: no function has such a name, and error messages quote it."""
 
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from agent.contracts.base import Call, NodeFacts
 from agent.contracts.bind import bind
+from agent.core.counters import FunctionCounters
 from agent.gateway.exchanges.shared import Callee
 from agent.gateway.exchanges.template import reply_template, template
 from agent.gateway.wire.date import framed_head
 from agent.gateway.wire.head import KEPT_HEAD_BYTES, KEPT_HEADS, HeadCache, ReplyHead
 from agent.model.records import FunctionVersion
-from agent.telemetry.metrics import FunctionCounters
 from tests.component.function_house import until
 from tests.component.gateway_house import (
     FakeTarget,

@@ -29,6 +29,7 @@ from agent.contracts.doors import (
 )
 from agent.contracts.headers import looked_at
 from agent.contracts.own_errors import own_error
+from agent.core.counters import CallCounters
 from agent.errors import NotFound
 from agent.gateway.doors.envelope import EnvelopedCall
 from agent.gateway.doors.local import LocalCaller, LocalResult
@@ -40,7 +41,6 @@ from agent.gateway.wire.passing import TAKEN_AT_ONCE, Passed, receive
 from agent.gateway.wire.plain import PlainHeads
 from agent.gateway.wire.upstream import UpstreamConnector
 from agent.model.failure import Failure, FailureKind
-from agent.telemetry.metrics import CallCounters
 
 log = logging.getLogger(__name__)
 

@@ -203,8 +203,8 @@ class Exchange:
         try:
             # All of them came from our own connector: `ports` knows no HTTP.
             idle: list[UpstreamConnection] = endpoint.idle  # type: ignore[assignment]
-            conn, hot_s = idle.pop() if idle else None, endpoint.keeping.hot_s
-            if conn is not None and (conn.closed or now - conn.rested_at > hot_s):
+            conn = idle.pop() if idle else None
+            if conn is not None and (conn.closed or now - conn.rested_at > endpoint.keeping.hot_s):
                 conn = rested(self, conn, idle, endpoint.keeping, now)
             if conn is not None:
                 self._reused = True

@@ -26,6 +26,7 @@ from agent.gateway.wire.http1 import (
     chunk,
     reply_head,
 )
+from agent.gateway.wire.mode import BODY, CLOSED, HEAD, LINGER, PASSED, RAW, REPLY
 from agent.gateway.wire.passing import Passed, as_sent, send
 from agent.gateway.wire.ports import RequestSink, Server
 from agent.gateway.wire.requests import RequestStream
@@ -35,10 +36,6 @@ log = logging.getLogger(__name__)
 PIPELINED_AT_ONCE: Final = 16
 """Requests of one connection served in one turn of the loop."""
 
-HEAD, BODY, REPLY, RAW, LINGER, CLOSED, PASSED = range(7)
-"""What the next bytes are: a head, a body, the request after this one (it waits), another protocol,
-something nobody reads any more; or the connection is closing, or on its way to another worker,
-which reads on."""
 
 NO_HEAD: Final = RequestHead()
 """Stands for what is no request: the answer has a body, whatever was asked before."""
