@@ -199,8 +199,12 @@ def _invoke(target: bytes) -> Route | None:
 
 def _fc_api(target: bytes) -> Route | None:
     path, _, query = target.partition(b"?")
-    name = path[len(FC_PREFIX) : -len(FC_SUFFIX)]
-    if not path.endswith(FC_SUFFIX) or not name or b"/" in name:
+    if not path.endswith(FC_SUFFIX):
+        return None
+    name = path[len(FC_PREFIX) :][
+        : -len(FC_SUFFIX)
+    ]  # in two: the compiled form fails where they cross
+    if not name or b"/" in name:
         return None
     return Route("fc_api", _name(name), _qualifier(query))
 
