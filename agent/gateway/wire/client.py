@@ -159,7 +159,8 @@ class ClientConnection:
         """Work on what came; a plain head that comes alone goes the short way."""
         requests = self._requests
         if self._mode == HEAD and not (requests.ahead or requests.tail or self._full):
-            head = self._plain.read(data)
+            same = data == self.head.raw  # differs in its first bytes, or was read already
+            head = self.head if same else self._plain.read(data)
             if head is not None:
                 try:
                     self._begin(head)
