@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from time import time_ns
+from typing import Final
 
 from agent.calls.job import JobRunner
 from agent.calls.ports import Lease, Waiter
@@ -32,8 +33,8 @@ from agent.telemetry.logs import FunctionLog
 
 log = logging.getLogger(__name__)
 
-MS = 1000.0
-IMAGE_RETRY_S = 1.0
+MS: Final = 1000.0
+IMAGE_RETRY_S: Final = 1.0
 
 
 class PoolLease(Lease):

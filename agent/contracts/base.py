@@ -33,13 +33,14 @@ class NodeFacts:
     uin: str = "0"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Call:
     """One call as a contract sees it.
 
-    `target` is the path and query for the container, undecoded. `headers` are the caller's, all of
-    them. `remote` is the real peer's address. `kind` is how the caller called, not what the
-    function is.
+    `target` is the path and query for the container, undecoded. `headers` are the caller's, but for
+    those that stand in `lines`: whole lines with fields that no dialect looks at (`looked_at`),
+    which go to the container as they are. `remote` is the real peer's address. `kind` is how the
+    caller called, not what the function is.
     """
 
     request_id: str
@@ -47,12 +48,41 @@ class Call:
     method: bytes
     target: bytes
     headers: Sequence[tuple[bytes, bytes]]
-    remote: str = ""
-    host: str = ""
-    scheme: str = "http"
-    qualifier: str = "LATEST"
-    instance: str = ""
-    want_log_tail: bool = False
+    remote: str
+    host: str
+    scheme: str
+    qualifier: str
+    instance: str
+    want_log_tail: bool
+    lines: bytes
+
+    def __init__(  # noqa: PLR0913, PLR0917 - made for every call; what a dataclass makes would be slower
+        self,
+        request_id: str,
+        kind: CallKind,
+        method: bytes,
+        target: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+        remote: str = "",
+        host: str = "",
+        scheme: str = "http",
+        qualifier: str = "LATEST",
+        instance: str = "",
+        want_log_tail: bool = False,
+        lines: bytes = b"",
+    ) -> None:
+        self.request_id = request_id
+        self.kind = kind
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.remote = remote
+        self.host = host
+        self.scheme = scheme
+        self.qualifier = qualifier
+        self.instance = instance
+        self.want_log_tail = want_log_tail
+        self.lines = lines
 
 
 @dataclass(slots=True)

@@ -83,6 +83,8 @@ class Dialect(Contract):
         host = call.host.encode("latin-1") if call.host else self._own_host
         out = [method, b" ", target, b" HTTP/1.1\r\nHost: ", host, h.CRLF]
         out += identity
+        if call.lines:
+            out.append(call.lines)
         request_id = call.request_id.encode()
         # A WebSocket begins with a GET (RFC 6455 section 4.1); nothing says what a body would be.
         upgrades = call.kind == "http" and method == b"GET" and length == 0

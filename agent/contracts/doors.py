@@ -8,7 +8,8 @@ container gets are the caller's bytes. The gateway asks the catalog for the func
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from agent.contracts import headers as h
@@ -20,16 +21,17 @@ from agent.model.failure import Failure, FailureKind
 
 Door = Literal["fc_api", "tencent_api", "invoke", "http", "host"]
 
-FC_PREFIX = b"/2023-03-30/functions/"
-FC_SUFFIX = b"/invocations"
-INVOKE_PREFIX = b"/invoke/"
-HTTP_PREFIX = b"/http/"
+FC_PREFIX: Final = b"/2023-03-30/functions/"
+FC_SUFFIX: Final = b"/invocations"
+INVOKE_PREFIX: Final = b"/invoke/"
+HTTP_PREFIX: Final = b"/http/"
 
-_MAX_NAME_BYTES = 256
+_MAX_NAME_BYTES: Final = 256
 """Longer ones are cut: no function has such a name, and error messages quote it."""
 
 
-class Route(NamedTuple):
+@dataclass(slots=True, init=False)
+class Route:
     """Where a request goes. `name` is not checked: the catalog knows which exist.
 
     `target` is path and query for the container of an HTTP call, byte for byte as the caller wrote
@@ -39,9 +41,23 @@ class Route(NamedTuple):
 
     door: Door
     name: str
-    qualifier: str = "LATEST"
-    target: bytes = b""
-    needs_body: bool = False
+    qualifier: str
+    target: bytes
+    needs_body: bool
+
+    def __init__(  # made for every call, as `Call` is
+        self,
+        door: Door,
+        name: str,
+        qualifier: str = "LATEST",
+        target: bytes = b"",
+        needs_body: bool = False,
+    ) -> None:
+        self.door = door
+        self.name = name
+        self.qualifier = qualifier
+        self.target = target
+        self.needs_body = needs_body
 
 
 class CallOptions(NamedTuple):
@@ -183,8 +199,12 @@ def _invoke(target: bytes) -> Route | None:
 
 def _fc_api(target: bytes) -> Route | None:
     path, _, query = target.partition(b"?")
-    name = path[len(FC_PREFIX) : -len(FC_SUFFIX)]
-    if not path.endswith(FC_SUFFIX) or not name or b"/" in name:
+    if not path.endswith(FC_SUFFIX):
+        return None
+    name = path[len(FC_PREFIX) :][
+        : -len(FC_SUFFIX)
+    ]  # in two: the compiled form fails where they cross
+    if not name or b"/" in name:
         return None
     return Route("fc_api", _name(name), _qualifier(query))
 

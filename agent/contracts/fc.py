@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from typing import Final
 
 from agent.contracts import headers as h
 from agent.contracts.base import (
@@ -29,15 +30,19 @@ from agent.model.failure import Failure, FailureKind
 from agent.model.limits import LOG_TAIL_BYTES
 from agent.model.records import FunctionVersion, Meters
 
-HANDLER = "index.handler"
+HANDLER: Final = "index.handler"
 """FC wants a handler's name even of a container that has none; its console fills in this."""
 
-OCTETS = b"application/octet-stream"
-_DROPPED = h.HOP_BY_HOP | {b"date", b"server"}
-_OWN = (b"x-fc-", *h.OUR_PREFIXES)
-_CODE_PATH = "/code"
-_HOOK_TITLES = {"initialize": "Initialize", "pre_freeze": "PreFreeze", "pre_stop": "PreStop"}
-_HOOK_CONTROL = {"initialize": "/initialize", "pre_freeze": "/pre-freeze", "pre_stop": "/pre-stop"}
+OCTETS: Final = b"application/octet-stream"
+_DROPPED: Final = h.HOP_BY_HOP | {b"date", b"server"}
+_OWN: Final = (b"x-fc-", *h.OUR_PREFIXES)
+_CODE_PATH: Final = "/code"
+_HOOK_TITLES: Final = {"initialize": "Initialize", "pre_freeze": "PreFreeze", "pre_stop": "PreStop"}
+_HOOK_CONTROL: Final = {
+    "initialize": "/initialize",
+    "pre_freeze": "/pre-freeze",
+    "pre_stop": "/pre-stop",
+}
 """x-fc-control-path of a hook: its kind, whatever path the function chose for it."""
 
 

@@ -6,6 +6,8 @@ exception of user code (430): the caller of an event never sees the container's 
 
 from __future__ import annotations
 
+from typing import Final
+
 from agent.contracts import headers as h
 from agent.contracts.base import Call, CallReport, Headers, Hook, NodeFacts, Reply
 from agent.contracts.scf import NAMESPACE, USER_EXCEPTION, Scf, scf_error, scf_id
@@ -14,9 +16,9 @@ from agent.model.failure import Failure, FailureKind
 from agent.model.limits import LOG_TAIL_BYTES
 from agent.model.records import FunctionVersion
 
-_JSON = b"application/json"
-_DROPPED = h.HOP_BY_HOP | {b"x-scf-request-id"}
-_HERE = b"127.0.0.1"
+_JSON: Final = b"application/json"
+_DROPPED: Final = h.HOP_BY_HOP | {b"x-scf-request-id"}
+_HERE: Final = b"127.0.0.1"
 """The peer of a call that came over the unix socket."""
 
 

@@ -6,6 +6,8 @@ the gateway saw. An event comes in as POST / and gets the container's own answer
 
 from __future__ import annotations
 
+from typing import Final
+
 from agent.contracts import headers as h
 from agent.contracts.base import Call, CallReport, Headers, Hook, NodeFacts, Reply
 from agent.contracts.dialect import Dialect
@@ -14,13 +16,13 @@ from agent.errors import Bug, FunctionFailed
 from agent.model.failure import Failure, FailureKind
 from agent.model.records import FunctionVersion
 
-_PREFIXES = (*h.CONTROL_PREFIXES, b"x-vercel-", b"x-forwarded-")
-_SPECIAL = h.REQUEST_SPECIAL | {b"x-real-ip", b"forwarded"}
-_DROPPED = h.HOP_BY_HOP | {b"x-vercel-id"}
-_DROPPED_WHOLE = _DROPPED | {b"content-length"}
-_HERE = b"127.0.0.1"
-_FAILED = (500, "INTERNAL_SERVER_ERROR", "FUNCTION_INVOCATION_FAILED")
-_THROTTLED = (503, "SERVICE_UNAVAILABLE", "FUNCTION_THROTTLED")
+_PREFIXES: Final = (*h.CONTROL_PREFIXES, b"x-vercel-", b"x-forwarded-")
+_SPECIAL: Final = h.REQUEST_SPECIAL | h.ORIGIN
+_DROPPED: Final = h.HOP_BY_HOP | {b"x-vercel-id"}
+_DROPPED_WHOLE: Final = _DROPPED | {b"content-length"}
+_HERE: Final = b"127.0.0.1"
+_FAILED: Final = (500, "INTERNAL_SERVER_ERROR", "FUNCTION_INVOCATION_FAILED")
+_THROTTLED: Final = (503, "SERVICE_UNAVAILABLE", "FUNCTION_THROTTLED")
 
 # Status, its name in capitals, code.
 VERCEL_ERRORS: dict[FailureKind, tuple[int, str, str]] = {

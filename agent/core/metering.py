@@ -8,9 +8,9 @@ burns is nobody's. The figures themselves are `agent/cgroups`'.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
-SAMPLE_S = 0.001
+SAMPLE_S: Final = 0.001
 """How old the figures may be that overlapping calls are told."""
 
 

@@ -9,29 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate, chain
-from typing import Final, Protocol
+from typing import Final
 
 from agent.aio.slices import Slices
+from agent.core.counters import BUCKETS_S, FunctionCounters
 
-BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 _BOUNDS: Final = (*map(str, BUCKETS_S), "+Inf")
 _CLASSES: Final = ("gone", *(f"{digit}xx" for digit in range(1, 10)))
 _SECONDS: Final = "kindling_call_duration_seconds"
 
 
-class Counted(Protocol):
-    """What happened to the calls of one function; see `metrics.FunctionCounters`."""
-
-    name: str
-    classes: list[int]
-    failures: dict[str, int]
-    buckets: list[int]
-    seconds: float
-    inflight: int
-    cold_starts: int
-
-
-async def call_text(functions: Iterable[Counted]) -> str:
+async def call_text(functions: Iterable[FunctionCounters]) -> str:
     """Return the text; names of functions need no escapes."""
     replies = _head("counter", "kindling_calls_total", "Calls by function and class of reply.")
     failures = _head("counter", "kindling_call_failures_total", "Failed calls by kind.")
@@ -62,7 +50,7 @@ def _head(kind: str, name: str, text: str) -> list[str]:
     return [f"# HELP {name} {text}\n# TYPE {name} {kind}\n"]
 
 
-def _histogram(name: str, one: Counted) -> list[str]:
+def _histogram(name: str, one: FunctionCounters) -> list[str]:
     totals = list(accumulate(one.buckets))
     lines = [
         f'{_SECONDS}_bucket{{{name},le="{bound}"}} {total}.0\n'

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from agent.aio.slices import Slices
 
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 Stream = Literal["stdout", "stderr", "platform"]
 
-FOLLOWER_LINES = 4096  # what a follower may lag behind before it loses lines
-FOLLOWER_BYTES = 4 << 20
-LINE_OVERHEAD = 192  # bytes per line beside its text: the record, its time, a string's own fields
-WIDEST = 4  # bytes a character takes at most, as soon as one of the line's is not ASCII
-TRIMMED_SHARE = 32  # of what is full that goes at once
-UNWORDED_BYTES = 288  # counted for lines that nobody has read: what is kept to word them
+FOLLOWER_LINES: Final = 4096  # what a follower may lag behind before it loses lines
+FOLLOWER_BYTES: Final = 4 << 20
+LINE_OVERHEAD: Final = 192  # bytes per line beside its text: record, time, a string's own fields
+WIDEST: Final = 4  # bytes a character takes at most, as soon as one of the line's is not ASCII
+TRIMMED_SHARE: Final = 32  # of what is full that goes at once
+UNWORDED_BYTES: Final = 288  # counted for lines that nobody has read: what is kept to word them
 
 
 @dataclass(slots=True)
@@ -127,16 +127,18 @@ class Follower:
         self._ended = True
         self._more.set()
 
-    async def __aiter__(self) -> AsyncIterator[LogLine]:
-        while True:
-            while self.lines:
-                line = self.lines.popleft()
-                self._bytes -= _size(line)
-                yield line
+    def __aiter__(self) -> Follower:
+        return self
+
+    async def __anext__(self) -> LogLine:
+        while not self.lines:
             if self._ended:
-                return
+                raise StopAsyncIteration
             self._more.clear()
             await self._more.wait()
+        line = self.lines.popleft()
+        self._bytes -= _size(line)
+        return line
 
 
 class Budget:

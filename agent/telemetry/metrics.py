@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -20,7 +19,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from agent.aio.slices import Slices
-from agent.telemetry.call_text import BUCKETS_S, call_text
+from agent.core.counters import CallCounters
+from agent.telemetry.call_text import call_text
 
 START_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3, 0.6, 1.2, 2.5, 5, 10, 30)
 LAG_PERIOD_S: Final = 0.1  # a loop that is held up for less may go unseen
@@ -28,61 +28,6 @@ MINUTE_S: Final = 60.0
 
 Reading = float | Mapping[tuple[str, ...], float]
 Read = Callable[[], Reading]
-
-
-class FunctionCounters:
-    """What happened to the calls of one function since the agent started."""
-
-    __slots__ = ("buckets", "classes", "cold_starts", "failures", "inflight", "name", "seconds")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.classes = [0] * 10
-        """Replies by the first digit of their status; 0 counts callers who went away."""
-        self.failures: dict[str, int] = {}
-        self.buckets = [0] * (len(BUCKETS_S) + 1)
-        self.seconds = 0.0
-        self.inflight = 0
-        self.cold_starts = 0
-
-    def ended(self, status: int, seconds: float) -> None:
-        """Count one call that ended with `status` (0: the caller went away) after `seconds`."""
-        self.classes[status // 100] += 1
-        self.buckets[bisect_left(BUCKETS_S, seconds)] += 1
-        self.seconds += seconds
-        self.inflight -= 1
-
-    def failed(self, kind: str) -> None:
-        """Count one failure by its kind."""
-        self.failures[kind] = self.failures.get(kind, 0) + 1
-
-
-class CallCounters:
-    """The callers' door in numbers. Functions are bounded by what is deployed: see `forget`."""
-
-    def __init__(self) -> None:
-        self.functions: dict[str, FunctionCounters] = {}
-        self.connections = 0
-        self.connections_total = 0
-        self.connections_refused = 0
-        self.upstream_connects = 0
-        self.upstream_retries = 0
-        self.requests_refused: dict[int, int] = {}
-
-    def function(self, name: str) -> FunctionCounters:
-        """Return the counters of one function, made at its first call."""
-        counters = self.functions.get(name)
-        if counters is None:
-            counters = self.functions[name] = FunctionCounters(name)
-        return counters
-
-    def forget(self, name: str) -> None:
-        """Drop the counters of a function that was removed."""
-        self.functions.pop(name, None)
-
-    def refused(self, status: int) -> None:
-        """Count a request that never became a call."""
-        self.requests_refused[status] = self.requests_refused.get(status, 0) + 1
 
 
 class LoopLag:

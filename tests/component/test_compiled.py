@@ -25,7 +25,7 @@ from agent.aio.tasks import spawn, stop
 from agent.contracts.doors import FC_PREFIX, Doors
 from agent.core.pool import Policy, Pool
 from agent.errors import Bug
-from agent.gateway.wire.head import HeadCache, RequestHead
+from agent.gateway.wire.head import HeadCache
 from agent.gateway.wire.upstream import UpstreamConnector
 from agent.rootless import installed
 from tests.component.function_house import until
@@ -77,7 +77,7 @@ def _member():
 
 @pytest.mark.parametrize(
     "make",
-    [_member, lambda: Pool[str, str](Policy()), lambda: HeadCache[RequestHead]()],
+    [_member, lambda: Pool[str, str](Policy()), lambda: HeadCache()],
     ids=["member", "pool", "cache"],
 )
 def test_what_is_referred_to_weakly_is_collected_like_anything_else(make):

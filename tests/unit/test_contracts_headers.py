@@ -188,15 +188,3 @@ def test_a_path_of_a_spec_is_one_token(path: str) -> None:
     made = h.request_path(path)
     assert made.startswith(b"/")
     assert re.fullmatch(rb"[!-~]+", made)
-
-
-@given(st.binary(min_size=16, max_size=16), st.binary(min_size=16, max_size=16))
-@pytest.mark.parametrize("beginning", ["", "1-", "local::", "abc::", "Region-9::"])
-def test_traces_made_by_sample_are_the_same(beginning: str, first: bytes, second: bytes) -> None:
-    for length in (28, 29, 30, 32):
-        one, other = (
-            f"{beginning}{text.hex()[:8]}-{text.hex()[8:length]}".encode()
-            for text in (first, second)
-        )
-        if set(other[-16:]) - set(b"-0"):
-            assert h.trace_maker(one)(other) == h.made_trace(other)

@@ -23,13 +23,13 @@ from agent.contracts.tencent_api import (
     unknown_name,
 )
 from agent.errors import NotFound
-from agent.gateway.doors.routed import Client, RoutedHead
 from agent.gateway.exchanges.buffer import BodyBuffer
 from agent.gateway.exchanges.event import EventExchange
 from agent.gateway.exchanges.exchange import Exchange
 from agent.gateway.exchanges.job import JobExchange
 from agent.gateway.exchanges.shared import Callee, SharedState
-from agent.gateway.wire.head import HeadTemplate
+from agent.gateway.wire.client import ClientConnection
+from agent.gateway.wire.head import HeadTemplate, RequestHead
 
 _KEPT = (b"x-kindling-", b"server-timing")
 
@@ -42,7 +42,7 @@ class FunctionDirectory(Protocol):
     def find(self, name: str, qualifier: str) -> Callee:
         """Return a deployed function as calls use it; raises NotFound."""
 
-    def answer(self, client: Client, reply: Reply, request_id: str) -> None:
+    def answer(self, client: ClientConnection, reply: Reply, request_id: str) -> None:
         """Answer a request that never became a call."""
 
 
@@ -63,11 +63,15 @@ class EnvelopedCall:
     """How long the call has waited in another worker, which passed it on."""
 
     def __init__(
-        self, directory: FunctionDirectory, client: Client, head: RoutedHead, request_id: str
+        self,
+        directory: FunctionDirectory,
+        client: ClientConnection,
+        head: RequestHead,
+        request_id: str,
     ) -> None:
         self._directory = directory
         self._shared = directory.shared
-        self._client: Client | None = client
+        self._client: ClientConnection | None = client
         self._head = head
         self._request_id = request_id
         self.leaving = False
@@ -210,7 +214,7 @@ class EnvelopedCall:
         if kind == "job":  # it has begun
             self.let_go()
 
-    def _call(self, client: Client, opened: Envelope, request_id: str) -> Call:
+    def _call(self, client: ClientConnection, opened: Envelope, request_id: str) -> Call:
         return Call(
             request_id,
             "event",

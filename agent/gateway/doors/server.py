@@ -12,8 +12,8 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, cast
 
 from agent.aio.tasks import launch
 from agent.calls.ports import Target, TargetFinder
@@ -27,19 +27,20 @@ from agent.contracts.doors import (
     refusal,
     unknown_function,
 )
+from agent.contracts.headers import looked_at
 from agent.contracts.own_errors import own_error
+from agent.core.counters import CallCounters
 from agent.errors import NotFound
 from agent.gateway.doors.envelope import EnvelopedCall
 from agent.gateway.doors.local import LocalCaller, LocalResult
-from agent.gateway.doors.routed import EXCHANGES, NOWHERE, Client, RoutedHead, too_long
-from agent.gateway.exchanges.exchange import Exchange
+from agent.gateway.doors.routed import exchange_of, too_long
 from agent.gateway.exchanges.shared import TICK_S, Callee, SharedState
 from agent.gateway.wire.client import ClientConnection
-from agent.gateway.wire.head import HeadCache
+from agent.gateway.wire.head import RequestHead
 from agent.gateway.wire.passing import TAKEN_AT_ONCE, Passed, receive
+from agent.gateway.wire.plain import PlainHeads
 from agent.gateway.wire.upstream import UpstreamConnector
 from agent.model.failure import Failure, FailureKind
-from agent.telemetry.metrics import CallCounters
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ SWEEP_S: Final = 60.0
 BACKLOG: Final = 4096
 CLOSE_TURNS: Final = 20
 """Turns of the loop given to connections to send their last bytes when everything closes."""
+
+FOUND: Final = 4096
+"""Names and qualifiers of callees remembered at once; callers choose how they write a version."""
 
 _NO_ASYNC: Final = ("Unimplemented", "asynchronous calls are not served by this version")
 
@@ -68,12 +72,14 @@ class Gateway:
         self.counters = counters
         self.shared = SharedState(connector, counters, config.limits.zombie_s, self.loop)
         self.draining = False
-        self.heads: HeadCache[RoutedHead] = HeadCache()
-        self.new_head: Callable[[], RoutedHead] = RoutedHead
+        self.plain_heads = PlainHeads(looked_at)
+        self._found: dict[tuple[str, str], Callee] = {}
+        """Callees by name and qualifier, as of one generation of the catalog."""
+        self._generation = -1
         self._config = config.invoke
         self._catalog = catalog
         self._doors = Doors(config.invoke.domain)
-        self._connections: set[Client] = set()
+        self._connections: set[ClientConnection] = set()
         self._servers: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
         self._taking: socket.socket | None = None
@@ -135,7 +141,7 @@ class Gateway:
     async def _go_on(self, passed: Passed) -> None:
         try:
             await self.loop.connect_accepted_socket(
-                lambda: ClientConnection(self, passed), passed.sock
+                lambda: cast("asyncio.Protocol", ClientConnection(self, passed)), passed.sock
             )
         except OSError as error:  # the caller has gone meanwhile
             log.info("a connection that was passed on has ended: %s", error)
@@ -171,7 +177,7 @@ class Gateway:
         for client in list(self._connections):
             client.pass_on(self._passing)
 
-    def pass_on_soon(self, client: Client) -> None:
+    def pass_on_soon(self, client: ClientConnection) -> None:
         """Pass one connection on, as soon as its own work of this turn is done."""
         if self._passing is not None:
             self.loop.call_soon(client.pass_on, self._passing)
@@ -255,14 +261,14 @@ class Gateway:
             )
         kind = admitted
         caller = LocalCaller(self.loop)
-        exchange = EXCHANGES[kind](self.shared, callee, call, caller, len(body))
+        exchange = exchange_of(kind, self.shared, callee, call, caller, len(body))
         exchange.begin_body(body, True)
         self._arm()
         return await caller.result_of(exchange)
 
     # -- for connections
 
-    def connected(self, client: Client) -> bool:
+    def connected(self, client: ClientConnection) -> bool:
         """Count a new connection in; False when there are too many."""
         self._connections.add(client)
         client.leaving = self._passing is not None
@@ -275,42 +281,71 @@ class Gateway:
         counters.connections_refused += 1
         return False
 
-    def turn_away(self, client: Client) -> None:
+    def turn_away(self, client: ClientConnection) -> None:
         """Answer a connection that is one too many."""
         request_id = self.shared.random().hex()
         message = "this node has too many connections; try again"
         reply = own_error(503, "Overloaded", message, request_id, fault="platform", retryable=True)
         self.answer(client, reply, request_id)
 
-    def refuse(self, client: Client, status: int, code: str, message: str) -> None:
+    def refuse(self, client: ClientConnection, status: int, code: str, message: str) -> None:
         """Answer what is no request, in our own error shape."""
         request_id = self.shared.random().hex()
         self.answer(client, own_error(status, code, message, request_id), request_id)
 
-    def answer(self, client: Client, reply: Reply, request_id: str) -> None:
+    def answer(self, client: ClientConnection, reply: Reply, request_id: str) -> None:
         """Answer a request that never became a call."""
         self.counters.refused(reply.status)
         headers = [*reply.headers, (b"X-Kindling-Request-Id", request_id.encode())]
         client.reply(reply.status, headers, len(reply.body), reply.body, True)
 
-    def disconnected(self, client: Client) -> None:
+    def disconnected(self, client: ClientConnection) -> None:
         """Forget a closed connection."""
         self._connections.discard(client)
         self.counters.connections = len(self._connections)
 
-    def request(self, client: Client, head: RoutedHead, first: bytes, done: bool) -> None:
+    def request(
+        self, client: ClientConnection, head: RequestHead, first: bytes, done: bool
+    ) -> None:
         """Start what a whole head asks for; `first` is what came of the body, `done` if all."""
         waited_s = client.waited_s
         if waited_s:
             client.waited_s = 0.0
-        if head.generation != self._catalog.generation and not self._found(
-            client, head, first, done, waited_s
-        ):
+        route = self._doors.match(head.method, head.target, head.host, head.looked_at)
+        if route is None:
+            request_id = self.shared.random().hex()
+            self.answer(client, no_door(head.method, head.target, request_id), request_id)
             return
-        callee = head.callee
-        assert callee is not None
-        call = self._new_call(client, head, callee)
-        exchange: Exchange = head.make(self.shared, callee, call, client, head.length)
+        if route.needs_body:
+            envelope = EnvelopedCall(self, client, head, self.shared.random().hex())
+            envelope.waited_s = waited_s
+            client.sink = envelope
+            envelope.start(head.length, first, done)
+            return
+        callee = self._callee(client, route)
+        if callee is None:
+            return
+        kind = callee.kinds[route.door]
+        call = Call(
+            callee.new_request_id(self.shared.random()),
+            kind or "event",
+            head.method,
+            route.target,
+            head.looked_at,
+            client.remote,
+            head.host_text,
+            "http",
+            route.qualifier,
+            "",
+            False,
+            head.lines,
+        )
+        if kind != "http" or head.size > callee.short_head_bytes:
+            reply = self._refusal(head, route, callee, call)
+            if reply is not None:
+                self.answer(client, reply, call.request_id)
+                return
+        exchange = exchange_of(call.kind, self.shared, callee, call, client, head.length)
         exchange.head = head
         if waited_s:
             exchange.waited_s = waited_s
@@ -323,82 +358,39 @@ class Gateway:
             exchange.request_done = True
         exchange.start()
 
-    def _new_call(self, client: Client, head: RoutedHead, callee: Callee) -> Call:
-        route = head.route
-        return Call(
-            callee.new_request_id(self.shared.random()),
-            head.kind,
-            head.method,
-            route.target,
-            head.headers,
-            client.remote,
-            head.host_text,
-            "http",
-            route.qualifier,
-            "",
-            head.want_log_tail,
-        )
-
-    def _found(
-        self, client: Client, head: RoutedHead, first: bytes, done: bool, waited_s: float
-    ) -> bool:
-        """Find where a head goes now; False when it was answered, or its body has to say."""
-        route = head.route
-        if route is NOWHERE:
-            found = self._doors.match(head.method, head.target, head.host, head.headers)
-            if found is None:
+    def _callee(self, client: ClientConnection, route: Route) -> Callee | None:
+        """Return the function a route leads to; None when it was answered that there is none."""
+        if self._generation != self._catalog.generation:
+            self._generation = self._catalog.generation
+            self._found.clear()
+        key = (route.name, route.qualifier)
+        callee = self._found.get(key)
+        if callee is None:
+            try:
+                callee = self.find(route.name, route.qualifier)
+            except NotFound as error:
                 request_id = self.shared.random().hex()
-                self.answer(client, no_door(head.method, head.target, request_id), request_id)
-                return False
-            if found.needs_body:
-                envelope = EnvelopedCall(self, client, head, self.shared.random().hex())
-                envelope.waited_s = waited_s
-                client.sink = envelope
-                envelope.start(head.length, first, done)
-                return False
-            route = head.route = found
-        try:
-            target = self._catalog.find(route.name, route.qualifier)
-        except NotFound as error:
-            request_id = self.shared.random().hex()
-            self.answer(client, unknown_function(route, error.message, request_id), request_id)
-            return False
-        known = head.callee is not None and head.callee.target is target
-        if not known and not self._admit(client, head, target):
-            return False
-        head.generation = self._catalog.generation
-        return True
+                self.answer(client, unknown_function(route, error.message, request_id), request_id)
+                return None
+            if len(self._found) >= FOUND:
+                self._found.clear()
+            self._found[key] = callee
+        return callee
 
-    def _admit(self, client: Client, head: RoutedHead, target: Target) -> bool:
-        """Check what holds for every call with this head to this target, or answer why not."""
-        route = head.route
-        callee = self.shared.callee(target)
-        kind = callee.kinds[route.door]
-        head.kind = kind or "event"
-        reply: Reply | None = None
-        call: Call | None = None
-        if kind is None:
-            call = self._new_call(client, head, callee)
-            reply = refusal(route, callee.contract, call)
-        elif head.size > callee.short_head_bytes:
+    def _refusal(self, head: RequestHead, route: Route, callee: Callee, call: Call) -> Reply | None:
+        """Note an event call's options; return the answer to a call that cannot be made."""
+        if callee.kinds[route.door] is None:
+            return refusal(route, callee.contract, call)
+        if head.size > callee.short_head_bytes:
             wrong = too_long(head, route, callee)
             if wrong is not None:
-                call = self._new_call(client, head, callee)
-                reply = callee.contract.error(wrong, call)
-        if kind is not None and kind != "http" and reply is None:
-            options = call_options(head.headers)
-            head.want_log_tail = options.want_log_tail
+                return callee.contract.error(wrong, call)
+        if call.kind != "http":
+            options = call_options(head.looked_at)
+            call.want_log_tail = options.want_log_tail
             if options.asynchronous:
-                call = self._new_call(client, head, callee)
-                reply = own_error(501, *_NO_ASYNC, call.request_id)
-        if call is not None:
-            reply = reply or own_error(500, "Bug", "refused without a reason", call.request_id)
-            self.answer(client, reply, call.request_id)
-            return False
-        head.make = EXCHANGES[head.kind]
-        head.callee = head.made_for = callee
-        head.templates = {}
-        return True
+                return own_error(501, *_NO_ASYNC, call.request_id)
+        return None
 
     def find(self, name: str, qualifier: str) -> Callee:
         """Return a deployed function as calls use it; raises NotFound."""
@@ -406,8 +398,8 @@ class Gateway:
 
     # -- connections and the clock
 
-    def _connection(self) -> Client:
-        return ClientConnection(self)
+    def _connection(self) -> asyncio.Protocol:
+        return cast("asyncio.Protocol", ClientConnection(self))
 
     def _close_idle(self) -> None:
         for client in list(self._connections):
@@ -438,7 +430,7 @@ class Gateway:
         if now - self._swept_at >= SWEEP_S:
             self._swept_at = now
             self.shared.sweep(now)
-            self.heads.clear()
+            self._found.clear()
             self._forget_removed()
 
     def _forget_removed(self) -> None:

@@ -31,7 +31,6 @@ from agent.gateway.exchanges.stage import (
     QUEUED,
     RUNNING,
 )
-from agent.gateway.exchanges.template import first_request
 from agent.gateway.wire.head import ReplyHead, RequestHead
 from agent.gateway.wire.http1 import LAST_CHUNK, chunk
 from agent.gateway.wire.ports import Caller
@@ -204,8 +203,8 @@ class Exchange:
         try:
             # All of them came from our own connector: `ports` knows no HTTP.
             idle: list[UpstreamConnection] = endpoint.idle  # type: ignore[assignment]
-            conn, hot_s = idle.pop() if idle else None, endpoint.keeping.hot_s
-            if conn is not None and (conn.closed or now - conn.rested_at > hot_s):
+            conn = idle.pop() if idle else None
+            if conn is not None and (conn.closed or now - conn.rested_at > endpoint.keeping.hot_s):
                 conn = rested(self, conn, idle, endpoint.keeping, now)
             if conn is not None:
                 self._reused = True
@@ -333,16 +332,9 @@ class Exchange:
 
     def send_request(self, conn: UpstreamConnection) -> None:
         """Write the head and what there is of the body in one go."""
-        call, callee, length, head = self.call, self.callee, self.length, self.head
+        call, length = self.call, self.length
         self.conn, self.stage = conn, RUNNING
-        if head is None or not head.kept or head.made_for is not callee or head.length != length:
-            data = callee.request_head(call, length)
-        else:
-            made = head.templates.get(call.remote)
-            if made is not None:
-                data = made(self.request_id_bytes)
-            else:
-                data = first_request(callee, head, call, self.shared.random)
+        data = self.callee.request_head(call, length)
         if conn.instance != call.instance:
             conn.instance = call.instance
             conn.report = CallReport(NO_METERS, None, b"", call.instance)

@@ -15,8 +15,8 @@ from typing import Final, Protocol
 from agent.calls.ports import Target
 from agent.contracts.base import CallKind
 from agent.contracts.doors import Door, admits, call_kind
+from agent.core.counters import CallCounters, FunctionCounters
 from agent.gateway.wire.upstream import UpstreamConnector
-from agent.telemetry.metrics import CallCounters, FunctionCounters
 
 TICK_S: Final = 0.1
 """How late a time limit may be noticed. Limits are whole seconds in every contract."""

@@ -4,4 +4,13 @@ NEW → (COLLECTING) → QUEUED → (CONNECTING) → RUNNING → (EXPLAINING) �
 to JOB to DONE. What happens in them is `exchange.py`'s.
 """
 
-NEW, COLLECTING, QUEUED, CONNECTING, RUNNING, EXPLAINING, JOB, DONE = range(8)
+from typing import Final
+
+NEW: Final = 0
+COLLECTING: Final = 1
+QUEUED: Final = 2
+CONNECTING: Final = 3
+RUNNING: Final = 4
+EXPLAINING: Final = 5
+JOB: Final = 6
+DONE: Final = 7

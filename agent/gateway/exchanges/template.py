@@ -1,7 +1,7 @@
-"""Heads that differ from call to call by the request id only, made ready for filling it in.
+"""Replies' heads that differ from call to call by the request id only, made ready to be filled in.
 
-A contract is asked twice, with two ids; where the first answer holds the first id (or the trace
-header made of it) the template gets a gap. Only if filling in the second id gives the second answer
+A contract is asked twice, with two ids; where the first answer holds the first id the template gets
+a gap. Only if filling in the second id gives the second answer
 byte for byte is the template used: a head that depends on anything else is asked of the contract
 each time. Templates live beside the heads they were made from (`wire/head.py`).
 """
@@ -13,40 +13,23 @@ from dataclasses import replace
 from typing import Final
 
 from agent.contracts.base import Call, CallReport
-from agent.contracts.headers import made_trace, trace_maker
 from agent.errors import FunctionFailed
 from agent.gateway.exchanges.answer import mark
 from agent.gateway.exchanges.shared import Callee
 from agent.gateway.wire.date import date_line, with_one_date
-from agent.gateway.wire.head import HeadTemplate, ReplyHead, RequestHead
+from agent.gateway.wire.head import HeadTemplate, ReplyHead
 from agent.gateway.wire.http1 import content_length, reply_head
 from agent.model.records import Meters
-
-TEMPLATES: Final = 16
-"""Kept for one head: that many addresses of callers who send the same."""
 
 Random = Callable[[], bytes]
 _NO_REPORT: Final = CallReport(Meters())
 
 
-def _filler(form: bytes, ids: int, trace_at: int, trace: Callable[[bytes], bytes]) -> HeadTemplate:
-    """Return the shortest way to fill a form: this runs twice in every warm call.
-
-    `trace_at` says how many of the `ids` come before the trace; -1 without one.
-    """
-    if trace_at < 0:
-        if ids == 2:
-            return lambda request_id: form % (request_id, request_id)
-        return lambda request_id: form % ((request_id,) * ids)
-    if ids == trace_at == 1:
-        return lambda request_id: form % (request_id, trace(request_id))
-
-    def fill(request_id: bytes) -> bytes:
-        gaps = [request_id] * ids
-        gaps.insert(trace_at, trace(request_id))
-        return form % tuple(gaps)
-
-    return fill
+def _filler(form: bytes, ids: int) -> HeadTemplate:
+    """Return the shortest way to fill a form: this runs in every warm call."""
+    if ids == 2:
+        return lambda request_id: form % (request_id, request_id)
+    return lambda request_id: form % ((request_id,) * ids)
 
 
 def _dated(ids: int, form: bytes) -> HeadTemplate:
@@ -66,38 +49,16 @@ def template(
     Replies that are not `dated` get our own Date each time.
     """
     gap = first_id.encode()
-    before, trace, after = first.partition(made_trace(gap))
-    ids = before.count(gap)
-    form = _gapped(before, gap)
-    if trace:
-        form += b"%b" + _gapped(after, gap)
-    trace_at = ids if trace else -1
-    ids += after.count(gap)
-    made = _filler(form, ids, trace_at, trace_maker(gap))
+    ids = first.count(gap)
+    form = _gapped(first, gap)
+    made = _filler(form, ids)
     if made(second_id.encode()) != second:
         return None
-    if dated:
-        return made
-    return _dated(ids, form) if not trace else None
+    return made if dated else _dated(ids, form)
 
 
 def _gapped(text: bytes, gap: bytes) -> bytes:
     return b"%b".join(piece.replace(b"%", b"%%") for piece in text.split(gap))
-
-
-def first_request(callee: Callee, head: RequestHead, call: Call, random: Random) -> bytes:
-    """Return the instance's head of a call whose own head is kept, and make its template."""
-    templates = head.templates
-    if call.remote not in templates and len(templates) < TEMPLATES:
-        one = replace(call, request_id=callee.new_request_id(random()))
-        other = replace(one, request_id=callee.new_request_id(random()), instance="another")
-        templates[call.remote] = template(
-            callee.request_head(one, head.length),
-            one.request_id,
-            callee.request_head(other, head.length),
-            other.request_id,
-        )
-    return callee.request_head(call, head.length)
 
 
 def reply_template(

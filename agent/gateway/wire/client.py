@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Final, Generic, cast
+from typing import Final, cast
 
 from agent.gateway.wire.closing import Closing
 from agent.gateway.wire.date import framed_head
 from agent.gateway.wire.dechunk import BadChunk
 from agent.gateway.wire.flow import ReadFlow
-from agent.gateway.wire.head import KEPT_HEAD_BYTES, BadHead, HeadTemplate, R, RequestHead
+from agent.gateway.wire.head import BadHead, HeadTemplate, RequestHead
 from agent.gateway.wire.http1 import (
     CONTINUE,
     JOIN_BYTES,
@@ -26,6 +26,7 @@ from agent.gateway.wire.http1 import (
     chunk,
     reply_head,
 )
+from agent.gateway.wire.mode import BODY, CLOSED, HEAD, LINGER, PASSED, RAW, REPLY
 from agent.gateway.wire.passing import Passed, as_sent, send
 from agent.gateway.wire.ports import RequestSink, Server
 from agent.gateway.wire.requests import RequestStream
@@ -35,17 +36,13 @@ log = logging.getLogger(__name__)
 PIPELINED_AT_ONCE: Final = 16
 """Requests of one connection served in one turn of the loop."""
 
-HEAD, BODY, REPLY, RAW, LINGER, CLOSED, PASSED = range(7)
-"""What the next bytes are: a head, a body, the request after this one (it waits), another protocol,
-something nobody reads any more; or the connection is closing, or on its way to another worker,
-which reads on."""
 
 NO_HEAD: Final = RequestHead()
 """Stands for what is no request: the answer has a body, whatever was asked before."""
 
 
-class ClientConnection(asyncio.Protocol, Generic[R]):
-    """One connection of a caller."""
+class ClientConnection:
+    """One connection of a caller: an `asyncio.Protocol`, but none of Python's classes below it."""
 
     __slots__ = (
         "_awaits_go_ahead",
@@ -54,10 +51,10 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
         "_flow",
         "_full",
         "_keep_alive",
-        "_known_head",
         "_mode",
         "_passed",
         "_passing",
+        "_plain",
         "_pumping",
         "_replied",
         "_requests",
@@ -72,13 +69,11 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
         "waited_s",
     )
 
-    def __init__(
-        self, server: Server[R, ClientConnection[R]], passed: Passed | None = None
-    ) -> None:
+    def __init__(self, server: Server[ClientConnection], passed: Passed | None = None) -> None:
         # of the connection
         self._server = server
-        self._known_head = server.heads.get
-        self._requests = RequestStream(server.heads, server.new_head)
+        self._plain = server.plain_heads
+        self._requests = RequestStream(server.plain_heads)
         self._transport: asyncio.Transport
         self._flow: ReadFlow
         self._closing: Closing
@@ -161,17 +156,14 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
             self._pump()
 
     def data_received(self, data: bytes) -> None:
-        """Work on what came; a head that is known and comes alone goes the short way."""
+        """Work on what came; a plain head that comes alone goes the short way."""
         requests = self._requests
-        if self._mode == HEAD and len(data) <= KEPT_HEAD_BYTES and not requests.ahead:
-            head = self._known_head(data)
-            short = head is not None and head.length == 0 and not requests.tail and not self._full
-            if head is not None and short and not self.leaving:
-                self.head = head
-                self._keep_alive = head.keep_alive
-                self._mode = REPLY
+        if self._mode == HEAD and not (requests.ahead or requests.tail or self._full):
+            same = data == self.head.raw  # differs in its first bytes, or was read already
+            head = self.head if same else self._plain.read(data)
+            if head is not None:
                 try:
-                    self._server.request(self, head, b"", True)
+                    self._begin(head)
                 except Exception:  # as in `_pump`
                     log.exception("connection of %s", self.remote or "unix")
                     self.cut()
@@ -233,8 +225,12 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
             return
         if begins and (head is not None or requests.tail):
             self._since = self._server.loop.time()
-        if head is None:
-            return
+        if head is not None:
+            self._begin(head)
+
+    def _begin(self, head: RequestHead) -> None:
+        """Set up for the body behind a whole head, and pass both on."""
+        requests = self._requests
         self.head = head
         self._keep_alive = head.keep_alive
         if self.leaving:
@@ -247,6 +243,7 @@ class ClientConnection(asyncio.Protocol, Generic[R]):
             self._mode = REPLY
             self._server.request(self, head, b"", True)
             return
+        self._since = self._server.loop.time()
         self._awaits_go_ahead = head.expects and not requests.ahead
         self._mode = BODY
         try:

@@ -1,16 +1,16 @@
-"""Heads of requests and replies, parsed once; repeated ones are recognised byte for byte.
+"""Heads of requests, as the parser reads them, and of replies; repeated replies' are recognised.
 
-Clients that call again and functions that answer again mostly send the same head. A head seen twice
-is kept (bounded, and forgotten within a minute) together with all that follows from it, so that a
-warm call neither parses nor decides anything twice. `client.py` and `upstream.py` read; those above
-keep ready-made heads beside the heads that ask for them.
+Functions that answer again mostly send the same head. One seen twice is kept (bounded, and
+forgotten within a minute), and those above keep a ready-made head for the caller beside it. Heads
+of callers differ: `plain.py` reads what is plain of them, and what is not comes here. `requests.py`
+and `upstream.py` read.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 import httptools
 
@@ -32,7 +32,7 @@ KEPT_HEAD_BYTES: Final = 4096
 SEEN_HEADS: Final = 8192
 """Hashes of heads seen once, so that heads which never come again cost no memory."""
 
-_HOST: Final = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::\d*)?")
+HOST: Final = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::\d*)?")
 """RFC 3986 section 3.2.2 and a port; how a name is made up is for whoever looks it up."""
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?]*)", re.IGNORECASE)
 """A target that says the host itself (RFC 9112 section 3.2.2)."""
@@ -53,7 +53,6 @@ class RequestHead:
     Fields that are mostly as below are written only when they change.
     """
 
-    # what it says
     method = b""
     target = b""
     host = b""
@@ -66,16 +65,22 @@ class RequestHead:
     """True if it asks for a WebSocket: no other upgrade is passed on."""
     traced = False
     expects = False
-    # what follows from it
-    kept = False
-    """True once it came again: then conclusions are worth keeping."""
-    made_for: object = None
-    """What `templates` were made for: they hold for nothing else."""
-    templates: dict[str, HeadTemplate | None]
-    """The head for the instance, by the caller's address; set with `made_for`."""
+    lines = b""
+    """The fields that nobody looks at, as they came, each with its line's end."""
+    raw = b""
+    """The whole head, where some of its fields are among the `lines`."""
 
     def __init__(self) -> None:
-        self.headers: Fields = []
+        self.looked_at: Fields = []
+        """The fields that those above may look at: all of them where `lines` is empty."""
+
+    @property
+    def headers(self) -> Fields:
+        """All fields as pairs; made when asked for."""
+        if not self.raw:
+            return self.looked_at
+        pairs = [line.partition(b": ") for line in self.raw.split(b"\r\n")[1:-2]]
+        return [(name, value.lstrip(b" ")) for name, _, value in pairs]
 
 
 class ReplyHead:
@@ -100,22 +105,17 @@ class ReplyHead:
         self.headers: Fields = []
 
 
-H = TypeVar("H", bound=RequestHead | ReplyHead)
-R = TypeVar("R", bound=RequestHead)
-"""The heads of requests as those above want them made: with fields of their own."""
-
-
-class HeadCache(Generic[H]):
-    """Heads by their bytes."""
+class HeadCache:
+    """Replies' heads by their bytes."""
 
     __slots__ = ("_heads", "_seen", "get")
 
     def __init__(self) -> None:
-        self._heads: dict[bytes, H] = {}
+        self._heads: dict[bytes, ReplyHead] = {}
         self._seen: set[int] = set()
-        self.get: Callable[[bytes], H | None] = self._heads.get
+        self.get: Callable[[bytes], ReplyHead | None] = self._heads.get
 
-    def learn(self, raw: bytes, head: H) -> None:
+    def learn(self, raw: bytes, head: ReplyHead) -> None:
         """Keep a head that comes for the second time."""
         if len(raw) > KEPT_HEAD_BYTES:
             return
@@ -131,12 +131,12 @@ class HeadCache(Generic[H]):
         self._heads[raw] = head
 
     def clear(self) -> None:
-        """Forget everything: heads may hold callers' credentials."""
+        """Forget everything: heads may hold credentials."""
         self._heads.clear()
         self._seen.clear()
 
 
-class HeadReader(Generic[R]):
+class HeadReader:
     """Parses the heads of one connection, one at a time, in as many pieces as they come."""
 
     __slots__ = (
@@ -144,21 +144,19 @@ class HeadReader(Generic[R]):
         "_done",
         "_head",
         "_hosts",
-        "_new_head",
         "_parser",
         "_upgrade",
         "_websocket",
         "size",
     )
 
-    def __init__(self, new_head: Callable[[], R]) -> None:
-        self._new_head = new_head
+    def __init__(self) -> None:
         self._parser: Any = None
         self.size = 0
         """Bytes of the present head so far."""
         self._begin()
 
-    def feed(self, piece: bytes) -> R | None:
+    def feed(self, piece: bytes) -> RequestHead | None:
         """Read on; return the head when it is whole. Raises BadHead.
 
         A piece must not reach past the head's end.
@@ -187,14 +185,14 @@ class HeadReader(Generic[R]):
         return head
 
     def _begin(self) -> None:
-        self._head = self._new_head()
+        self._head = RequestHead()
         self._done = False
         self._hosts = 0
         self._coding = b""
         self._upgrade = self._websocket = False
         self.size = 0
 
-    def _checked(self, head: R) -> R:
+    def _checked(self, head: RequestHead) -> RequestHead:
         """Check what must hold for any request, and return it."""
         version = self._parser.get_http_version()
         head.size = self.size
@@ -204,7 +202,8 @@ class HeadReader(Generic[R]):
             head.old = True
             head.upgrade = head.expects = False
             if self._upgrade:  # RFC 9110 section 7.8: ignored, so the instance must not see it
-                head.headers = [pair for pair in head.headers if pair[0].lower() != b"upgrade"]
+                fields = head.looked_at
+                head.looked_at = [one for one in fields if one[0].lower() != b"upgrade"]
             if head.length is None:
                 raise BadHead(400, "BadRequest", "HTTP/1.0 has no chunks")
         if self._hosts > 1 or (not self._hosts and not head.old):
@@ -213,12 +212,12 @@ class HeadReader(Generic[R]):
         if absolute is not None:
             head.host = absolute[1]
             head.host_text = head.host.decode("latin-1")
-        if not _HOST.fullmatch(head.host):
+        if not HOST.fullmatch(head.host):
             raise BadHead(400, "BadRequest", "Host is no name or address with an optional port")
         if self._coding not in (b"", b"chunked"):
             message = "of all transfer codings only chunked is served here"
             raise BadHead(501, "NotImplemented", message)
-        if len(head.headers) > MAX_HEADERS:
+        if len(head.looked_at) > MAX_HEADERS:
             raise _too_large(f"the head has more than {MAX_HEADERS} fields")
         return head
 
@@ -231,7 +230,7 @@ class HeadReader(Generic[R]):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, and note those that steer us."""
         head = self._head
-        head.headers.append((name, value))
+        head.looked_at.append((name, value))
         field = STEERING_FIELDS.get(name.lower())
         if field is None:
             return

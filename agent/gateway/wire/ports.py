@@ -8,11 +8,11 @@ it. A connection to an instance (`upstream.py`) gives what comes back to a `Repl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from agent.gateway.wire.head import HeadCache, HeadTemplate, R, ReplyHead
+from agent.gateway.wire.head import HeadTemplate, ReplyHead, RequestHead
 from agent.gateway.wire.http1 import Fields
+from agent.gateway.wire.plain import PlainHeads
 
 C = TypeVar("C", contravariant=True)
 """A caller's connection, as its server sees it."""
@@ -106,15 +106,14 @@ class ReplySink(Protocol):
         """Write on."""
 
 
-class Server(Protocol[R, C]):
+class Server(Protocol[C]):
     """Whom callers' connections belong to, and who decides where their requests go.
 
     `draining`: no connection goes on behind its present reply.
     """
 
     loop: asyncio.AbstractEventLoop
-    heads: HeadCache[R]
-    new_head: Callable[[], R]
+    plain_heads: PlainHeads
     draining: bool
 
     def connected(self, client: C) -> bool:
@@ -123,7 +122,7 @@ class Server(Protocol[R, C]):
     def disconnected(self, client: C) -> None:
         """Forget a closed connection."""
 
-    def request(self, client: C, head: R, first: bytes, done: bool) -> None:
+    def request(self, client: C, head: RequestHead, first: bytes, done: bool) -> None:
         """Start what a whole head asks for; `first` is what came of the body, `done` if all."""
 
     def refuse(self, client: C, status: int, code: str, message: str) -> None:

@@ -1,29 +1,26 @@
 """What comes from one caller, cut into requests: head by head, body by body.
 
-A head is cut out of the stream before anything reads it (`head.py`), so that no parser ever sees
-more than one request; what a caller sends ahead (pipelining) stays untouched. Bodies are counted or
-dechunked. When to read on is `client.py`'s.
+A head is cut out of the stream before anything reads it (`plain.py`, `head.py`), so that no parser
+ever sees more than one request; what a caller sends ahead (pipelining) stays untouched. Bodies are
+counted or dechunked. When to read on is `client.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic
-
 from agent.gateway.wire.dechunk import Dechunker
-from agent.gateway.wire.head import KEPT_HEAD_BYTES, HeadCache, HeadReader, R
+from agent.gateway.wire.head import HeadReader, RequestHead
 from agent.gateway.wire.http1 import HEAD_END
+from agent.gateway.wire.plain import PlainHeads
 
 
-class RequestStream(Generic[R]):
+class RequestStream:
     """The bytes of one connection, read from their beginning."""
 
-    __slots__ = ("_at", "_chunks", "_known_head", "_learn", "_left", "_reader", "ahead", "tail")
+    __slots__ = ("_at", "_chunks", "_left", "_plain", "_reader", "ahead", "tail")
 
-    def __init__(self, heads: HeadCache[R], new_head: Callable[[], R]) -> None:
-        self._known_head = heads.get
-        self._learn = heads.learn
-        self._reader = HeadReader(new_head)
+    def __init__(self, plain: PlainHeads) -> None:
+        self._plain = plain
+        self._reader = HeadReader()
         self.ahead = b""
         """What has come; empty once all of it is read."""
         self._at = 0
@@ -57,7 +54,7 @@ class RequestStream(Generic[R]):
         else:
             self.ahead, self._at = b"", 0
 
-    def read_head(self) -> R | None:
+    def read_head(self) -> RequestHead | None:
         """Return the next head, or None when there is more of it to come. Raises BadHead."""
         data, at, tail = self.ahead, self._at, self.tail
         stop = _split_end(tail, data, at) if tail else -1
@@ -77,15 +74,12 @@ class RequestStream(Generic[R]):
             self.ahead, self._at = b"", 0
             if not piece:
                 return None
-        known = ended and not tail and len(piece) <= KEPT_HEAD_BYTES
-        head = self._known_head(piece) if known else None
+        head = self._plain.read(piece) if ended and not tail else None
         if head is None:
             head = self._reader.feed(piece)
             if head is None:
                 self.tail = (tail + piece[-3:])[-3:]
                 return None
-            if known:
-                self._learn(piece, head)
         self.tail = b""
         return head
 

@@ -53,8 +53,8 @@ class CloseNotes(Protocol):
         """Note that it closed one after so long a rest."""
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One connection to one instance."""
+class UpstreamConnection:
+    """One connection to one instance: an `asyncio.Protocol`, as in `client.py`."""
 
     __slots__ = (
         "_at_rest_in",
@@ -450,15 +450,15 @@ class UpstreamConnector:
     def __init__(self, take_socket: TakeSocket, make_socket: MakeSocket | None = None) -> None:
         self._take_socket = take_socket
         self._make_socket = make_socket
-        self.heads: HeadCache[ReplyHead] = HeadCache()
+        self.heads = HeadCache()
         self.connections: set[UpstreamConnection] = set()
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
 
     async def adopt(self, sock: socket.socket) -> UpstreamConnection:
         """Take over a connected, non-blocking socket."""
-        _, conn = await self.loop.create_connection(
-            lambda: UpstreamConnection(self, sock), sock=sock
-        )
+        conn = UpstreamConnection(self, sock)
+        protocol = cast("asyncio.Protocol", conn)
+        await self.loop.create_connection(lambda: protocol, sock=sock)
         return conn
 
     async def open(self, address: str, port: int, deadline: float) -> UpstreamConnection:
