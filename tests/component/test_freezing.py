@@ -329,7 +329,7 @@ async def test_the_next_worker_knows_what_is_frozen_and_thaws_it(tmp_path, mid_f
             node.cold.add(instance.id)
         else:
             rest(node)
-        assert not [one for one in node.files.load()[0] if one.state != "ready"]
+        assert not [one for one in node.files.each() if one.state != "ready"]
         node.ledger = Ledger.open(node.path / "ledger", 128)
         successor, found = await adopted_anew(node, target)
         assert found.frozen
@@ -344,7 +344,7 @@ async def test_the_next_worker_knows_what_is_frozen_and_thaws_it(tmp_path, mid_f
 
 async def adopted_anew(node, target):
     """Be the next worker; return its target and the instance it has adopted."""
-    (record,) = node.files.load()[0]
+    (record,) = list(node.files.each())
     successor = node.target_of(target.version)
     successor.scaling._fleet.admission.instances.clear()
     instance = node.fleet.admission.make(

@@ -204,7 +204,7 @@ async def test_a_removed_function_leaves_none_also_of_those_being_made(house):
     await target.stop(grace_s=0.0)
     assert house.fleet.admission.instances == {}
     assert house.builder.alive == {}
-    assert house.files.load()[0] == []
+    assert list(house.files.each()) == []
 
 
 async def test_a_worker_that_hands_over_leaves_none_behind(house):
@@ -214,7 +214,7 @@ async def test_a_worker_that_hands_over_leaves_none_behind(house):
     target.tick(house.now())  # until it has handed over it goes on ticking
     assert not house.share.made_now
     house.mode.hand_over()
-    await until(lambda: house.files.load()[0] == [])
+    await until(lambda: list(house.files.each()) == [])
     assert house.builder.alive == {}
 
 
@@ -234,12 +234,12 @@ async def test_one_that_cannot_be_made_leaves_nothing_and_is_tried_later(house, 
 async def test_its_record_says_what_it_is_until_it_runs(house):
     target = deployed(house)
     (kept,) = await waiting(house, target)
-    (record,) = house.files.load()[0]
+    (record,) = list(house.files.each())
     assert (record.id, record.state) == (kept.id, "standby")
     caller = Caller()
     target.acquire(caller)
     await caller.answer()
-    (record,) = [one for one in house.files.load()[0] if one.id == kept.id]
+    (record,) = [one for one in list(house.files.each()) if one.id == kept.id]
     assert record.state == "ready"
 
 
