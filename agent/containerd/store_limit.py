@@ -131,10 +131,20 @@ class StoreLimit:
             result = running.result()
             if isinstance(result, AgentError):
                 raise result
+            await self._settle(what, lease)
             return result
         finally:
             await stop(running, watching)
             del self._running[lease]
+
+    async def _settle(self, what: str, lease: str) -> None:
+        """Collect, or refuse, where a transfer had ended before anybody saw it was too much."""
+        room = await self.room()
+        if not Amount().fits(room.left) and self._make_room is not None:
+            await self._make_room(Amount() - room.left)
+            room = await self.room()
+        if not Amount().fits(room.left) and await self._brought_most(lease):
+            raise self._refusal(f"{what}: stopped", room, Amount())
 
     async def _until_too_much(self, lease: str) -> Room:
         """Return when the store is past its limit, and this transfer has brought most of all."""

@@ -201,7 +201,9 @@ class Transfer:
                         await changed(lease=lease, deadline=deadline, error=error)
 
             async def run(source: Message) -> None:
-                await self._limit.within(what, lease, lambda: once(source))
+                # A refusal may come when all is there already, under its name.
+                async with self._taking_back(name, deadline):
+                    await self._limit.within(what, lease, lambda: once(source))
 
             mounted = snapshotter and await self._mounter.mount(
                 name, found, snapshotter, lease=lease, deadline=deadline

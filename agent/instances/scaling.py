@@ -26,6 +26,7 @@ from agent.core.instance import LifecycleEvent, State
 from agent.core.pool import Member, Pool
 from agent.errors import (
     AgentError,
+    FailedPrecondition,
     FunctionFailed,
     InvalidSpec,
     Overloaded,
@@ -180,7 +181,7 @@ class Scaling(Generic[W]):
         environment = self._contract.environment(instance.id)
         try:
             await instance.start(environment, asked_at, permits.of(name))
-        except (RuntimeUnavailable, FunctionFailed) as error:
+        except (RuntimeUnavailable, FailedPrecondition, FunctionFailed) as error:
             if not (is_standby and _was_lost(error)):
                 raise
             log.warning("standby %s was lost as a call came: %s", instance.id, error)
@@ -355,12 +356,12 @@ def _nobody(*_: object) -> None:
     """Hear what a version says that is gone."""
 
 
-def _was_lost(error: RuntimeUnavailable | FunctionFailed) -> bool:
+def _was_lost(error: AgentError) -> bool:
     """Say whether a standby that did not start was gone before: refused, or killed from outside.
 
     The byte reaches also an init that is being killed; its program has not run then.
     """
-    if isinstance(error, RuntimeUnavailable):
+    if not isinstance(error, FunctionFailed):
         return True
     failure = error.failure
     killed = failure.signal == SIGKILL and not failure.out_of_memory

@@ -8,7 +8,7 @@ import pytest
 
 from agent.core.instance import State
 from agent.core.standby import EACH_BYTES, RETRY_S
-from agent.errors import Overloaded, RuntimeUnavailable
+from agent.errors import FailedPrecondition, Overloaded, RuntimeUnavailable
 from tests.component.function_house import MB, Caller, House, call, until
 
 
@@ -247,6 +247,10 @@ def refuse(house):
     house.points.fail["start"] = RuntimeUnavailable("the container is not running")
 
 
+def stopped(house):
+    house.points.fail["start"] = FailedPrecondition("cannot start a stopped process")
+
+
 def kill(house):
     def once(container):
         house.on_start = lambda container: None
@@ -255,7 +259,7 @@ def kill(house):
     house.on_start = once
 
 
-@pytest.mark.parametrize("lose", [refuse, kill])
+@pytest.mark.parametrize("lose", [refuse, stopped, kill])
 async def test_one_that_dies_as_a_call_comes_is_built_anew_for_that_call(house, lose):
     target = deployed(house)
     (kept,) = await waiting(house, target)
