@@ -138,7 +138,7 @@ def one(name: str, module: ModuleType, options: Options) -> Report | None:
     except KeyboardInterrupt:
         options.stopped.set()
         return None
-    except Exception:  # one bench that fails takes no other one's results along
+    except (Exception, SystemExit):  # one bench that fails takes no other one's results along
         traceback.print_exc()
         print(f"{name} failed\n", flush=True)
         return None
