@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from bench import machine, needs, page
+from bench import compare, machine, needs, page
 from bench.options import Options
 from bench.report import Report
 from tests.integration.running import install, open_lock
@@ -72,8 +72,6 @@ def parsed(arguments: Sequence[str]) -> tuple[list[str], Options, bool]:
 def main(arguments: Sequence[str]) -> int:
     """Run what was asked for; returns the exit status."""
     if arguments[:1] == ["compare"]:
-        from bench import compare
-
         return compare.main(arguments[1:])
     names, options, installs = parsed(arguments)
     modules = {name: importlib.import_module(NAMES[name]) for name in names}

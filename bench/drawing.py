@@ -69,7 +69,7 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         others = sum(colour != OURS for colour in found.values())
-        ours = name.startswith(("kindling", "gateway")) and OURS not in found.values()
+        ours = name.lower().startswith(("kindling", "gateway")) and OURS not in found.values()
         found[name] = OURS if ours else COLOURS[others % len(COLOURS)]
     return found
 
