@@ -72,7 +72,7 @@ def parsed(arguments: Sequence[str]) -> tuple[list[str], Options, bool]:
 def main(arguments: Sequence[str]) -> int:
     """Run what was asked for; returns the exit status."""
     if arguments[:1] == ["compare"]:
-        return compare.main(arguments[1:])
+        return compare.main(arguments[1:], NAMES)
     names, options, installs = parsed(arguments)
     modules = {name: importlib.import_module(NAMES[name]) for name in names}
     if refusal := unready(modules.values()):

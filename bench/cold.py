@@ -244,7 +244,7 @@ def pictures(
         "Kindling": parts_of(median, "kindling", PHASE, PHASES),
         f"Kindling, {NEW}": parts_of(median, f"kindling, {NEW}", NEW_PHASE, ("deploy", *PHASES)),
     }
-    for peer in (*PEERS, f"ctr run, {NEW}"):
+    for peer in (*PEERS[:3], f"ctr run, {NEW}", *PEERS[3:]):
         client = median[client_of(peer.split(",")[0])]
         rows[peer] = {"its command": client, "": max(median[peer] - client, 0.0)}
     shown = {name: samples[name] for name in ("kindling", *PEERS, f"kindling, {NEW}")}

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -42,8 +42,8 @@ class RunFailed(Exception):
     """A bench of one of both found nothing; the text ends with what it said."""
 
 
-def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return what was asked for; ends on wrong use."""
+def parsed(arguments: Sequence[str], names: Collection[str]) -> argparse.Namespace:
+    """Return what was asked for, `names` being the benches there are; ends on wrong use."""
     parser = argparse.ArgumentParser(
         prog="python -m bench compare",
         description=__doc__,
@@ -55,6 +55,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=8, help="how many runs of each (8)")
     parser.add_argument("--rounds", type=int, help="rounds of each run, where the bench has them")
     given = parser.parse_args(arguments)
+    if given.name not in names:
+        parser.error(f"no bench {given.name}: there are {', '.join(names)}")
     if not LEAST_PAIRS <= given.pairs <= MOST_PAIRS:
         parser.error(
             f"--pairs wants {LEAST_PAIRS} to {MOST_PAIRS}, not {given.pairs}: fewer tell nothing"
@@ -67,9 +69,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], names: Collection[str]) -> int:
     """Compare; returns 0 whatever is found, 1 when a run failed, 130 when cut short."""
-    given = parsed(arguments)
+    given = parsed(arguments, names)
     revisions = (given.a, given.b)
     if _differs(revisions, "bench"):
         print("note: bench/ itself is not the same in both; each is measured by its own")
@@ -184,7 +186,3 @@ def _git(*words: str) -> str:
         ["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, check=False
     )
     return done.stdout.strip()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

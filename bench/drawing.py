@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 760, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 200, 44, 52
+LEFT, RIGHT, TOP, BOTTOM = 64, 200, 60, 52
 BAR, GAP = 22, 12
 NAMES_WIDTH, FIGURES_WIDTH = 200, 80
 OURS = "#d1495b"
@@ -58,7 +58,8 @@ class _Scale:
 
     def ticks(self) -> list[float]:
         if not self.log:
-            return [self.low + (self.high - self.low) * n / TICKS for n in range(TICKS + 1)]
+            step = round_step((self.high - self.low) / TICKS)
+            return [self.low + step * n for n in range(int((self.high - self.low) / step) + 1)]
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         steps = [s * 10.0**power for power in range(first, last + 1) for s in (1, 2, 5)]
         return [step for step in steps if self.low <= step <= self.high * 1.0001]
@@ -114,7 +115,7 @@ def waterfall(name: str, title: str, rows: Mapping[str, Mapping[str, float]], un
     longest = max((sum(row.values()) for row in rows.values()), default=0) or 1
     wide = WIDTH - NAMES_WIDTH - FIGURES_WIDTH
     parts = [_text(12, 26, title, "#222", size=15)]
-    top = TOP
+    top = TOP - 16
     for one, row in rows.items():
         parts.append(_text(NAMES_WIDTH - 10, top + 15, one, "#222", anchor="end"))
         at = float(NAMES_WIDTH)
@@ -138,6 +139,12 @@ def waterfall(name: str, title: str, rows: Mapping[str, Mapping[str, float]], un
         parts.append(_text(x + 17, top + 11, part, "#222"))
         x += 34 + 7 * len(part)
     return Picture(name, title, _svg(WIDTH, top + 28, parts))
+
+
+def round_step(about: float) -> float:
+    """Return the least of 1, 2 and 5 times a power of ten that is not below `about`."""
+    power = 10.0 ** math.floor(math.log10(about))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= about * 0.9999)
 
 
 def short(value: float) -> str:
@@ -179,7 +186,7 @@ def _frame(title: str, x: str, y: str, across: _Scale, up: _Scale) -> list[str]:
     parts = [
         _text(12, 22, title, "#222", size=15),
         f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}" fill="none" stroke="#444"/>',
-        _text(LEFT - 8, TOP - 6, y, "#444", anchor="start"),
+        _text(LEFT - 8, TOP - 12, y, "#444", anchor="start"),
         _text(WIDTH - RIGHT, HEIGHT - 12, x, "#444", anchor="end"),
     ]
     for value in across.ticks():
