@@ -70,9 +70,14 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         others = sum(colour != OURS for colour in found.values())
-        ours = name.lower().startswith(("kindling", "gateway")) and OURS not in found.values()
+        ours = is_ours(name) and OURS not in found.values()
         found[name] = OURS if ours else COLOURS[others % len(COLOURS)]
     return found
+
+
+def is_ours(name: str) -> bool:
+    """Whether a contender is Kindling or a part of it."""
+    return name.lower().startswith(("kindling", "gateway"))
 
 
 def curves(
@@ -121,9 +126,10 @@ def waterfall(name: str, title: str, rows: Mapping[str, Mapping[str, float]], un
         at = float(NAMES_WIDTH)
         for part, value in row.items():
             length = value / longest * wide
+            colour = OURS if not part and is_ours(one) else painted[part]
             parts.append(
                 f'<rect x="{at:.1f}" y="{top}" width="{length:.1f}" height="{BAR}" '
-                f'fill="{painted[part]}"><title>{escape(part or one)} {short(value)} {unit}'
+                f'fill="{colour}"><title>{escape(part or one)} {short(value)} {unit}'
                 "</title></rect>"
             )
             at += length

@@ -104,7 +104,7 @@ class Bench:
 
 def run(options: Options) -> Report:
     """Measure all of them, interleaved."""
-    count = options.count(quick=3, whole=50)
+    count = options.count(quick=3, whole=30, alone=50)
     archives = [node.ARCHIVE.with_name(f"{one.image}.tar") for one in FUNCTIONS]
     with node.running(AS_SHIPPED) as kindling, house.opened(archives) as peers:
         for archive in archives:

@@ -89,7 +89,7 @@ class Run:
 
 def run(options: Options) -> Report:
     """Measure all of them, interleaved."""
-    rounds = options.count(quick=1, whole=3, alone=5)
+    rounds = options.count(quick=1, whole=2, alone=5)
     short = ("30",) if options.quick and options.whole else ("30", "250")
     sizes = short if options.quick or options.whole else SIZES
     place = Path(tempfile.mkdtemp(prefix="kd-pull-", dir="/var/tmp"))

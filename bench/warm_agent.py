@@ -34,7 +34,7 @@ TITLE = (
 
 def run(options: Options) -> Report:
     """Measure every traffic with one contract, the usual one with the others."""
-    rounds = options.count(quick=2 if options.whole else 6, whole=7, alone=20)
+    rounds = options.count(quick=2 if options.whole else 6, whole=5, alone=20)
     some = (traffic.USUAL, traffic.OTHERS[0])
     every = (traffic.USUAL, traffic.EVENT, *traffic.OTHERS)
     found: Measurements = {}
