@@ -1,11 +1,12 @@
 """`python -m bench [NAME …] [--quick] [--rounds N]`: run benches, print tables, draw, write JSON.
 
 Without a name all of WHOLE run, in a quarter of an hour; with --quick in three minutes. Ctrl-C ends
-the run after the bench under way has kept its whole rounds. `python -m bench compare A B NAME` is
-`bench.compare`. Needs root and a host set up by `setup/host.sh --bench`; installs the working tree
-first, so that what is measured is what stands here. Writes bench/out/<name>.json, pictures beside
-it, and bench/out/report.html with all of them. Ends with 1 when a bench failed or a goal of this
-release (not a final one) is missed, with 2 on wrong use, with 130 when it was cut short.
+the run and keeps what was found, the whole rounds of the bench under way as well. `python -m bench
+compare A B NAME` is `bench.compare`. Needs root and a host set up by `setup/host.sh --bench`;
+installs the working tree first, so that what is measured is what stands here. Writes
+bench/out/<name>.json, pictures beside it, and bench/out/report.html with all of them. Ends with 1
+when a bench failed or a goal of this release (not a final one) is missed, with 2 on wrong use,
+with 130 when it was cut short.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TextIO
 
 from bench import compare, machine, needs, page
 from bench.options import Options
@@ -79,11 +81,20 @@ def main(arguments: Sequence[str]) -> int:
         print(f"python -m bench: {refusal}", file=sys.stderr)
         return 2
     with open_lock(ALONE) as alone:
-        fcntl.flock(alone, fcntl.LOCK_EX)
+        wait_for_turn(alone)
         build(modules.values())
         if installs:
             install(HERE.parent)
         return run(modules, options)
+
+
+def wait_for_turn(lock: TextIO) -> None:
+    """Take the lock; say so if it has to be waited for."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for the bench or test session that holds {ALONE}", flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def unready(modules: Iterable[ModuleType]) -> str:
