@@ -80,6 +80,16 @@ def test_what_a_host_lacks_is_one_line_with_what_to_type() -> None:
     assert said == "this host lacks caddy, go: run 'setup/host.sh --bench' as root"
 
 
+def test_a_host_of_the_demo_alone_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(needs, "ALWAYS", ("no-such-peer",))
+    monkeypatch.setattr(command, "build", lambda _: pytest.fail("something was begun"))
+    assert command.main(["cold"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run 'setup/host.sh --bench'" in line or "run it by 'sudo'" in line
+
+
 @pytest.mark.parametrize(
     ("options", "count"),
     [
