@@ -154,6 +154,7 @@ def _tree(revision: str) -> Iterator[Path]:
         yield REPOSITORY
         return
     with tempfile.TemporaryDirectory(prefix="kd-compare-", dir="/var/tmp") as place:
+        Path(place).chmod(0o755)
         tree = Path(place) / "tree"
         commit = _git("rev-parse", f"{revision}^{{commit}}")
         subprocess.run(

@@ -33,6 +33,7 @@ def write(out: Path, names: Sequence[str]) -> Path:
         if (file := out / f"{name}.json").exists()
     ]
     pictures = {file.name: file.read_text() for file in sorted(out.glob("*.svg"))}
+    out.mkdir(parents=True, exist_ok=True)
     page = out / "report.html"
     page.write_text(html(found, pictures))
     return page

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bench import probe
 from bench.house import PeerFailed
@@ -33,7 +33,8 @@ class Podman:
 
     def load(self, archive: Path) -> None:
         """Load an image from an archive."""
-        self._run("load", "-q", "-i", str(archive))
+        with archive.open("rb") as file:  # which its user may not be able to open
+            self._run("load", "-q", stdin=file)
 
     def start(self, ref: str, name: str, port: int) -> float:
         """Return milliseconds from the start of `podman run` to the first reply."""
@@ -67,10 +68,10 @@ class Podman:
             self._run("rmi", "-f", "-a")
         return took_ms
 
-    def _run(self, *words: str) -> None:
-        done = subprocess.run(
-            self._command(*words), **self._surroundings() | {"stderr": subprocess.PIPE}, check=False
-        )
+    def _run(self, *words: str, stdin: BinaryIO | None = None) -> None:
+        streams = {"stderr": subprocess.PIPE} | ({"stdin": stdin} if stdin else {})
+        surroundings = self._surroundings() | streams
+        done = subprocess.run(self._command(*words), **surroundings, check=False)
         if done.returncode != 0:
             raise PeerFailed(f"podman {words[0]}: {done.stderr.decode()[-2000:]}")
 

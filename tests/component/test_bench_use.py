@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as command
-from bench import compare, needs, rounds
+from bench import compare, needs, page, rounds
 from bench.options import Options
 from bench.proxies import is_listening
 
@@ -165,3 +165,7 @@ def test_a_listener_is_found_in_the_kernels_table() -> None:
     assert is_listening(table, 8080)
     assert not is_listening(table, 8081)
     assert not is_listening(table, 80)
+
+
+def test_a_run_that_found_nothing_still_writes_a_page(tmp_path: Path) -> None:
+    assert "<h1>" in page.write(tmp_path / "out", ["cold"]).read_text()
