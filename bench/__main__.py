@@ -12,9 +12,9 @@ with 130 when it was cut short.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,16 +22,14 @@ import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TextIO
 
-from bench import compare, machine, needs, page
+from bench import compare, machine, needs, page, turn
 from bench.options import Options
 from bench.report import Report
-from tests.integration.running import install, open_lock
+from tests.integration.running import install
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "out"
-ALONE = Path("/run/lock/kindling-tests.lock")  # no test session beside a bench, nor another bench
 IMAGES = HERE.parent / "images"
 MOST_ROUNDS = 1000
 
@@ -80,21 +78,12 @@ def main(arguments: Sequence[str]) -> int:
     if refusal := unready(modules.values()):
         print(f"python -m bench: {refusal}", file=sys.stderr)
         return 2
-    with open_lock(ALONE) as alone:
-        wait_for_turn(alone)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as Ctrl-C does
+    with turn.taken():
         build(modules.values())
         if installs:
             install(HERE.parent)
         return run(modules, options)
-
-
-def wait_for_turn(lock: TextIO) -> None:
-    """Take the lock; say so if it has to be waited for."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"waiting for the bench or test session that holds {ALONE}", flush=True)
-        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def unready(modules: Iterable[ModuleType]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import machine
+from bench import machine, turn
 from bench.figures import number
 from bench.paired import LEAST_PAIRS, Compared, compared
 from tests.integration.running import install
@@ -72,6 +73,7 @@ def parsed(arguments: Sequence[str], names: Collection[str]) -> argparse.Namespa
 def main(arguments: Sequence[str], names: Collection[str]) -> int:
     """Compare; returns 0 whatever is found, 1 when a run failed, 130 when cut short."""
     given = parsed(arguments, names)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as Ctrl-C does
     revisions = (given.a, given.b)
     if _differs(revisions, "bench"):
         print("note: bench/ itself is not the same in both; each is measured by its own")
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str], names: Collection[str]) -> int:
     b: Values = defaultdict(list)
     status = 0
     try:
-        with _tree(given.a) as first, _tree(given.b) as second:
+        with _tree(given.a) as first, _tree(given.b) as second, _turn(first, second):
             for number_of_pair in range(given.pairs):
                 sides = [(first, a), (second, b)]
                 found: list[tuple[Values, dict[str, float]]] = []
@@ -96,7 +98,8 @@ def main(arguments: Sequence[str], names: Collection[str]) -> int:
         print(f"python -m bench compare: {error}", file=sys.stderr)
         status = 1
     finally:
-        install(REPOSITORY)
+        with turn.taken():
+            install(REPOSITORY)
     tell(given, compared(a, b))
     return status
 
@@ -106,12 +109,25 @@ def measured(tree: Path, name: str, more: Sequence[str]) -> dict[str, float]:
     result = tree / "bench" / "out" / f"{name}.json"
     result.unlink(missing_ok=True)
     command = [sys.executable, "-m", "bench", name, "--quick", *more]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
-    if done.returncode == 130:
+    # A session of its own: Ctrl-C reaches it through us, once, and it is given time to clean up.
+    process = subprocess.Popen(
+        command,
+        cwd=tree,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        raise
+    if process.returncode == 130:
         raise KeyboardInterrupt
     if not result.exists():
-        said = (done.stdout + done.stderr)[-SAID:]
-        raise RunFailed(f"the bench {name} in {tree} found nothing, it says:\n{said}")
+        raise RunFailed(f"the bench {name} in {tree} found nothing, it says:\n{said[-SAID:]}")
     return figures_of(json.loads(result.read_text()))
 
 
@@ -171,6 +187,16 @@ def _tree(revision: str) -> Iterator[Path]:
                 ["git", "-C", str(REPOSITORY), "worktree", "remove", "--force", str(tree)],
                 check=True,
             )
+
+
+@contextmanager
+def _turn(*trees: Path) -> Iterator[None]:
+    """Hold the lock for all runs, unless a tree is older than that: its runs take it one by one."""
+    if all((tree / "bench" / "turn.py").exists() for tree in trees):
+        with turn.taken():
+            yield
+    else:
+        yield
 
 
 def _differs(revisions: Sequence[str], path: str) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import inspect
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from bench import __main__ as command
-from bench import compare, needs, page, rounds
+from bench import compare, needs, page, rounds, turn
 from bench.options import Options
 from bench.proxies import is_listening
+from tests.integration.running import open_lock
 
 
 def test_without_a_name_the_whole_run_is_meant() -> None:
@@ -169,3 +172,17 @@ def test_a_listener_is_found_in_the_kernels_table() -> None:
 
 def test_a_run_that_found_nothing_still_writes_a_page(tmp_path: Path) -> None:
     assert "<h1>" in page.write(tmp_path / "out", ["cold"]).read_text()
+
+
+def test_what_a_bench_starts_does_not_wait_for_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(turn.HELD, raising=False)
+    file = tmp_path / "lock"
+    with turn.taken(file):
+        assert turn.HELD in os.environ
+        with turn.taken(file):  # as in a child, which would wait for ever
+            pass
+    assert turn.HELD not in os.environ
+    with turn.taken(file), open_lock(file) as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
