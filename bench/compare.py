@@ -83,15 +83,16 @@ def main(arguments: Sequence[str], names: Collection[str]) -> int:
     status = 0
     try:
         with _tree(given.a) as first, _tree(given.b) as second, _turn(first, second):
-            for number_of_pair in range(given.pairs):
+            for pair in range(given.pairs):
                 sides = [(first, a), (second, b)]
                 found: list[tuple[Values, dict[str, float]]] = []
-                for tree, values in sides if number_of_pair % 2 == 0 else reversed(sides):
+                for tree, values in sides if pair % 2 == 0 else reversed(sides):
                     found.append((values, measured(tree, given.name, more)))
+                both = found[0][1].keys() & found[1][1].keys()
                 for values, figures in found:
-                    for figure, value in figures.items():
-                        values[figure].append(value)
-                print(f"pair {number_of_pair + 1} of {given.pairs}", flush=True)
+                    for figure in sorted(both):
+                        values[figure].append(figures[figure])
+                print(f"pair {pair + 1} of {given.pairs}", flush=True)
     except KeyboardInterrupt:
         status = 130
     except RunFailed as error:
