@@ -53,7 +53,8 @@ def parsed(arguments: Sequence[str], names: Collection[str]) -> argparse.Namespa
     parser.add_argument("a", metavar="A", help="a revision of git, or . for this tree")
     parser.add_argument("b", metavar="B", help="another one")
     parser.add_argument("name", metavar="NAME", nargs="?", default="cold", help="a bench (cold)")
-    parser.add_argument("--pairs", type=int, default=8, help="how many runs of each (8)")
+    parser.add_argument("--pairs", type=int, default=10, help="how many runs of each (10)")
+    parser.add_argument("--figure", default="", metavar="TEXT", help="only those with it in a name")
     parser.add_argument("--rounds", type=int, help="rounds of each run, where the bench has them")
     given = parser.parse_args(arguments)
     if given.name not in names:
@@ -83,26 +84,34 @@ def main(arguments: Sequence[str], names: Collection[str]) -> int:
     status = 0
     try:
         with _tree(given.a) as first, _tree(given.b) as second, _turn(first, second):
-            for pair in range(given.pairs):
-                sides = [(first, a), (second, b)]
-                found: list[tuple[Values, dict[str, float]]] = []
-                for tree, values in sides if pair % 2 == 0 else reversed(sides):
-                    found.append((values, measured(tree, given.name, more)))
-                both = found[0][1].keys() & found[1][1].keys()
-                for values, figures in found:
-                    for figure in sorted(both):
-                        values[figure].append(figures[figure])
-                print(f"pair {pair + 1} of {given.pairs}", flush=True)
+            try:
+                for pair in range(given.pairs):
+                    sides = [(first, a), (second, b)]
+                    take(sides if pair % 2 == 0 else sides[::-1], given.name, more)
+                    print(f"pair {pair + 1} of {given.pairs}", flush=True)
+            finally:
+                with turn.taken():
+                    install(REPOSITORY)
     except KeyboardInterrupt:
         status = 130
     except RunFailed as error:
         print(f"python -m bench compare: {error}", file=sys.stderr)
         status = 1
-    finally:
-        with turn.taken():
-            install(REPOSITORY)
-    tell(given, compared(a, b))
+    tell(given, compared(*(chosen(values, given.figure) for values in (a, b))))
     return status
+
+
+def chosen(values: Values, text: str) -> Values:
+    """Return the figures that are asked about: the fewer, the smaller a difference is found."""
+    return {name: found for name, found in values.items() if text in name}
+
+
+def take(sides: Sequence[tuple[Path, Values]], name: str, more: Sequence[str]) -> None:
+    """Run both sides in this order; keep the figures that both have."""
+    found = [(values, measured(tree, name, more)) for tree, values in sides]
+    for figure in sorted(found[0][1].keys() & found[1][1].keys()):
+        for values, figures in found:
+            values[figure].append(figures[figure])
 
 
 def measured(tree: Path, name: str, more: Sequence[str]) -> dict[str, float]:
@@ -133,13 +142,16 @@ def measured(tree: Path, name: str, more: Sequence[str]) -> dict[str, float]:
 
 
 def figures_of(data: dict[str, Any]) -> dict[str, float]:
-    """Return the medians of Kindling's own samples; of a bench without any, its plain numbers."""
+    """Return the medians of Kindling's own samples; of a bench without any, its plain numbers.
+
+    Phases are parts of a figure and are left out.
+    """
     samples: dict[str, list[float]] = data["samples"]
     if samples:
         return {
             name: statistics.median(values)
             for name, values in samples.items()
-            if values and any(ours in name for ours in OURS)
+            if values and "phase" not in name and any(ours in name for ours in OURS)
         }
     return {
         name: float(value)

@@ -14,7 +14,7 @@ import math
 import random
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.figures import number, percentile
 
@@ -25,9 +25,13 @@ LEAST_PAIRS = 6  # with fewer not even a figure that always differs can be told 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One figure of two revisions: medians, ratio B / A with its interval, chance of as much."""
+    """One figure of two revisions: medians, ratio B / A with its interval, chance of as much.
+
+    `needed` is how many pairs it takes to tell anything, among as many figures.
+    """
 
     pairs: int
+    needed: int
     a: float
     b: float
     ratio: float
@@ -42,8 +46,8 @@ class Compared:
 
     def sentence(self) -> str:
         """Say how B is to A."""
-        if self.pairs < LEAST_PAIRS:
-            return f"{self.pairs} pairs tell nothing: at least {LEAST_PAIRS} are needed"
+        if self.pairs < self.needed:
+            return f"{self.pairs} pairs tell nothing of so many figures: {self.needed} are needed"
         interval = f"B / A {self.ratio:.3f} ({self.low:.3f} - {self.high:.3f})"
         if not self.differs:
             return f"no difference beyond noise: {interval}, by chance {self.chance:.2g}"
@@ -67,6 +71,7 @@ def compared(
         low, high = interval(logs)
         found[name] = Compared(
             pairs=len(logs),
+            needed=0,
             a=statistics.median(a[name]),
             b=statistics.median(b[name]),
             ratio=math.exp(statistics.median(logs)),
@@ -75,10 +80,15 @@ def compared(
             chance=signed_rank(logs),
         )
     corrected = holm({name: one.chance for name, one in found.items()})
+    needed = pairs_needed(len(found))
     return {
-        name: Compared(one.pairs, one.a, one.b, one.ratio, one.low, one.high, corrected[name])
-        for name, one in found.items()
+        name: replace(one, chance=corrected[name], needed=needed) for name, one in found.items()
     }
+
+
+def pairs_needed(figures: int) -> int:
+    """Return how many pairs can tell one of these figures from chance, if all point one way."""
+    return next(n for n in range(LEAST_PAIRS, 64) if 2.0 ** (1 - n) * figures < LEVEL)
 
 
 def interval(values: Sequence[float], seed: int = 1) -> tuple[float, float]:

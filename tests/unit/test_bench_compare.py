@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bench.paired import compared, holm, interval, ranks, signed_rank
+from bench.paired import compared, holm, interval, pairs_needed, ranks, signed_rank
 
 
 def around(middle: float, spread: float, seed: int, count: int = 12) -> list[float]:
@@ -77,7 +77,17 @@ def test_what_would_differ_alone_may_be_chance_among_twenty() -> None:
 def test_few_pairs_say_that_they_tell_nothing() -> None:
     found = compared({"ms": [1.0] * 5}, {"ms": [2.0] * 5})["ms"]
     assert not found.differs
-    assert found.sentence() == "5 pairs tell nothing: at least 6 are needed"
+    assert found.sentence() == "5 pairs tell nothing of so many figures: 6 are needed"
+
+
+@pytest.mark.parametrize("figures", [1, 3, 20])
+def test_as_many_pairs_as_are_said_to_be_needed_can_tell(figures: int) -> None:
+    for pairs, told in ((pairs_needed(figures), True), (pairs_needed(figures) - 1, False)):
+        a = {str(name): [1.0] * pairs for name in range(figures)}
+        b = {name: [2.0 + n / 100 for n in range(pairs)] for name in a}
+        found = compared(a, b)
+        assert all(one.differs is told for one in found.values()), pairs
+        assert all(("tell nothing" in one.sentence()) is not told for one in found.values())
 
 
 def test_only_figures_of_both_and_above_zero_are_compared() -> None:
