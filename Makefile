@@ -53,8 +53,8 @@ integration: $(STAMP) images software ## the real containerd, netlink, cgroups a
 test-vm: ## what depends on kernel and cgroups, in a machine of Debian 13 (root, qemu; TESTS="…")
 	@tests/vm/run.sh $(TESTS)
 
-bench: $(STAMP) images ## cold start and warm path against peers (root, host set up with --dev)
-	@$(BIN)/python -m bench
+bench: $(STAMP) ## starts, warm path, density and pulls against peers, 15 minutes (root; ARGS=--quick: 3)
+	@$(BIN)/python -m bench $(ARGS)
 
 profile: $(STAMP) ## where the warm path spends its time (nginx and wrk, as setup/host.sh --dev brings)
 	@$(BIN)/python -m bench.profile

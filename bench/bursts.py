@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ from bench.warm_agent import pin, processes_of
 
 BURST, FEW = 200, 60
 ROUNDS, FEW_ROUNDS = 3, 1
+NEEDS = ("crun",)
 MANY, OTHER = "many", "other"
 LATER_S = 0.3
 REPLY_S = 120.0
@@ -59,18 +61,31 @@ class Found:
 
 def run(options: Options) -> Report:
     """Measure quiet seconds and bursts in turn."""
-    count = options.rounds or (FEW if options.quick else BURST)
+    count = FEW if options.quick else BURST
     found = Found()
     with node.running({"limits": {"memory_mb": ENOUGH_MB}}) as kindling:
         prepare(kindling)
-        for _ in range(FEW_ROUNDS if options.quick else ROUNDS):
-            found.quiet.append(paced(kindling)["calls"] + paced(kindling)["calls"])
-            with fresh(kindling):
-                found.alone_ms.append(first_call(kindling))
-            with fresh(kindling):
-                found.bursts.append(burst(kindling, count))
-            kindling.remove(MANY)
+        try:
+            for _ in range(options.count(quick=FEW_ROUNDS, whole=ROUNDS)):
+                take(kindling, count, found)
+        except KeyboardInterrupt:
+            options.stopped.set()
+            if not found.bursts:
+                raise
     return report(count, found)
+
+
+def take(kindling: node.Node, count: int, found: Found) -> None:
+    """Measure one round; it counts when it is whole."""
+    quiet = paced(kindling)["calls"] + paced(kindling)["calls"]
+    with fresh(kindling):
+        alone_ms = first_call(kindling)
+    with fresh(kindling):
+        one = burst(kindling, count)
+    kindling.remove(MANY)
+    found.quiet.append(quiet)
+    found.alone_ms.append(alone_ms)
+    found.bursts.append(one)
 
 
 def prepare(kindling: node.Node) -> None:
@@ -102,33 +117,34 @@ def first_call(kindling: node.Node) -> float:
 
 def burst(kindling: node.Node, count: int) -> Burst:
     """Start many at once and call them, the other function a little later, warm ones meanwhile."""
-    warm_ms: list[float] = []
-    other_ms: list[float] = []
     over = threading.Event()
 
-    def warm() -> None:
+    def warm() -> list[float]:
+        waited_ms: list[float] = []
         while not over.is_set():
-            warm_ms.extend(paced(kindling)["calls"])
+            waited_ms += paced(kindling)["calls"]
+        return waited_ms
 
-    def other() -> None:
+    def other() -> float:
         time.sleep(LATER_S)  # all starts of the burst are wanted by now
-        other_ms.append(first_call(kindling))
+        return first_call(kindling)
 
-    threads = [threading.Thread(target=one) for one in (warm, other)]
-    threads[0].start()
-    time.sleep(LATER_S)  # warm calls go on for a moment first
-    began = time.perf_counter()
-    many = {"min": count, "max": count}
-    kindling.deploy(MANY, memory_mb=128, concurrency=1, scaling=many)
-    threads[1].start()
-    calls_ms, failed = all_at_once(kindling.port, count)
-    while (ready := _ready(kindling)) < count and time.perf_counter() - began < REPLY_S:
-        time.sleep(LOOK_S)
-    took_ms = (time.perf_counter() - began) * 1000
-    over.set()
-    for thread in threads:
-        thread.join()
-    return Burst(took_ms, calls_ms, failed + count - ready, warm_ms, other_ms[0])
+    with ThreadPoolExecutor(2) as beside:
+        try:
+            warm_ms = beside.submit(warm)
+            time.sleep(LATER_S)  # warm calls go on for a moment first
+            began = time.perf_counter()
+            many = {"min": count, "max": count}
+            kindling.deploy(MANY, memory_mb=128, concurrency=1, scaling=many)
+            other_ms = beside.submit(other)
+            calls_ms, failed = all_at_once(kindling.port, count)
+            while (ready := _ready(kindling)) < count and time.perf_counter() - began < REPLY_S:
+                time.sleep(LOOK_S)
+            took_ms = (time.perf_counter() - began) * 1000
+        finally:
+            over.set()
+    failed += count - ready
+    return Burst(took_ms, calls_ms, failed, warm_ms.result(), other_ms.result())
 
 
 def _ready(kindling: node.Node) -> int:

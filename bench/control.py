@@ -45,6 +45,7 @@ WORSE, AIM = 3.0, 2.0
 HOLD_MS = 5.0
 QUIET = "quiet"
 STORM_WIDTH = 4
+NEEDS = ("crun",)
 ENV = {f"SETTING_{n}": "v" * 40 for n in range(10)}
 
 Ask = Callable[[], object]
@@ -140,12 +141,12 @@ def many(n: int) -> str:
 def run(options: Options) -> Report:
     """Deploy, then ask everything in turn."""
     count = FEW if options.quick else FUNCTIONS
-    rounds = options.rounds or (FEW_ROUNDS if options.quick else ROUNDS)
+    rounds = options.count(quick=FEW_ROUNDS, whole=ROUNDS)
     with node.running({"limits": {"max_functions": FUNCTIONS + 100}}) as kindling:
         asker = Asker(kindling)
         try:
             took_s = prepare(kindling, asker, count)
-            waited, probed, asked = measure(kindling, questions(asker), rounds)
+            waited, probed, asked = measure(options, kindling, questions(asker), rounds)
         finally:
             asker.close()
     return report(count, took_s, waited, probed, asked)
@@ -189,24 +190,37 @@ Samples = dict[str, list[list[float]]]
 
 
 def measure(
-    kindling: node.Node, asked: dict[str, tuple[Ask, int]], rounds: int
+    options: Options, kindling: node.Node, asked: dict[str, tuple[Ask, int]], rounds: int
 ) -> tuple[Samples, Samples, dict[str, int]]:
-    """Return what calls and probes waited, a list for each round, and how often was asked."""
+    """Return what calls and probes waited, a list for each round, and how often was asked.
+
+    Ctrl-C ends it and keeps the whole rounds, if there are any.
+    """
     waited: Samples = defaultdict(list)
     probed: Samples = defaultdict(list)
     count: dict[str, int] = defaultdict(int)
+    whole = 0
 
     def called(name: str) -> None:
         found = paced(kindling)
         waited[name].append(found["calls"])
         probed[name].append(found["probes"])
 
-    for _ in range(rounds):
-        for name, (ask, width) in asked.items():
-            called(QUIET)
-            with asking(ask, width) as done:
-                called(name)
-            count[name] += done[0]
+    try:
+        for _ in range(rounds):
+            for name, (ask, width) in asked.items():
+                called(QUIET)
+                with asking(ask, width) as done:
+                    called(name)
+                count[name] += done[0]
+            whole += 1
+    except KeyboardInterrupt:
+        options.stopped.set()
+        if not whole:
+            raise
+        for samples in (waited, probed):
+            for name, found in samples.items():
+                del found[whole * (len(asked) if name == QUIET else 1) :]
     return waited, probed, count
 
 

@@ -10,11 +10,14 @@ without a pause are taken too: nothing may be frozen between them.
 from __future__ import annotations
 
 import socket
+import statistics
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 
 from agent.cgroups.tree import CgroupTree
-from bench import node
+from bench import node, rounds
 from bench.figures import Goal, ratio, summary, table
 from bench.options import Options
 from bench.report import Report
@@ -22,6 +25,7 @@ from bench.report import Report
 PAUSE_S = 0.03
 FROZEN_S = 5.0
 REPLY_BYTES = 65536
+NEEDS = ("crun",)
 STREAK = 200
 """Calls without a pause, per function and round of a tenth."""
 FREEZES = "kindling_instance_freezes_total"
@@ -36,6 +40,8 @@ class Line:
 
     def __init__(self, kindling: node.Node, way: str, *, frozen: bool) -> None:
         kind, request = WAYS[way]
+        self.way = way
+        self.label = f"{way}, {'frozen' if frozen else 'after the same pause'}"
         self.name = f"{way.lower()}-{'frozen' if frozen else 'warm'}"
         self.frozen = frozen
         after_ms = 0 if frozen else -1
@@ -63,6 +69,12 @@ class Line:
         assert reply.startswith(b"HTTP/1.1 200"), reply[:500]
         return took_ms
 
+    def rested_call(self, number: int) -> rounds.Found:
+        """Make one call after a pause."""
+        del number
+        self.rest()
+        return {self.label: self.call()}
+
     def rest(self) -> None:
         """Let it rest, to the freeze if it is the frozen one's."""
         time.sleep(PAUSE_S)
@@ -74,33 +86,51 @@ class Line:
 
 def run(options: Options) -> Report:
     """Measure both, interleaved."""
-    rounds = options.rounds or (60 if options.quick else 300)
-    samples: dict[str, list[float]] = {}
-    costs: dict[str, list[float]] = {}
-    between, streaks = 0.0, max(1, rounds // 10)
+    count = options.count(quick=60, whole=60, alone=300)
+    found = Found()
     with node.running() as kindling, ExitStack() as stack:
         for way in WAYS:
             lines = [
                 stack.enter_context(closing(Line(kindling, way, frozen=frozen)))
                 for frozen in (False, True)
             ]
-            for number in range(-3, rounds):  # a few first, uncounted
-                for line in lines if number % 2 else reversed(lines):
-                    line.rest()
-                    took_ms = line.call()
-                    if number >= 0:
-                        label = f"{way}, {'frozen' if line.frozen else 'after the same pause'}"
-                        samples.setdefault(label, []).append(took_ms)
-            before = freezes(kindling)
-            for _ in range(streaks):
-                for line in lines:
-                    took = [line.call() for _ in range(STREAK)]
-                    label = f"{way} without a pause, frozen after each call"
-                    plain = f"{way} without a pause, never frozen"
-                    samples.setdefault(label if line.frozen else plain, []).extend(took)
-            between += (freezes(kindling) - before) / len(WAYS)
-            costs = freezer_costs(lines[0], rounds)
-    return report(samples, costs, between / streaks)
+            try:
+                measure(options, kindling, lines, count, found)
+            except KeyboardInterrupt:
+                options.stopped.set()
+                if not found.samples:
+                    raise
+            if options.stopped.is_set():
+                break
+    return report(found)
+
+
+@dataclass
+class Found:
+    """Milliseconds of calls, microseconds of the freezer's writes, and freezes in each streak."""
+
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    costs: dict[str, list[float]] = field(default_factory=dict)
+    per_streak: list[float] = field(default_factory=list)
+
+
+def measure(
+    options: Options, kindling: node.Node, lines: Sequence[Line], count: int, found: Found
+) -> None:
+    """Measure the two functions of one kind; streaks and writes only if nobody wants the end."""
+    found.samples |= rounds.take(options, count, {one.label: one.rested_call for one in lines})
+    if options.stopped.is_set():
+        return
+    before, streaks = freezes(kindling), max(1, count // 10)
+    unbroken: dict[str, list[float]] = {}
+    for _ in range(streaks):
+        for line in lines:
+            took = [line.call() for _ in range(STREAK)]
+            rhythm = "frozen after each call" if line.frozen else "never frozen"
+            unbroken.setdefault(f"{line.way} without a pause, {rhythm}", []).extend(took)
+    found.per_streak.append((freezes(kindling) - before) / streaks)
+    found.samples |= unbroken
+    found.costs = freezer_costs(lines[0], count)
 
 
 def freezes(kindling: node.Node) -> float:
@@ -128,23 +158,24 @@ def freezer_costs(line: Line, rounds: int) -> dict[str, list[float]]:
     return costs
 
 
-def report(
-    samples: dict[str, list[float]], costs: dict[str, list[float]], per_streak: float
-) -> Report:
-    """Put the figures of a run together; `per_streak` is how often one was frozen in a streak."""
+def report(found: Found) -> Report:
+    """Put the figures of a run together."""
+    samples, costs = found.samples, found.costs
+    ways = [way for way in WAYS if f"{way}, frozen" in samples]
     ratios = {
         f"L4 {way} / the same after a pause": ratio(
             samples[f"{way}, frozen"], samples[f"{way}, after the same pause"]
         )
-        for way in WAYS
+        for way in ways
     }
     goals = [
         Goal(f"L4 {way} / warm p50 in the same rhythm", one.of_medians, 2.0)
-        for way, one in zip(WAYS, ratios.values(), strict=True)
+        for way, one in zip(ways, ratios.values(), strict=True)
     ]
-    # Each streak is followed by one, while the other function's runs.
-    per_call = max(0.0, per_streak - 1) / STREAK
-    goals.append(Goal("freezes per call without a pause", per_call, 0.01))
+    if found.per_streak:
+        # Each streak is followed by one, while the other function's runs.
+        per_call = max(0.0, statistics.mean(found.per_streak) - 1) / STREAK
+        goals.append(Goal("freezes per call without a pause", per_call, 0.01))
     figures = {name: summary(found) for name, found in (samples | costs).items()}
     return Report(
         title=f"calls to a frozen instance (L4), pauses of {PAUSE_S * 1000:.0f} ms",

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -60,15 +60,15 @@ class House:
 
 
 @contextmanager
-def opened(parent: Path = Path("/tmp")) -> Iterator[House]:
-    """Open the house, its files below `parent`; nothing of it is left afterwards."""
+def opened(archives: Sequence[Path] = (ARCHIVE,), parent: Path = Path("/tmp")) -> Iterator[House]:
+    """Open the house with these images, below `parent`; nothing of it is left afterwards."""
     layout = cgroup.detect()
     if layout is None:
         raise PeerFailed("this host has no cgroups")
     root = Path(tempfile.mkdtemp(prefix="kd-peers-", dir=parent))
     root.chmod(0o755)
     try:
-        _furnish(root)
+        _furnish(root, archives)
         _own_groups(layout)
         process = _start(root, layout)
         try:
@@ -82,7 +82,7 @@ def opened(parent: Path = Path("/tmp")) -> Iterator[House]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _furnish(root: Path) -> None:
+def _furnish(root: Path, archives: Sequence[Path]) -> None:
     code = root / "code"
     for part in ("agent", "bench", "tests/inside"):
         ignored = shutil.ignore_patterns("__pycache__", "out")
@@ -90,7 +90,8 @@ def _furnish(root: Path) -> None:
     work = root / "work"
     bundle = work / "bundle" / "rootfs"
     bundle.mkdir(parents=True)
-    shutil.copy(ARCHIVE, work / "static.tar")
+    for archive in archives:
+        shutil.copy(archive, work)
     _unpack(ARCHIVE, bundle)
     (work / "config.toml").write_text(
         containerd_config.text(

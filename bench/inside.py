@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +32,8 @@ REPLY_S = 30.0
 CREATED_S = 0.2  # a container that waits for its start waits for longer than a moment
 PULL_S = 300.0
 CTR = ("ctr", "--address", str(SOCKET), "--namespace", NAMESPACE)
-RUNTIME_ROOT = WORK / "crun"
+RUNTIMES = ("crun", "runc")
+BUNDLE = WORK / "bundle"
 NETNS = WORK / "rootlesskit" / "netns"
 
 
@@ -42,22 +43,36 @@ def ready() -> str:
         if run(*CTR, "version", check=False) == 0:
             break
         time.sleep(0.02)
-    run(*CTR, "image", "import", "--snapshotter", "overlayfs", str(WORK / "static.tar"))
-    write_bundle()
+    for archive in sorted(WORK.glob("*.tar")):
+        load(str(archive))
+    for runtime in RUNTIMES:
+        write_spec(runtime)
     return "ready"
 
 
-def write_bundle() -> None:
-    """Let crun write its own default spec, changed only where the server and the house need it."""
-    bundle = WORK / "bundle"
-    (bundle / "config.json").unlink(missing_ok=True)
-    subprocess.run(["crun", "spec"], cwd=bundle, check=True)
-    spec = json.loads((bundle / "config.json").read_text())
+def load(archive: str) -> str:
+    """Import an archive into containerd; its layers are unpacked."""
+    run(*CTR, "image", "import", "--snapshotter", "overlayfs", archive)
+    return "loaded"
+
+
+def write_spec(runtime: str) -> None:
+    """Let a runtime write its own default spec, changed only where server and house need it."""
+    written = BUNDLE / "config.json"
+    written.unlink(missing_ok=True)
+    subprocess.run([runtime, "spec"], cwd=BUNDLE, check=True)
+    spec = json.loads(written.read_text())
     spec["process"] |= {"terminal": False, "args": ["/server"]}
     for one in spec["linux"]["namespaces"]:
         if one["type"] == "network":
             one["path"] = str(NETNS)
-    (bundle / "config.json").write_text(json.dumps(spec))
+    spec_of(runtime).write_text(json.dumps(spec))
+    written.unlink()
+
+
+def spec_of(runtime: str) -> Path:
+    """Return where the spec that a runtime wrote is kept."""
+    return WORK / f"{runtime}.json"
 
 
 def http(port: int, path: str) -> dict[str, Any]:
@@ -68,24 +83,32 @@ def http(port: int, path: str) -> dict[str, Any]:
 
 def crun(id: str, port: int) -> dict[str, Any]:
     """Measure `crun run` of the static server to its first reply."""
-    bundle = WORK / "bundle"
-    write_crun_spec(id, port)
-    root = ("crun", "--root", str(RUNTIME_ROOT))
+    return bare("crun", id, port)
+
+
+def runc(id: str, port: int) -> dict[str, Any]:
+    """Measure `runc run` of the static server to its first reply."""
+    return bare("runc", id, port)
+
+
+def bare(runtime: str, id: str, port: int) -> dict[str, Any]:
+    """Measure `run` of a runtime with nothing above it."""
+    write_bundle(runtime, id, port)
+    root = root_of(runtime)
     return measured(
         port,
-        [*root, "run", "--bundle", str(bundle), id],
+        [*root, "run", "--bundle", str(BUNDLE), id],
         lambda: run(*root, "kill", id, "KILL", check=False),
     )
 
 
 def crun_start(id: str, port: int) -> dict[str, Any]:
     """Measure `crun start` of a created container of the static server to its first reply."""
-    bundle = WORK / "bundle"
-    write_crun_spec(id, port)
-    root = ("crun", "--root", str(RUNTIME_ROOT))
+    write_bundle("crun", id, port)
+    root = root_of("crun")
     nowhere = os.open("/dev/null", os.O_RDWR)  # it inherits them: a pipe of ours would stay open
     try:
-        create = [*root, "create", "--bundle", str(bundle), id]
+        create = [*root, "create", "--bundle", str(BUNDLE), id]
         subprocess.run(create, stdin=nowhere, stdout=nowhere, stderr=nowhere, check=True)
     finally:
         os.close(nowhere)
@@ -98,22 +121,52 @@ def crun_start(id: str, port: int) -> dict[str, Any]:
         run(*root, "delete", "--force", id, check=False)
 
 
-def write_crun_spec(id: str, port: int) -> None:
-    """Write the bundle's spec for one container."""
-    bundle = WORK / "bundle"
-    spec = json.loads((bundle / "config.json").read_text())
+def write_bundle(runtime: str, id: str, port: int) -> None:
+    """Write the spec of one container into the bundle, from the runtime's own."""
+    spec = json.loads(spec_of(runtime).read_text())
     spec["process"]["env"] = [f"FC_CUSTOM_LISTEN_PORT={port}"]
     spec["linux"]["cgroupsPath"] = f"{GROUP}/{id}"
-    (bundle / "config.json").write_text(json.dumps(spec))
+    (BUNDLE / "config.json").write_text(json.dumps(spec))
 
 
-def ctr(id: str, port: int) -> dict[str, Any]:
-    """Measure `ctr run` (runc, containerd's default) of the static image to its first reply."""
+def root_of(runtime: str) -> tuple[str, ...]:
+    """Return the beginning of a runtime's command: what it keeps is below the house."""
+    return (runtime, "--root", str(WORK / runtime))
+
+
+def ctr(
+    id: str,
+    port: int,
+    ref: str = IMAGE,
+    path: str = "/",
+    arguments: Sequence[str] = (),
+    environment: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measure `ctr run` (runc, containerd's default) of an image to its first reply."""
+    given = [word for one in environment for word in ("--env", one)]
     return measured(
         port,
-        [*ctr_run(port, id, "--rm"), IMAGE, id],
+        [*ctr_run(port, id, "--rm", *given), ref, id, *arguments],
         lambda: run(*CTR, "task", "kill", "--signal", "KILL", id, check=False),
+        path,
     )
+
+
+def client(program: str) -> dict[str, Any]:
+    """Measure a peer's command that does nothing: its own start, a part of what it is told to do.
+
+    Commands written in Go take some of their time for this, whatever they are asked.
+    """
+    found = shutil.which(program)
+    assert found is not None, program
+    nowhere = os.open("/dev/null", os.O_RDWR)
+    actions = [(os.POSIX_SPAWN_DUP2, nowhere, 1)]
+    mark = time.perf_counter()
+    pid = os.posix_spawn(found, [program, "--version"], os.environ, file_actions=actions)
+    os.waitpid(pid, 0)
+    took_ms = (time.perf_counter() - mark) * 1000
+    os.close(nowhere)
+    return {"ms": took_ms}
 
 
 def ctr_run(port: int, id: str, *more: str) -> list[str]:
@@ -133,7 +186,9 @@ def ctr_run(port: int, id: str, *more: str) -> list[str]:
     ]
 
 
-def measured(port: int, command: list[str], kill: Callable[[], object]) -> dict[str, Any]:
+def measured(
+    port: int, command: list[str], kill: Callable[[], object], path: str = "/"
+) -> dict[str, Any]:
     """Start a command in the foreground, ask it for a reply, end it and wait for its end."""
     nowhere = os.open("/dev/null", os.O_RDWR)
     program = shutil.which(command[0])
@@ -142,7 +197,7 @@ def measured(port: int, command: list[str], kill: Callable[[], object]) -> dict[
     mark = time.perf_counter()
     pid = os.posix_spawn(program, command, os.environ, file_actions=actions)
     try:
-        took_ms, _ = probe.call_when_up(port, mark, REPLY_S)
+        took_ms, _ = probe.call_when_up(port, mark, REPLY_S, path)
     finally:
         os.close(nowhere)
         kill()
@@ -219,7 +274,10 @@ def run(*command: str, check: bool = True) -> int:
 
 MEASUREMENTS: dict[str, Callable[..., Any]] = {
     one.__name__: one
-    for one in (ready, http, crun, crun_start, ctr, ctr_pull, plain_start, plain_end, plain_burst)
+    for one in (
+        *(ready, load, http, crun, runc, crun_start, ctr, client),
+        *(ctr_pull, plain_start, plain_end, plain_burst),
+    )
 }
 
 

@@ -1,4 +1,4 @@
-"""What the figures were taken on: cores, kernel, memory, load, the versions that ran.
+"""What the figures were taken on: cores, clock, kernel, memory, load, the versions that ran.
 
 Absolute figures mean little without these, and little even with them: benches quote ratios.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 VERSIONS = Path("/usr/lib/kindling/versions")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+PEERS = ("podman", "nginx-light", "nginx", "haproxy", "caddy", "golang-go", "wrk")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -20,12 +22,13 @@ def facts() -> dict[str, Any]:
     return {
         "cores": len(os.sched_getaffinity(0)),
         "cpu": _cpu(),
+        "governor": _governor(),
         "kernel": platform.release(),
         "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
         "python": platform.python_version(),
         "load": load(),
         "commit": _commit(),
-        "versions": _versions(),
+        "versions": _versions() | _packages(),
     }
 
 
@@ -50,6 +53,11 @@ def _cpu() -> str:
     return platform.machine()
 
 
+def _governor() -> str:
+    """Return who sets the clock of the first core; virtual machines do not tell."""
+    return GOVERNOR.read_text().strip() if GOVERNOR.exists() else "not visible"
+
+
 def _commit() -> str:
     done = subprocess.run(
         ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"],
@@ -64,4 +72,17 @@ def _versions() -> dict[str, str]:
     if not VERSIONS.exists():
         return {}
     lines = [line.split() for line in VERSIONS.read_text().splitlines()]
+    return {fields[0]: fields[1] for fields in lines if len(fields) > 1}
+
+
+def _packages() -> dict[str, str]:
+    """Return the versions of those peers that are this host's own packages."""
+    shown = "${Package} ${Version}\\n"
+    done = subprocess.run(
+        ["dpkg-query", "--show", f"--showformat={shown}", *PEERS],
+        capture_output=True,
+        text=True,
+        check=False,  # it fails when one of them is not there, and shows the others
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
     return {fields[0]: fields[1] for fields in lines if len(fields) > 1}

@@ -50,6 +50,10 @@ class Node:
         request = pb.RemoveRequest(name=name, force=True)
         self._client.ask("Remove", request, pb.RemoveResponse, within_s=READY_S)
 
+    def load(self, archive: Path) -> None:
+        """Import an image from an archive."""
+        self.agent.cli("image", "import", archive)
+
     def accelerate(self, ref: str) -> None:
         """Have the index made that lets an image start before it is here."""
         self.agent.cli("image", "accelerate", ref)

@@ -34,14 +34,14 @@ def call(port: int, path: str, within_s: float) -> tuple[float, bytes]:
         return _ask(sock, path, mark, deadline)
 
 
-def call_when_up(port: int, mark: float, within_s: float) -> tuple[float, bytes]:
+def call_when_up(port: int, mark: float, within_s: float, path: str = "/") -> tuple[float, bytes]:
     """Send one request as soon as something listens.
 
     Returns the milliseconds from `mark` (time.perf_counter) to the first byte of the reply.
     """
     deadline = mark + within_s
     with _connected(port, deadline) as sock:
-        return _ask(sock, "/", mark, deadline)
+        return _ask(sock, path, mark, deadline)
 
 
 def _ask(sock: socket.socket, path: str, mark: float, deadline: float) -> tuple[float, bytes]:

@@ -4,8 +4,8 @@ Kindling fetches whole (eager), by its lazy engine, and as `auto` decides; `ctr`
 pull and run. Each round takes every one of them once, in an order of its own, with nothing left
 from before: node, containerd and podman's store are new ones each time, on a file system of their
 own. So Kindling pays for the start of its lazy engine. Indexes are made by another node beforehand.
-Bytes that came over the link are counted until the first reply and drawn over time in
-bench/out/pull-<image>.svg. The worker's memory is watched while it pulls.
+Bytes that came over the link are counted until the first reply and drawn over time in a picture for
+each image. The worker's memory is watched while it pulls.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from bench.pull_images import Pulled
 from bench.report import Report
 from tests.integration.running import Sections, free_ports, own
 
+NEEDS = ("docker-registry", "podman", "ip", "tc", "crun", "runc", "mkfs.ext4")
+SIZES = ("30", "100", "250", "1000")
 WAYS = ("eager", "lazy", "auto")
 PEERS = ("ctr", "podman")
 REPLY_S = 300.0
 MB = 1 << 20
 LARGE = 200 * MB  # compressed; from here on a lazy start has to take a fifth of an eager one
-OUT = Path(__file__).resolve().parent / "out"
 BASE = node.ARCHIVE.with_name("hello-http.tar")
 
 
@@ -50,7 +51,7 @@ class Run:
         ref, (port,) = f"{link.ADDRESS}/{image.name}:1", free_ports(1)
         with ground.fresh() as place:
             if who == "ctr":
-                with house.opened(place) as peers, self._link.watching() as watched:
+                with house.opened(parent=place) as peers, self._link.watching() as watched:
                     asked = {"ref": ref, "hosts": str(self._hosts), "id": f"pull{port}"}
                     took_ms = peers.ask("ctr_pull", **asked, port=port)["ms"]
             elif who == "podman":
@@ -68,6 +69,14 @@ class Run:
         self.fetched[image.name][who].append(until[-1][1] / MB)
         self.curves[image.name][who] = until
 
+    def keep(self, image: Pulled, rounds: int) -> None:
+        """Forget what an image has beyond so many rounds; with none, the image."""
+        for figures in (self.took_ms, self.fetched):
+            for values in figures[image.name].values():
+                del values[rounds:]
+            if not rounds:
+                del figures[image.name]
+
     def _kindlings(self, kindling: node.Node, way: str, ref: str) -> float:
         before_mb = kindling.worker_mb()
         mark = time.perf_counter()
@@ -81,8 +90,9 @@ class Run:
 
 def run(options: Options) -> Report:
     """Measure all of them, interleaved."""
-    rounds = options.rounds or (1 if options.quick else 5)
-    sizes = ("30", "250") if options.quick else ("30", "100", "250", "1000")
+    rounds = options.count(quick=1, whole=2, alone=5)
+    short = ("30",) if options.quick and options.whole else ("30", "250")
+    sizes = short if options.quick or options.whole else SIZES
     place = Path(tempfile.mkdtemp(prefix="kd-pull-", dir="/var/tmp"))
     place.chmod(0o755)
     try:
@@ -95,8 +105,9 @@ def run(options: Options) -> Report:
                     indexing.accelerate(f"{link.ADDRESS}/{image.name}:1")
             found = Run(here, hosts)
             for image in images:
-                measure(found, image, rounds)
-        return report(found, images)
+                if not options.stopped.is_set():
+                    measure(options, found, image, rounds)
+        return report(found, [image for image in images if image.name in found.took_ms])
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -114,13 +125,24 @@ def sections(hosts: Path, place: Path) -> Sections:
     }
 
 
-def measure(found: Run, image: Pulled, rounds: int) -> None:
-    """Take every contender once a round, so that nobody follows the same one every time."""
+def measure(options: Options, found: Run, image: Pulled, rounds: int) -> None:
+    """Take every contender once a round, so that nobody follows the same one every time.
+
+    Ctrl-C ends it and keeps the whole rounds, if there are any of this or of an earlier image.
+    """
     order = [*WAYS, *(PEERS if podman.is_here() else PEERS[:1])]
     shuffled = random.Random(image.name)  # the same at every run
-    for _ in range(rounds):
-        for who in shuffled.sample(order, len(order)):
-            found.take(image, who)
+    whole = 0
+    try:
+        for _ in range(rounds):
+            for who in shuffled.sample(order, len(order)):
+                found.take(image, who)
+            whole += 1
+    except KeyboardInterrupt:
+        options.stopped.set()
+        found.keep(image, whole)
+        if not found.took_ms:
+            raise
 
 
 def trust(here: link.Link) -> Path:
@@ -142,7 +164,7 @@ def report(found: Run, images: list[Pulled]) -> Report:
     """Put the figures of a run together."""
     lines: list[str] = []
     ratios, goals, figures = {}, [], {}
-    OUT.mkdir(exist_ok=True)
+    pictures = []
     for image in images:
         took, fetched = found.took_ms[image.name], found.fetched[image.name]
         size = f"{image.compressed_bytes // MB} MB, {image.unpacked_bytes // MB} unpacked"
@@ -162,7 +184,12 @@ def report(found: Run, images: list[Pulled]) -> Report:
             auto = ratios[f"{image.name} auto / eager"].of_medians
             goals.append(Goal(f"{image.name} auto / eager", auto, 1.05))
         figures[image.name] = {who: summary(values) for who, values in took.items()}
-        drawing.curves(OUT / f"pull-{image.name}.svg", found.curves[image.name])
+        lines_drawn = {
+            who: [(second, size / MB) for second, size in points]
+            for who, points in found.curves[image.name].items()
+        }
+        shown = f"MB over the link until the first reply, {image.name}"
+        pictures.append(drawing.curves(image.name, shown, lines_drawn, drawing.Axis("s")))
     goals.append(Goal("worker's memory while it pulls, MB more", max(found.worker_mb), 10.0))
     samples = {
         f"{image} {who}": values
@@ -170,4 +197,4 @@ def report(found: Run, images: list[Pulled]) -> Report:
         for who, values in all.items()
     }
     title = "deploy to first reply of an image behind 200 Mbit/s and 10 ms"
-    return Report(title, lines, figures, ratios, goals, samples)
+    return Report(title, lines, figures, ratios, goals, samples, pictures)

@@ -8,7 +8,7 @@ which flatters whoever remembers heads. wrk makes them by a script in Lua.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 USERS = 10_000
@@ -45,7 +45,10 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """One kind of load: how heads differ, what is sent and how many callers there are at once."""
+    """One kind of load: how heads differ, what is sent and how many callers there are at once.
+
+    `everybody` says that all peers are measured with it, not nginx alone.
+    """
 
     name: str
     unique: bool = True
@@ -54,6 +57,7 @@ class Traffic:
     reply_bytes: int = SMALL
     connections: int = 32
     event: bool = False
+    everybody: bool = False
 
     def path(self, function: str) -> str:
         """Return the path without query, below which calls differ; an event call's is fixed."""
@@ -80,7 +84,9 @@ class Traffic:
         return file
 
 
-USUAL = Traffic("GET, unique heads")
+USUAL = Traffic("GET, unique heads", everybody=True)
+BRIEF = replace(USUAL, everybody=False)
+"""The usual one beside nginx alone, for the other contracts."""
 EVENT = Traffic(
     "event, unique heads, 1 connection",
     method="POST",
@@ -90,9 +96,9 @@ EVENT = Traffic(
 )
 """The body is the event; an instance of such a function serves one call at a time."""
 OTHERS = (
-    Traffic("GET, repeating heads", unique=False),
+    Traffic("GET, repeating heads", unique=False, everybody=True),
     Traffic("POST 1 KB, unique heads", method="POST", body_bytes=SMALL),
     Traffic("GET 64 KB, unique heads", reply_bytes=LARGE),
-    Traffic("GET, unique heads, 1 connection", connections=1),
-    Traffic("GET, unique heads, 256 connections", connections=256),
+    Traffic("GET, unique heads, 1 connection", connections=1, everybody=True),
+    Traffic("GET, unique heads, 256 connections", connections=256, everybody=True),
 )

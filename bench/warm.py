@@ -1,8 +1,8 @@
-"""Warm calls: the gateway alone against nginx, both in front of one backend.
+"""Warm calls: what `warm_agent` and `warm_gateway` share, and the gateway that the latter loads.
 
 The proxy is pinned to CPU 0; the backend and wrk (1 thread) to CPU 1. What is sent is `traffic`'s.
-Slices alternate, each figure is a median, and only ratios are quoted. `python -m bench gateway`
-runs it; here is also what `warm_agent` shares with it.
+Slices alternate in shuffled order, each figure is a median, and only ratios are quoted. Peers are
+those of `proxies`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import random
 import re
 import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.options import Options
 from bench.traffic import LARGE, SMALL, Traffic
 
 PROXY_CPU, LOAD_CPU = 0, 1
@@ -45,22 +45,10 @@ http {{
   }}
 }}
 """
-PROXY = """
-worker_processes 1; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx.log;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off; keepalive_requests 100000000;
-  proxy_http_version 1.1; proxy_set_header Connection "";
-  upstream f {{ server {small}; keepalive 256; keepalive_requests 100000000; }}
-  upstream g {{ server {large}; keepalive 256; keepalive_requests 100000000; }}
-  server {{
-    listen 127.0.0.1:{port};
-    location /http/f/ {{ proxy_pass http://f/; }}
-    location /http/g/ {{ proxy_pass http://g/; }}
-    location /2023-03-30/ {{ proxy_pass http://f/; }}
-  }}
-}}
-"""
+
+DIRECT = "no proxy"
+BESIDE = ("nginx", "gateway", PURE, "kindling")
+"""Who is measured with every traffic; the others with those that everybody gets."""
 
 Samples = dict[str, list[float]]
 
@@ -133,10 +121,12 @@ def wrk(
     ).stdout
     if "Non-2xx" in out or "Socket errors" in out:
         raise SystemExit(f"wrk saw errors:\n{out}")
-    rate, whole = re.search(r"Requests/sec:\s+([\d.]+)", out), re.search(r"(\d+) requests in", out)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", out)
+    whole = re.search(r"(\d+) requests in [\d.]+\w+, ([\d.]+)([KMGT]?)B read", out)
     assert rate is not None, out
     assert whole is not None, out
-    figures = {"rps": float(rate[1]), "requests": float(whole[1])}
+    size = float(whole[2]) * 1024.0 ** " KMGT".index(whole[3] or " ")
+    figures = {"rps": float(rate[1]), "requests": float(whole[1]), "bytes": size}
     scale = {"us": 1.0, "ms": 1e3, "s": 1e6}
     for percent, value, unit in re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s)\b", out):
         figures[f"p{percent}_us"] = float(value) * scale[unit]
@@ -176,70 +166,55 @@ class Way:
     host: str = "127.0.0.1"
     within: Sequence[str] = ()
 
-    def slice(self, found: Measured, name: str, script: Path, connections: int) -> None:
-        """Load it for a second."""
+    def slice(self, found: Measured, name: str, script: Path, traffic: Traffic) -> None:
+        """Load it for a second; raises SystemExit if the backend's reply is not what came."""
         before_us = cpu_us(self.pid) if self.pid else 0.0
-        figures = wrk(self.port, script, connections, within=self.within, host=self.host)
+        figures = wrk(self.port, script, traffic.connections, within=self.within, host=self.host)
+        if figures["bytes"] < figures["requests"] * traffic.reply_bytes * 0.99:
+            raise SystemExit(f"{name} answers {traffic.name} by itself: {figures}")
         found.take(name, self.pid, figures, before_us)
+
+
+def measure(
+    options: Options,
+    ways: dict[str, Way],
+    traffics: Sequence[Traffic],
+    folder: Path,
+    rounds: int,
+) -> dict[str, Measured]:
+    """Measure some traffics one after the other; Ctrl-C keeps the whole rounds there are."""
+    found: dict[str, Measured] = {}
+    for one in traffics:
+        taken = {name: way for name, way in ways.items() if is_taken(name, one)}
+        try:
+            measured = interleave(taken, one, folder, rounds)
+        except KeyboardInterrupt:
+            options.stopped.set()
+            break
+        found[one.name] = measured
+    if not found:
+        raise KeyboardInterrupt
+    return found
+
+
+def is_taken(name: str, traffic: Traffic) -> bool:
+    """Whether a proxy is measured with a traffic; without one, that is the base of latencies."""
+    if name == DIRECT:
+        return traffic.everybody and traffic.connections == 1
+    return traffic.everybody or name in BESIDE
 
 
 def interleave(ways: dict[str, Way], traffic: Traffic, folder: Path, rounds: int) -> Measured:
     """Measure proxies in turn, in changing order, after a slice each that does not count."""
     script = traffic.write(folder, function_of(traffic))
     for name, way in ways.items():
-        way.slice(Measured(), name, script, traffic.connections)
+        way.slice(Measured(), name, script, traffic)
     found = Measured()
-    for number in range(rounds):
-        for name in ways if number % 2 else reversed(ways):
-            ways[name].slice(found, name, script, traffic.connections)
+    order = random.Random(traffic.name)  # the same at every run
+    for _ in range(rounds):
+        for name in order.sample(list(ways), len(ways)):
+            ways[name].slice(found, name, script, traffic)
     return found
-
-
-def nginx_worker(folder: Path) -> int:
-    """Return the pid of nginx's one worker."""
-    master = wait_for_file(folder / "nginx.pid").strip()
-    (worker,) = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return int(worker)
-
-
-def wait_for_file(path: Path) -> str:
-    """Wait for the pid file that nginx writes once it listens, and return its text."""
-    deadline = time.monotonic() + 10
-    while not (path.exists() and path.read_text()):
-        if time.monotonic() >= deadline:
-            raise SystemExit(f"nginx did not start: {path.with_suffix('.log').read_text()}")
-        time.sleep(0.02)  # sleeps: between two looks at a file
-    return path.read_text()
-
-
-def run(
-    rounds: int, contract: str, traffics: Sequence[Traffic], forms: Mapping[str, Path]
-) -> dict[str, Measured]:
-    """Measure nginx and gateways in turn; returns what was found by traffic.
-
-    `forms` maps a gateway's name to where its package `agent` is imported from.
-    """
-    ports = {name: free_port() for name in ("small", "large", "port", *forms)}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        backend = BACKEND.format(dir=folder, piece=PIECE, **ports)
-        at = {name: f"127.0.0.1:{ports[name]}" for name in ("small", "large")}
-        proxy = PROXY.format(dir=folder, port=ports["port"], **at)
-        for name, text, cpu in (("backend", backend, LOAD_CPU), ("proxy", proxy, PROXY_CPU)):
-            (folder / f"{name}.conf").write_text(text)
-            config = str(folder / f"{name}.conf")
-            stack.enter_context(pinned(cpu, nginx_program(), "-c", config, "-p", str(folder)))
-        pids: dict[str, int] = {}
-        for name, place in forms.items():
-            command = ("env", f"PYTHONPATH={place}:{SOURCES}", sys.executable, "-P")
-            serve = ("-m", "bench.warm", "--serve", str(ports[name]))
-            behind = (str(ports["small"]), str(ports["large"]), contract)
-            pids[name] = stack.enter_context(pinned(PROXY_CPU, *command, *serve, *behind)).pid
-        for port in ports.values():
-            wait_for(port)
-        ways = {"nginx": Way(ports["port"], nginx_worker(folder))}
-        ways |= {name: Way(ports[name], pid) for name, pid in pids.items()}
-        return {one.name: interleave(ways, one, folder, rounds) for one in traffics}
 
 
 def serve(port: int, small: int, large: int, contract: str) -> None:

@@ -1,9 +1,9 @@
-"""Warm calls through a real agent against nginx, both in front of the very same containers.
+"""Warm calls through a real agent against nginx and others, all before the very same containers.
 
-The proxy (the worker's threads, or nginx) is pinned to CPU 0; the functions and wrk to CPU 1. nginx
-and its wrk run inside the agent's detached network namespace, because only from there can anybody
-reach a container: both proxies then have wrk on their loopback before them and the container's veth
-behind. Slices of a second alternate, so that both see the machine in the same mood.
+The proxy (the worker's threads, or a peer) is pinned to CPU 0; the functions and wrk to CPU 1. The
+peers and their wrk run inside the agent's detached network namespace, because only from there can
+anybody reach a container: all proxies then have wrk on their loopback before them and the
+container's veth behind. Slices of a second alternate: all see the machine in the same mood.
 `bench.warm_gateway` is the same for the gateway alone, with a backend of its own.
 """
 
@@ -17,27 +17,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from agent.rootless import cgroup
-from bench import node, traffic
+from bench import node, proxies, traffic, warm
 from bench.options import Options
 from bench.report import Report
 from bench.traffic import LARGE, SMALL, Traffic
-from bench.warm import (
-    EVENT_FUNCTION,
-    FUNCTIONS,
-    LOAD_CPU,
-    PROXY,
-    PROXY_CPU,
-    Measured,
-    Way,
-    free_port,
-    interleave,
-    nginx_program,
-    nginx_worker,
-    pinned,
-)
+from bench.warm import EVENT_FUNCTION, FUNCTIONS, LOAD_CPU, PROXY_CPU, Measured, Way
 from bench.warm_report import Measurements, report
 from tests.integration.running import RunningAgent
 
+NEEDS = ("crun", *proxies.NEEDS)
 CONTRACTS = ("fc", "scf-web", "vercel")
 TITLE = (
     f"warm calls through a real agent: proxy on CPU {PROXY_CPU}, function and wrk on CPU {LOAD_CPU}"
@@ -46,17 +34,19 @@ TITLE = (
 
 def run(options: Options) -> Report:
     """Measure every traffic with one contract, the usual one with the others."""
-    rounds = options.rounds or (6 if options.quick else 20)
+    rounds = options.count(quick=2 if options.whole else 6, whole=5, alone=20)
     some = (traffic.USUAL, traffic.OTHERS[0])
     every = (traffic.USUAL, traffic.EVENT, *traffic.OTHERS)
     found: Measurements = {}
     with node.running() as kindling:
         for contract in CONTRACTS:
-            taken = (some if options.quick else every) if contract == "fc" else (traffic.USUAL,)
+            taken = (some if options.quick else every) if contract == "fc" else (traffic.BRIEF,)
             functions = deploy(kindling, contract)
-            found[contract] = measure(kindling, taken, rounds)
+            found[contract] = measure(options, kindling, taken, rounds)
             for name in functions:
                 kindling.remove(name)
+            if options.stopped.is_set():
+                break
     return report(TITLE, "kindling", found)
 
 
@@ -79,27 +69,25 @@ def deploy(kindling: node.Node, contract: str) -> list[str]:
     return list(kinds)
 
 
-def measure(kindling: node.Node, traffics: Sequence[Traffic], rounds: int) -> dict[str, Measured]:
-    """Measure both proxies in front of the same instances."""
+def measure(
+    options: Options, kindling: node.Node, traffics: Sequence[Traffic], rounds: int
+) -> dict[str, Measured]:
+    """Measure every proxy in front of the same instances."""
     agent = kindling.agent
     within = inside_network(agent)
     instances = {instance.rpartition("-")[0]: instance for instance in kindling.states()}
     at = {name: address_of(agent, instance) for name, instance in instances.items()}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        config, port = folder / "nginx.conf", free_port()
-        small, large = at[FUNCTIONS[SMALL]], at[FUNCTIONS[LARGE]]
-        config.write_text(PROXY.format(dir=folder, port=port, small=small, large=large))
-        command = (*within, nginx_program(), "-c", str(config), "-p", str(folder))
-        stack.enter_context(pinned(PROXY_CPU, *command))
+        backends = (at[FUNCTIONS[SMALL]], at[FUNCTIONS[LARGE]])
+        ways = stack.enter_context(proxies.opened(folder, *backends, within))
         pin(agent.tree(), PROXY_CPU)
         for instance in instances.values():
             pin(processes_of(instance), LOAD_CPU)
-        ways = {
-            "nginx": Way(port, nginx_worker(folder), within=within),
-            "kindling": Way(kindling.port, agent.pids["worker"]),
-        }
-        return {one.name: interleave(ways, one, folder, rounds) for one in traffics}
+        address, _, port = backends[0].rpartition(":")
+        ways["kindling"] = Way(kindling.port, agent.pids["worker"])
+        ways[warm.DIRECT] = Way(int(port), host=address, within=within)
+        return warm.measure(options, ways, traffics, folder, rounds)
 
 
 def inside_network(agent: RunningAgent) -> list[str]:

@@ -32,6 +32,7 @@ OLD_SLOTS_DIR=
 TEST_STATE=/var/lib/kindling-test
 TEST_SLOTS=8
 DEV=0
+BENCH=0
 REFRESH=0
 MODE=setup
 
@@ -55,7 +56,8 @@ own, the user `kindling`, cgroups, devices, kernel limits, writable-layer slots,
 Needs root; nothing else in Kindling does. Running it again changes only what is missing.
 
   --print           say everything it would do here, change nothing
-  --dev             add what tests and benches need, and slots for a second agent
+  --dev             add what tests need, and slots for a second agent
+  --bench           add what benches need as well: peers to compare with (580 MB more)
   --slots N         number of 512 MB writable-layer slots (default 16)
   --big-slots N     number of 10240 MB writable-layer slots (default 0); with none of either kind
                     writable layers are tmpfs, whose bytes count as the functions' memory
@@ -83,7 +85,8 @@ number() {
 
 keep_settings() {
   mkdir -p "$LIB/setup"
-  printf '%s\n' "SLOTS=$SLOTS" "BIG_SLOTS=$BIG_SLOTS" "SLOTS_DIR=$SLOTS_DIR" "DEV=$DEV" >"$SETTINGS"
+  printf '%s\n' "SLOTS=$SLOTS" "BIG_SLOTS=$BIG_SLOTS" "SLOTS_DIR=$SLOTS_DIR" "DEV=$DEV" \
+    "BENCH=$BENCH" >"$SETTINGS"
 }
 
 load_settings() {
@@ -91,7 +94,7 @@ load_settings() {
   [ -r "$SETTINGS" ] || return 0
   while IFS='=' read -r key value; do
     case $key in
-      SLOTS | BIG_SLOTS | SLOTS_DIR | DEV) printf -v "$key" '%s' "$value" ;;
+      SLOTS | BIG_SLOTS | SLOTS_DIR | DEV | BENCH) printf -v "$key" '%s' "$value" ;;
     esac
   done <"$SETTINGS"
   OLD_SLOTS_DIR=$SLOTS_DIR
@@ -105,6 +108,7 @@ options() {
     case $1 in
       --print) PRINT=1 ;;
       --dev) DEV=1 ;;
+      --bench) DEV=1 BENCH=1 ;;
       --refresh) REFRESH=1 ;;
       --boot) MODE=boot ;;
       --undo) MODE=undo ;;

@@ -75,7 +75,16 @@ class TestWords:
     def test_help_names_every_option(self):
         done = run(HOST_SH, "--help")
         assert done.returncode == 0
-        for option in ("--print", "--dev", "--slots", "--slots-dir", "--boot", "--undo", "--help"):
+        for option in (
+            "--print",
+            "--dev",
+            "--bench",
+            "--slots",
+            "--slots-dir",
+            "--boot",
+            "--undo",
+            "--help",
+        ):
             assert option in done.stdout
 
     @pytest.mark.parametrize(
