@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import click
@@ -37,6 +40,42 @@ class Unsuccessful(AgentError):
 
 def status_of(run: Callable[[], object], arguments: Sequence[str]) -> int:
     """Run a command and return its exit status, having said on stderr what went wrong."""
+    with _ctrl_c() as has_come:
+        try:
+            return _status_of(run, arguments, has_come)
+        except Exception:
+            # Libraries may make another error of an interrupt that comes in the middle of theirs.
+            if has_come():
+                return INTERRUPTED
+            raise
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Tell whether Ctrl-C has come, where it raises KeyboardInterrupt as ever."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+    come: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        come.append(number)
+        signal.default_int_handler(number, frame)
+
+    try:
+        signal.signal(signal.SIGINT, interrupt)
+    except ValueError:  # signals are heard in the main thread only
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(come)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _status_of(
+    run: Callable[[], object], arguments: Sequence[str], has_come: Callable[[], bool]
+) -> int:
     try:
         done = run()
     except click.exceptions.NoArgsIsHelpError as error:
@@ -48,6 +87,8 @@ def status_of(run: Callable[[], object], arguments: Sequence[str]) -> int:
     except click.Abort:
         return INTERRUPTED
     except (AgentError, click.ClickException, OSError) as error:
+        if has_come():
+            return INTERRUPTED
         line, details, said = told(error)
         _tell(line, details, said, arguments)
         return FAILED

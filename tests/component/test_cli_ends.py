@@ -21,7 +21,9 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.group import kindling
+from agent.cli.outcome import status_of
 from agent.control.node import InvokeResult, LogEntry
+from agent.errors import RuntimeUnavailable
 from agent.telemetry.logs import LogLine
 from tests.component.cli_agent import Agent, running
 from tests.component.control_fake import AT_NS, spec, version
@@ -56,6 +58,23 @@ def test_ctrl_c_ends_a_followed_log_without_a_traceback(agent: Agent) -> None:
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err.strip() in (b"", b"(4 lines were dropped: too slow a reader)")
+
+
+@pytest.mark.parametrize("error", [RuntimeUnavailable("cancelled"), RuntimeError("lost")])
+def test_what_a_library_makes_of_ctrl_c_is_ctrl_c(error: Exception) -> None:
+    def run() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise error from None
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert status_of(run, []) == 130
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_ends_a_call_that_hangs(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
