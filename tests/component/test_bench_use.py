@@ -78,7 +78,8 @@ def test_levers_of_both_kinds_are_left_out_by_one_option() -> None:
         "network": {"mtu": 1400, "warm_slots": 0},
         "runtime": {"fifo": False},
     }
-    assert Options().sections() == Options().environment() == {}
+    assert Options().sections() == {}
+    assert Options().environment() == {}
 
 
 def test_every_bench_runs_and_says_what_it_needs() -> None:
