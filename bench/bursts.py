@@ -150,7 +150,8 @@ def burst(kindling: node.Node, count: int) -> Burst:
 def _ready(kindling: node.Node) -> int:
     """Return how many instances of the burst serve."""
     states = kindling.states().items()
-    return Counter(state for id, state in states if id.startswith(MANY))["READY"]
+    found = Counter(state for id, state in states if id.startswith(MANY))
+    return found["READY"] + found["FROZEN"]
 
 
 def all_at_once(port: int, count: int) -> tuple[list[float], int]:

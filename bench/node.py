@@ -56,7 +56,7 @@ class Node:
 
     def accelerate(self, ref: str) -> None:
         """Have the index made that lets an image start before it is here."""
-        self.agent.cli("image", "accelerate", ref)
+        self.agent.cli("image", "accelerate", ref, timeout_s=READY_S)
 
     def worker_mb(self) -> float:
         """Return the worker's resident memory in MB, and begin to watch its peak anew."""

@@ -78,7 +78,9 @@ def _section(name: str, data: dict[str, Any], pictures: dict[str, str]) -> list[
     for picture in data.get("pictures", []):
         svg = pictures.get(picture["file"])
         parts.append(svg if svg else f"<p>{escape(picture['file'])} is missing</p>")
-    parts.append(f"<details><summary>tables</summary><pre>{escape(data['text'])}</pre></details>")
+    parts.append(
+        f"<details><summary>tables</summary><pre>{escape(data.get('text', ''))}</pre></details>"
+    )
     facts = escape(json.dumps(machine, indent=1))
     parts.append(f"<details><summary>machine</summary><pre>{facts}</pre></details>")
     return parts

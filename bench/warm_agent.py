@@ -64,7 +64,8 @@ def deploy(kindling: node.Node, contract: str) -> list[str]:
             env={"REPLY_BYTES": str(size)},
             **({"concurrency": 100} if kind == "http" else {}),
             cpu_millis=2000,
-            scaling={"min": 1, "max": 1},
+            # The other proxies reach it past the agent, which would not thaw it for them.
+            scaling={"min": 1, "max": 1, "freeze_after_ms": -1},
         )
     return list(kinds)
 
