@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import needs
-from bench.warm import PROXY_CPU, Way, free_port
+from bench.warm import PROXY_CPU, Way, ending, free_port
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "peers" / "reverse_proxy.go"
@@ -187,15 +187,8 @@ def _started(
             stderr=out,
             env=os.environ | own,
         )
-    try:
+    with ending(process):
         yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def wait_until_it_listens(process: subprocess.Popen[bytes], place: Place) -> None:

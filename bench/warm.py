@@ -74,8 +74,15 @@ def free_port() -> int:
 def pinned(cpu: int, *command: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command on one CPU until the block ends."""
     process = subprocess.Popen(["taskset", "-c", str(cpu), *command])
-    try:
+    with ending(process):
         yield process
+
+
+@contextmanager
+def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a process with the block."""
+    try:
+        yield
     finally:
         process.terminate()
         try:
